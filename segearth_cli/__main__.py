@@ -1,0 +1,5 @@
+"""Run the command line as ``python -m segearth_cli``."""
+
+from segearth_cli.cli import app
+
+app()

@@ -1,0 +1,25 @@
+"""The errors a user can cause: each message says what is wrong and what to do next."""
+
+
+class SegEarthError(Exception):
+    """Root of every expected error; the command line prints it as one line and exits 1."""
+
+    exit_code = 1
+
+
+class UsageError(SegEarthError):
+    """The options contradict each other or name something that does not exist (exit code 2)."""
+
+    exit_code = 2
+
+
+class SceneError(SegEarthError):
+    """A scene cannot be opened, read or placed on the ground."""
+
+
+class ModelError(SegEarthError):
+    """A model's files are missing, damaged or of another shape than its description."""
+
+
+class OutputError(SegEarthError):
+    """An output exists already or cannot be written."""

@@ -1,0 +1,1 @@
+"""Rasters, vectors, tiling and sensors: numpy, rasterio and geopandas; never torch."""

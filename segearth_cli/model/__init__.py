@@ -1,0 +1,1 @@
+"""The network: torch and open_clip; never rasterio."""

@@ -1,0 +1,128 @@
+"""Every options dataclass: validated once, in ``__post_init__``; imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from segearth_cli.errors import UsageError
+
+ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SENSORS = ("auto", "optical", "sar")
+RASTER_SUFFIXES = (".tif", ".tiff")
+VECTOR_SUFFIXES = (".gpkg", ".geojson", ".geojsonl", ".fgb", ".parquet", ".shp")
+OUTPUT_SUFFIXES = (*RASTER_SUFFIXES, *VECTOR_SUFFIXES, ".png")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{option} is {value!r}; choose one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model runs and how; ``None`` means the model folder's own setting."""
+
+    model: str = "auto"
+    attention: str | None = None
+    modulated_blocks: int | None = None
+    upsampler: str = "auto"
+    global_bias: float | None = None
+    logit_scale: float | None = None
+    window: int | None = None  # pixels; 0 = the whole scene at once
+    stride: int | None = None  # pixels
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None  # windows
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can run with."""
+        if self.attention is not None:
+            _one_of("--attention", self.attention, ATTENTIONS)
+        _one_of("--precision", self.precision, PRECISIONS)
+        for option, value, least in (
+            ("--modulated-blocks", self.modulated_blocks, 1),
+            ("--window", self.window, 0),
+            ("--stride", self.stride, 1),
+            ("--batch-size", self.batch_size, 1),
+        ):
+            _require(
+                value is None or value >= least, f"{option} is {value}; it must be {least} or more"
+            )
+        _require(
+            not (self.window and self.stride) or self.stride <= self.window,
+            f"--stride {self.stride} is larger than --window {self.window}: pixels would be skipped",
+        )
+        _require(
+            self.logit_scale is None or self.logit_scale > 0,
+            f"--logit-scale is {self.logit_scale}; it must be positive",
+        )
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """What ``segment`` makes of one scene.
+
+    ``classes`` holds a tuple of synonyms per class, the class's name first; ``background`` the
+    prompts of the background class, ``None`` for no such class. Lengths are in metres.
+    """
+
+    classes: tuple[tuple[str, ...], ...]
+    background: tuple[str, ...] | None = ("background",)
+    colours: tuple[tuple[int, int, int], ...] = ()  # as many as classes, or none: chosen by name
+    threshold: float = 0.0
+    sensor: str = "auto"
+    bands: tuple[str, ...] = ()  # 1-based numbers or band descriptions
+    stretch: str = "auto"
+    nodata: float | None = None
+    gsd: float | None = None  # metres per pixel
+    dst_crs: str | None = None
+    bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top
+    bbox_crs: str | None = None
+    aoi: str | None = None
+    min_area: float = 0.0  # square metres
+    simplify: float = 0.0  # metres
+    outputs: tuple[str, ...] = ()
+    probabilities: str | None = None
+    overwrite: bool = False
+    creation_options: tuple[tuple[str, str], ...] = ()
+    threads: int | None = None
+    model: ModelOptions = field(default_factory=ModelOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be met, before any work is done."""
+        _require(bool(self.classes), "no classes: name some, for instance --classes building,road")
+        _one_of("--sensor", self.sensor, SENSORS)
+        _require(
+            0.0 <= self.threshold <= 1.0,
+            f"--threshold is {self.threshold}; it must lie between 0 and 1",
+        )
+        _require(self.gsd is None or self.gsd > 0, f"--gsd is {self.gsd}; it must be positive")
+        for option, value in (("--min-area", self.min_area), ("--simplify", self.simplify)):
+            _require(value >= 0, f"{option} is {value}; it must not be negative")
+        _require(
+            self.threads is None or self.threads >= 1,
+            f"--threads is {self.threads}; it must be 1 or more",
+        )
+        if self.bbox is not None:
+            left, bottom, right, top = self.bbox
+            _require(
+                left < right and bottom < top,
+                f"--bbox {left},{bottom},{right},{top} is empty; give left,bottom,right,top",
+            )
+        _require(
+            self.bbox is None or self.aoi is None, "--bbox and --aoi exclude each other; give one"
+        )
+        for output in self.outputs:
+            suffix = PurePath(output).suffix.lower()
+            _require(
+                output == "-" or suffix in OUTPUT_SUFFIXES,
+                f"cannot tell what to write from {output!r}; end it with one of "
+                f"{' '.join(OUTPUT_SUFFIXES)}, or - for GeoJSON text sequences on stdout",
+            )
+        _require(
+            len(set(self.outputs)) == len(self.outputs), "the same output is given twice with -o"
+        )
