@@ -126,3 +126,39 @@ class SegmentOptions:
         _require(
             len(set(self.outputs)) == len(self.outputs), "the same output is given twice with -o"
         )
+
+
+def parse_bands(text: str | None) -> tuple[str, ...]:
+    """``"4,3,2"`` or ``"B04,B03,B02"`` as band names; nothing for ``None``."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def parse_bbox(text: str | None) -> tuple[float, float, float, float] | None:
+    """``"left,bottom,right,top"`` as numbers.
+
+    Raises:
+        UsageError: these are not four numbers.
+    """
+    if text is None:
+        return None
+    try:
+        left, bottom, right, top = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"--bbox {text!r} is not four numbers; give left,bottom,right,top"
+        ) from error
+    return left, bottom, right, top
+
+
+def parse_pairs(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    """``NAME=VALUE`` creation options as pairs.
+
+    Raises:
+        UsageError: there is no ``=``.
+    """
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        _require(bool(name and equals), f"--co {text!r} is not NAME=VALUE")
+        pairs.append((name, value))
+    return tuple(pairs)

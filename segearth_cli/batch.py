@@ -1,0 +1,91 @@
+"""Many scenes: where the inputs come from, what their outputs are called, one after the other."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.options import SegmentOptions
+
+if TYPE_CHECKING:
+    from segearth_cli.segment import SegmentResult
+
+STEM = "{stem}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A scene that came to nothing, and why."""
+
+    source: str
+    error: SegEarthError
+
+
+def expand_inputs(inputs: Iterable[str], lines: Iterable[str] = sys.stdin) -> list[str]:
+    """The scenes that the arguments name; ``-`` stands for one a line of ``lines``.
+
+    Raises:
+        UsageError: nothing is named, or a scene is named twice.
+    """
+    sources: list[str] = []
+    for name in inputs:
+        sources += [line.strip() for line in lines if line.strip()] if name == "-" else [name]
+    if not sources:
+        raise UsageError("no scene: standard input was empty; name one a line")
+    twice = sorted({source for source in sources if sources.count(source) > 1})
+    if twice:
+        raise UsageError(f"{twice[0]} is named twice; name each scene once")
+    return sources
+
+
+def options_per_scene(sources: Sequence[str], options: SegmentOptions) -> list[SegmentOptions]:
+    """The options of each scene, ``{stem}`` in its outputs replaced by its file's stem.
+
+    Raises:
+        UsageError: several scenes would write the same output.
+    """
+    names = [*options.outputs, *filter(None, [options.probabilities])]
+    fixed = [name for name in names if STEM not in name and name != "-"]
+    if len(sources) > 1 and fixed:
+        raise UsageError(
+            f"{len(sources)} scenes cannot all be written to {fixed[0]!r}; put {STEM} into the "
+            f"name, for instance -o 'maps/{STEM}.gpkg'"
+        )
+    stems = [PurePosixPath(source.replace("\\", "/")).stem for source in sources]
+    clash = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if clash is not None and any(STEM in name for name in names):
+        raise UsageError(f"two scenes have the stem {clash!r}; their outputs would be the same")
+    return [
+        replace(
+            options,
+            outputs=tuple(name.replace(STEM, stem) for name in options.outputs),
+            probabilities=options.probabilities and options.probabilities.replace(STEM, stem),
+        )
+        for stem in stems
+    ]
+
+
+def segment_all(
+    sources: Sequence[str], options: SegmentOptions
+) -> Iterator[SegmentResult | Failure]:
+    """Segment scene after scene; a scene that fails does not stop the others.
+
+    A model is loaded once per kind of sensor.
+    """
+    from segearth_cli.segment import segment
+    from segearth_cli.stream import Model, load_model
+
+    @functools.cache
+    def load(sensor: str) -> Model:
+        return load_model(options, sensor)
+
+    for source, own in zip(sources, options_per_scene(sources, options), strict=True):
+        try:
+            yield segment(source, own, lambda _, sensor: load(sensor))
+        except SegEarthError as error:
+            yield Failure(source, error)

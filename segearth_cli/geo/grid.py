@@ -1,0 +1,228 @@
+"""Where pixels lie on the ground: grids, windows from boxes, the grid a scene is warped to."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyproj import Geod
+from rasterio import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import GCPTransformer
+from rasterio.warp import calculate_default_transform, transform_bounds
+from rasterio.warp import transform as transform_points
+from rasterio.windows import Window
+
+from segearth_cli.errors import SceneError, UsageError
+
+_EDGE = 1e-4  # pixels: how far a box may miss a pixel's edge by rounding
+_STRETCH = 0.01  # a projection's scale error that is not worth correcting (UTM's is 0.0004)
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A raster's pixels on the ground: an affine transform or GCPs, in ``crs``.
+
+    Without a CRS the coordinates are the transform's own (pixels, for the identity).
+    """
+
+    width: int
+    height: int
+    transform: Affine
+    crs: CRS | None = None
+    gcps: tuple[GroundControlPoint, ...] = ()
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether the pixels' place on the ground is known."""
+        return self.crs is not None
+
+    @property
+    def is_north_up(self) -> bool:
+        """Whether rows run west to east and columns north to south, by an affine transform."""
+        flat = self.transform.b == 0 and self.transform.d == 0
+        return not self.gcps and flat and self.transform.a > 0 and self.transform.e < 0
+
+    def ground(self, cols: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return x and y (CRS units) of fractional pixel positions (corners are whole numbers)."""
+        if self.gcps:
+            with GCPTransformer(list(self.gcps)) as transformer:
+                xs, ys = transformer.xy(rows, cols, offset="ul")
+            return np.asarray(xs, float), np.asarray(ys, float)
+        t = self.transform
+        return t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+
+    def pixels(self, xs: NDArray[Any], ys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return fractional columns and rows of x and y (CRS units): the inverse of `ground`."""
+        if self.gcps:
+            with GCPTransformer(list(self.gcps)) as transformer:
+                rows, cols = transformer.rowcol(xs, ys, op=np.asarray)
+            return np.asarray(cols, float), np.asarray(rows, float)
+        t = ~self.transform
+        return t.a * xs + t.b * ys + t.c, t.d * xs + t.e * ys + t.f
+
+    @property
+    def bounds(self) -> Box:
+        """Left, bottom, right, top of the smallest box around the grid, in CRS units."""
+        cols, rows = _ring((0.0, 0.0, float(self.width), float(self.height)))
+        xs, ys = self.ground(cols, rows)
+        return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+
+    @property
+    def pixel_area_m2(self) -> float | None:
+        """Ground area of the central pixel in square metres; None without a CRS."""
+        if self.crs is None:
+            return None
+        col, row = self.width / 2, self.height / 2
+        xs, ys = self.ground(np.array([col, col + 1, col]), np.array([row, row, row + 1]))
+        metres_x, metres_y = metres_per_unit(self.crs, float(xs[0]), float(ys[0]))
+        dx, dy = (xs[1:] - xs[0]) * metres_x, (ys[1:] - ys[0]) * metres_y
+        return abs(float(dx[0] * dy[1] - dx[1] * dy[0]))
+
+    @property
+    def gsd_m(self) -> float | None:
+        """Side in metres of a square of the pixel's ground area; None without a CRS."""
+        area = self.pixel_area_m2
+        return None if area is None else math.sqrt(area)
+
+    def crop(self, window: Window) -> "Grid":
+        """Return the grid of a window of whole pixels."""
+        col_off, row_off = int(window.col_off), int(window.row_off)
+        gcps = tuple(
+            GroundControlPoint(
+                row=p.row - row_off, col=p.col - col_off, x=p.x, y=p.y, z=p.z, id=p.id, info=p.info
+            )
+            for p in self.gcps
+        )
+        transform = self.transform * Affine.translation(col_off, row_off)
+        return replace(
+            self,
+            width=int(window.width),
+            height=int(window.height),
+            transform=self.transform if self.gcps else transform,
+            gcps=gcps,
+        )
+
+
+def _ring(box: Box, steps: int = 21) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return x and y along a box's edges, densified: curved edges need more than the corners."""
+    left, bottom, right, top = box
+    along, up = np.linspace(left, right, steps), np.linspace(bottom, top, steps)
+    xs = np.concatenate([along, along, np.full(steps, left), np.full(steps, right)])
+    ys = np.concatenate([np.full(steps, bottom), np.full(steps, top), up, up])
+    return xs, ys
+
+
+def parse_crs(text: str, option: str) -> CRS:
+    """Read ``EPSG:32633``, WKT or PROJ text; raises UsageError that names the option."""
+    try:
+        return CRS.from_user_input(text)
+    except (CRSError, ValueError):
+        raise UsageError(
+            f"{option} is {text!r}, which is no coordinate system; give for instance EPSG:32633"
+        ) from None
+
+
+def metres_per_unit(crs: CRS, x: float, y: float) -> tuple[float, float]:
+    """Return the ground metres of one CRS unit along x and along y at a place.
+
+    Projected coordinates use the CRS's own unit, unless the projection stretches lengths there by
+    more than 1 % (Web Mercator away from the equator); degrees are measured on the ellipsoid.
+    """
+    try:
+        unit = 1.0 if crs.is_geographic else float(crs.linear_units_factor[1])
+        step = 1e-3 if crs.is_geographic else 100.0 / unit
+        lon, lat = transform_points(crs, "EPSG:4326", [x, x + step, x], [y, y, y + step])
+        geod = Geod(ellps="WGS84")
+        metres = [geod.inv(lon[0], lat[0], lon[i], lat[i])[2] / step for i in (1, 2)]
+    except (RasterioError, CRSError):  # a local system that has a unit but no place on Earth
+        return unit, unit
+    if not all(math.isfinite(m) and m > 0 for m in metres):
+        return unit, unit
+    if not crs.is_geographic and all(abs(m / unit - 1) < _STRETCH for m in metres):
+        return unit, unit
+    return metres[0], metres[1]
+
+
+def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
+    """Return the window of whole pixels that encloses a box, clipped to the grid.
+
+    ``box_crs`` None means the grid's own. Raises SceneError with the grid's bounds when they do
+    not meet, UsageError for a CRS of the box on a grid that has none.
+    """
+    if box_crs is not None and grid.crs is None:
+        raise UsageError("--bbox-crs cannot be used: the scene has no coordinate system")
+    bounds = grid.bounds
+    shown = bounds
+    if box_crs is not None and box_crs != grid.crs:
+        shown = transform_bounds(grid.crs, box_crs, *bounds, densify_pts=21)
+        try:
+            box = transform_bounds(box_crs, grid.crs, *box, densify_pts=21)
+        except RasterioError:
+            raise SceneError(_apart(shown)) from None
+    # clipped first: GCP polynomials mean nothing far outside the scene
+    inside = (
+        max(box[0], bounds[0]),
+        max(box[1], bounds[1]),
+        min(box[2], bounds[2]),
+        min(box[3], bounds[3]),
+    )
+    if not (inside[0] < inside[2] and inside[1] < inside[3]):
+        raise SceneError(_apart(shown))
+    cols, rows = grid.pixels(*_ring(inside))
+    left, top = (max(0, math.floor(v.min() + _EDGE)) for v in (cols, rows))
+    right = min(grid.width, math.ceil(cols.max() - _EDGE))
+    bottom = min(grid.height, math.ceil(rows.max() - _EDGE))
+    if left >= right or top >= bottom:
+        raise SceneError(_apart(shown))
+    return Window(left, top, right - left, bottom - top)
+
+
+def _apart(bounds: Box) -> str:
+    corners = ",".join(f"{value:.10g}" for value in bounds)
+    return f"the box does not touch the scene, whose bounds in that coordinate system are {corners}"
+
+
+def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
+    """Return the north-up grid that ``--gsd`` and ``--dst-crs`` ask for.
+
+    Raises UsageError for a scene without a CRS, SceneError where it cannot be projected.
+    """
+    if grid.crs is None:
+        raise UsageError(
+            "--gsd and --dst-crs need a scene with a coordinate system, and this one has none; "
+            "give it one first, for instance with gdal_translate -a_srs"
+        )
+    crs = dst_crs or grid.crs
+    if grid.is_north_up and crs == grid.crs:
+        start = grid
+    else:
+        start = _projected(grid, crs)
+    if gsd_m is None:
+        return start
+    left, bottom, right, top = start.bounds
+    metres_x, metres_y = metres_per_unit(crs, (left + right) / 2, (bottom + top) / 2)
+    step_x, step_y = gsd_m / metres_x, gsd_m / metres_y
+    return Grid(
+        width=max(1, math.ceil((right - left) / step_x - _EDGE)),
+        height=max(1, math.ceil((top - bottom) / step_y - _EDGE)),
+        transform=Affine(step_x, 0.0, left, 0.0, -step_y, top),
+        crs=crs,
+    )
+
+
+def _projected(grid: Grid, crs: CRS) -> Grid:
+    placed: dict[str, Any] = {"gcps": list(grid.gcps)} if grid.gcps else {}
+    box = () if grid.gcps else grid.bounds
+    try:
+        transform, width, height = calculate_default_transform(
+            grid.crs, crs, grid.width, grid.height, *box, **placed
+        )
+    except RasterioError as error:
+        raise SceneError(f"the scene cannot be projected to {crs.to_string()}: {error}") from error
+    return Grid(int(width), int(height), transform, crs)

@@ -1,0 +1,272 @@
+"""Scenes: any GDAL raster as rows of a 3-channel image and a validity mask.
+
+Also the one place to import grids and raster writers from.
+"""
+
+import logging
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.features import geometry_mask
+from rasterio.windows import Window
+
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo import sensors
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.source import (
+    band_facts,
+    environment,
+    file_grid,
+    gdal_settings,
+    opened,
+    picked_bands,
+    reason,
+    region_asked,
+    warped,
+)
+from segearth_cli.geo.writer import (
+    Legend,
+    RowWriter,
+    sieve,
+    write_class_raster,
+    write_probabilities,
+)
+from segearth_cli.options import SegmentOptions
+
+__all__ = [
+    "Grid",
+    "Legend",
+    "RowWriter",
+    "Scene",
+    "open_scene",
+    "sieve",
+    "write_class_raster",
+    "write_probabilities",
+]
+
+_SAMPLE_PIXELS = 1_000_000  # enough for percentiles, whatever the scene's size
+_ZERO_SHARE = 0.01  # undeclared zeros in a SAR scene worth a word
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Region:
+    """An open dataset's window, and the polygons (in pixels of that window) that count."""
+
+    source: str
+    dataset: Any
+    window: Window
+    channels: int
+    alpha: int | None
+    shapes: tuple[Any, ...] | None
+
+    def read(
+        self, window: Window, shape: tuple[int, int]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return raw [B, h, w] and valid [h, w] of a window of the region, decimated to a shape."""
+        indexes = list(range(1, self.channels + 1))
+        absolute = Window(
+            window.col_off + self.window.col_off,
+            window.row_off + self.window.row_off,
+            window.width,
+            window.height,
+        )
+        options = {"window": absolute, "resampling": Resampling.nearest}
+        try:
+            raw = self.dataset.read(indexes, out_shape=(self.channels, *shape), **options)
+            masks = self.dataset.read_masks(indexes, out_shape=(self.channels, *shape), **options)
+            valid = (masks > 0).any(axis=0)
+            if self.alpha:
+                valid &= self.dataset.read(self.alpha, out_shape=shape, **options) > 0
+        except (RasterioError, CPLE_BaseError) as error:
+            raise SceneError(
+                f"cannot read {self.source}: {reason(error)}; the file may be damaged or cut short"
+            ) from error
+        if self.shapes is not None:
+            valid &= self._inside(window, shape)
+        return raw, valid
+
+    def _inside(self, window: Window, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return which pixels have their centre inside the polygons."""
+        if not self.shapes:
+            return np.zeros(shape, bool)
+        scale = Affine.scale(window.width / shape[1], window.height / shape[0])
+        transform = Affine.translation(window.col_off, window.row_off) * scale
+        inside: NDArray[np.bool_] = geometry_mask(self.shapes, shape, transform, invert=True)
+        return inside
+
+    def decimated(self, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return raw and valid of the whole region as at most height x width pixels."""
+        window = Window(0, 0, self.window.width, self.window.height)
+        return self.read(window, (min(height, window.height), min(width, window.width)))
+
+    def sample(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return raw and valid of the whole region, decimated to about a megapixel."""
+        pixels = self.window.width * self.window.height
+        factor = max(1.0, math.sqrt(pixels / _SAMPLE_PIXELS))
+        sides = (math.ceil(side / factor) for side in (self.window.height, self.window.width))
+        return self.decimated(*sides)
+
+
+class Scene:
+    """An open raster seen as rows of a 3-channel float image plus a validity mask.
+
+    ``grid`` is the region that is read; ``bands`` are the file's 1-based bands; ``scaling`` is
+    fixed for the whole scene. A context manager; made by `open_scene`.
+    """
+
+    def __init__(
+        self,
+        region: _Region,
+        grid: Grid,
+        bands: tuple[int, ...],
+        scaling: sensors.Scaling,
+        settings: dict[str, Any],
+        resources: ExitStack,
+    ) -> None:
+        """Take over ``resources``, which `close` closes."""
+        self.source = region.source
+        self.grid = grid
+        self.bands = bands
+        self.scaling = scaling
+        self._region = region
+        self._settings = settings
+        self._resources = resources
+
+    @property
+    def sensor(self) -> str:
+        """``"optical"`` or ``"sar"``."""
+        return self.scaling.sensor
+
+    @property
+    def description(self) -> str:
+        """Bands and scaling in one line, for logs and tags."""
+        bands = ",".join(map(str, self.bands))
+        return f"{self.sensor}, bands {bands}, scaled from {self.scaling.description}"
+
+    def read(self, row_off: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return image float32 [3, rows, W] in [0, 1] and valid [rows, W] of some rows.
+
+        Invalid pixels are a neutral grey. Raises SceneError when the file cannot be read.
+        """
+        if not (0 <= row_off and 0 < rows and row_off + rows <= self.grid.height):
+            raise ValueError(f"rows {row_off}..{row_off + rows} of {self.grid.height}")
+        window = Window(0, row_off, self.grid.width, rows)
+        with environment(self._settings):
+            raw, valid = self._region.read(window, (rows, self.grid.width))
+        return sensors.prepare(raw, valid, self.scaling)
+
+    def overview(self, max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return image [3, h, w] and valid [h, w] of the whole scene, at most ``max_side`` long."""
+        factor = max(1.0, max(self.grid.height, self.grid.width) / max_side)
+        height, width = (
+            max(1, round(side / factor)) for side in (self.grid.height, self.grid.width)
+        )
+        with environment(self._settings):
+            raw, valid = self._region.decimated(height, width)
+        return sensors.prepare(raw, valid, self.scaling)
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        self._resources.close()
+
+    def __enter__(self) -> "Scene":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+def open_scene(source: str, options: SegmentOptions) -> Scene:
+    """Open a path, GDAL virtual path or URL as ``options`` say.
+
+    Raises SceneError for what is no readable raster or does not meet ``--bbox`` or ``--aoi``,
+    UsageError for options that the scene cannot follow. What is guessed is logged as a warning.
+    """
+    stretch = sensors.parse_stretch(options.stretch)
+    settings = gdal_settings(source, options.threads)
+    with environment(settings), ExitStack() as resources:
+        with opened(source) as src:
+            facts = band_facts(src)
+            grid = file_grid(src, source)
+            known = _known_sensor(facts, options)
+            bands = sensors.choose_bands(facts, options.bands, known)
+            virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, options.nodata)
+            bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
+        dataset = resources.enter_context(rasterio.open(virtual.text))
+        if options.gsd is not None or options.dst_crs is not None:
+            dataset, grid = warped(resources, dataset, grid, options)
+            alpha = dataset.count
+        window, shapes = region_asked(grid, options)
+        grid = grid.crop(window)
+        region = _Region(source, dataset, window, channels, alpha, shapes)
+        dtype = dataset.dtypes[0]
+        sample = region.sample() if sensors.needs_sample(stretch, dtype, known) else None
+        sensor = known or (sensors.sensor_by_values(*sample) if sample else "optical")
+        region, bands, sample = _settled(region, bands, sample, sensor, options)
+        _warn_about_values(sample, sensor, source)
+        complex_values = any(facts.dtypes[b - 1].startswith("complex") for b in bands)
+        amplitude = complex_values or any(
+            "amplitude" in facts.descriptions[b - 1].lower() for b in bands
+        )
+        scaling = sensors.scaling_of(
+            stretch, sensor, dtype, region.channels, sample, amplitude, int(bits) if bits else None
+        )
+        return Scene(region, grid, bands, scaling, settings, resources.pop_all())
+
+
+def _settled(
+    region: _Region, bands: tuple[int, ...], sample: Any, sensor: str, options: SegmentOptions
+) -> tuple[_Region, tuple[int, ...], Any]:
+    """Drop the second band of what turned out not to be SAR: grey needs one."""
+    if sensor == "sar" or len(bands) != 2:
+        return region, bands, sample
+    if options.bands:
+        raise UsageError(
+            "--bands names 2 bands of an optical scene; give one, or red,green,blue "
+            "(or --sensor sar for two polarisations)"
+        )
+    logger.warning("of the 2 bands only band %d is used, as grey; choose with --bands", bands[0])
+    region = _Region(region.source, region.dataset, region.window, 1, region.alpha, region.shapes)
+    return region, bands[:1], None if sample is None else (sample[0][:1], sample[1])
+
+
+def _known_sensor(facts: sensors.BandFacts, options: SegmentOptions) -> str | None:
+    if options.sensor != "auto":
+        return options.sensor
+    wanted = sensors.named_bands(facts, options.bands)
+    if len(wanted) == 3:
+        return "optical"
+    return sensors.sensor_by_facts(facts, wanted)
+
+
+def _warn_about_values(sample: Any, sensor: str, source: str) -> None:
+    if sample is None:
+        return
+    raw, valid = sample
+    if not valid.any():
+        logger.warning("%s has no valid pixel in the region asked for", source)
+    elif sensor == "sar" and (raw[:, valid] == 0).all(axis=0).mean() > _ZERO_SHARE:
+        logger.warning(
+            "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say --nodata 0",
+            100 * _ZERO_SHARE,
+            source,
+        )

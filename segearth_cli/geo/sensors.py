@@ -1,0 +1,354 @@
+"""Optical and SAR bands -> a 3-channel image in [0, 1]: which bands, which sensor, which scaling.
+
+Numpy only: what a file says about its bands arrives as `BandFacts`, so all of this can be used on
+arrays that never were a file.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segearth_cli.errors import SceneError, UsageError
+
+NEUTRAL_GREY = 0.45  # what invalid pixels show: close to CLIP's mean, so it excites no class
+_SMALLEST_POWER = 1e-10  # -100 dB: below any sensor's noise floor, and its logarithm is finite
+_MOST_LOOKED_AT = 1 << 16  # values that decide whether a band looks like decibels
+
+_POLARISATION = re.compile(r"(?<![a-z])(vv|vh|hh|hv)(?![a-z])", re.IGNORECASE)
+_COLOUR_WORDS = tuple(
+    re.compile(rf"(?<![a-z]){word}(?![a-z])(?![ _-]*edge)", re.IGNORECASE)
+    for word in ("red", "green", "blue")
+)
+_COLOUR_CODES = tuple(  # Sentinel-2 and Landsat 8/9 number red, green and blue alike
+    re.compile(rf"(?<![a-z0-9])b0?{number}(?![a-z0-9])", re.IGNORECASE) for number in (4, 3, 2)
+)
+_SAR_TAG_NAMES = ("POLARISATION", "POLARISATIONS", "POLARIZATION", "POLARIZATIONS", "SAR_MODE")
+_SAR_TAG_WORDS = re.compile(
+    r"(?<![a-z])(sentinel-?1[a-d]?|sar|terrasar-?x|radarsat(-?[12])?|cosmo-?skymed|iceye|"
+    r"capella|umbra|alos-?2?[ _-]?palsar-?2?|risat|envisat[ _-]asar|grd|slc)(?![a-z])",
+    re.IGNORECASE,
+)
+_SAR_TAG_PLACES = re.compile(
+    r"description|software|mission|sensor|satellite|instrument|platform|"
+    r"product|identifier|title|source",
+    re.IGNORECASE,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BandFacts:
+    """What a file says about its bands, one entry per band; ``colours`` are GDAL's names."""
+
+    dtypes: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    colours: tuple[str, ...]
+    tags: Mapping[str, str]
+
+    @property
+    def count(self) -> int:
+        """How many bands there are, alpha included."""
+        return len(self.dtypes)
+
+    @property
+    def alpha(self) -> int | None:
+        """The 1-based alpha band; a band called near infrared is none, whatever its type says."""
+        for index in range(self.count, 0, -1):
+            named = self.descriptions[index - 1].strip()
+            if self.colours[index - 1] == "alpha" and (not named or "alpha" in named.lower()):
+                return index
+        return None
+
+    @property
+    def data(self) -> tuple[int, ...]:
+        """The 1-based bands that hold measurements."""
+        return tuple(index for index in range(1, self.count + 1) if index != self.alpha)
+
+    def polarised(self) -> tuple[int, ...]:
+        """The bands named VV, VH, HH or HV, alone (a ratio of two names none)."""
+        return tuple(
+            index
+            for index in self.data
+            if len({p.upper() for p in _POLARISATION.findall(self.descriptions[index - 1])}) == 1
+        )
+
+    def by_description(self) -> tuple[int, ...]:
+        """Red, green and blue by the bands' names, empty unless all three are found."""
+        for patterns in (_COLOUR_WORDS, _COLOUR_CODES):
+            found = [
+                next((i for i in self.data if p.search(self.descriptions[i - 1])), 0)
+                for p in patterns
+            ]
+            if all(found) and len(set(found)) == 3:
+                return tuple(found)
+        return ()
+
+    def by_colour(self) -> tuple[int, ...]:
+        """Red, green and blue by colour interpretation, empty unless all three are found."""
+        found = tuple(
+            next((i for i in self.data if self.colours[i - 1] == colour), 0)
+            for colour in ("red", "green", "blue")
+        )
+        return found if all(found) else ()
+
+
+def named_bands(facts: BandFacts, wanted: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the 1-based bands that ``--bands`` names by number or description.
+
+    Raises UsageError for a number or name that the scene does not have.
+    """
+    names = [description.strip().lower() for description in facts.descriptions]
+    indexes = []
+    for entry in wanted:
+        text = entry.strip()
+        if text.isdigit() and 1 <= int(text) <= facts.count:
+            indexes.append(int(text))
+        elif text.lower() in names and text:
+            indexes.append(names.index(text.lower()) + 1)
+        else:
+            known = ", ".join(d for d in facts.descriptions if d)
+            raise UsageError(
+                f"--bands: the scene has no band {text!r}; it has bands 1 to {facts.count}"
+                + (f", named {known}" if known else "")
+            )
+    return tuple(indexes)
+
+
+def sensor_by_facts(facts: BandFacts, wanted: tuple[int, ...] = ()) -> str | None:
+    """Return ``"sar"`` or ``"optical"`` where the file's own words settle it, else None."""
+    polarised = facts.polarised()
+    if wanted and set(wanted) <= set(polarised):
+        return "sar"
+    if any(facts.dtypes[index - 1].startswith("complex") for index in facts.data):
+        return "sar"
+    if facts.by_description() or facts.by_colour() or "palette" in facts.colours:
+        return "optical"
+    if polarised or _tags_say_sar(facts.tags):
+        return "sar"
+    return "optical" if len(facts.data) > 2 else None
+
+
+def sensor_by_values(raw: NDArray[Any], valid: NDArray[np.bool_]) -> str:
+    """Tell float bands in decibels (mostly below zero, above -100) from an optical image.
+
+    ``raw`` [B, H, W], ``valid`` [H, W].
+    """
+    if raw.dtype.kind != "f" or raw.shape[0] > 2 or not valid.any():
+        return "optical"
+    low, middle = np.percentile(raw[:, valid].astype(np.float64), (1, 50))
+    return "sar" if -100.0 < low < middle < -1.0 else "optical"
+
+
+def choose_bands(facts: BandFacts, wanted: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
+    """Return the 1-based bands to read: 1 or 3 for optical, 1 or 2 for SAR.
+
+    ``sensor`` None means that the values will tell. Raises UsageError for a count of ``--bands``
+    that the sensor cannot use, SceneError for a scene without a band of measurements.
+    """
+    if not facts.data:
+        raise SceneError("the scene has no band besides alpha: there is nothing to segment")
+    if wanted:
+        indexes = named_bands(facts, wanted)
+        allowed = {"sar": (1, 2), "optical": (1, 3), None: (1, 2, 3)}[sensor]
+        if len(indexes) not in allowed:
+            raise UsageError(
+                f"--bands names {len(indexes)} bands; give "
+                + ("one or two polarisations" if sensor == "sar" else "one, or red,green,blue")
+            )
+        return indexes
+    if sensor == "sar":
+        return (facts.polarised() or facts.data)[:2]
+    return facts.by_description() or facts.by_colour() or _first_bands(facts, sensor)
+
+
+def _first_bands(facts: BandFacts, sensor: str | None) -> tuple[int, ...]:
+    """Return the bands of a file that names no colours: grey, or the first three."""
+    if len(facts.data) <= 2:
+        return facts.data[:1] if sensor == "optical" else facts.data
+    if len(facts.data) > 3:
+        logger.warning(
+            "nothing says which of the %d bands are red, green and blue: using %s; choose with "
+            "--bands (a Sentinel-2 stack that starts at B02 needs --bands 3,2,1)",
+            len(facts.data),
+            ",".join(map(str, facts.data[:3])),
+        )
+    return facts.data[:3]
+
+
+def _tags_say_sar(tags: Mapping[str, str]) -> bool:
+    for name, value in tags.items():
+        if name.upper() in _SAR_TAG_NAMES:
+            return True
+        if _SAR_TAG_PLACES.search(name) and _SAR_TAG_WORDS.search(value):
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """``--stretch``, read: kind is auto, none, minmax, values or percentiles."""
+
+    kind: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+def parse_stretch(text: str) -> Stretch:
+    """Read ``auto``, ``none``, ``minmax``, ``LO,HI`` or ``pLO,HI``; raises UsageError."""
+    plain = text.strip().lower()
+    if plain in ("auto", "none", "minmax"):
+        return Stretch(plain)
+    kind = "percentiles" if plain.startswith("p") else "values"
+    try:
+        low, high = (float(part) for part in plain.removeprefix("p").split(","))
+    except ValueError:
+        raise UsageError(
+            f"--stretch is {text!r}; give auto, none, minmax, LO,HI (values) or "
+            "pLO,HI (percentiles, for instance p2,98)"
+        ) from None
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise UsageError(f"--stretch is {text!r}; the second number must be above the first")
+    if kind == "percentiles" and not 0 <= low < high <= 100:
+        raise UsageError(f"--stretch is {text!r}; percentiles lie between 0 and 100")
+    return Stretch(kind, low, high)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How raw values become [0, 1], fixed once per scene: one ``low`` and ``high`` per band.
+
+    ``decibels`` is the factor of log10 that comes first: 0 (none), 10 (power), 20 (amplitude).
+    """
+
+    sensor: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    decibels: int = 0
+
+    @property
+    def description(self) -> str:
+        """One line for logs and tags, for instance ``83..2410, 102..2233, 64..1999``."""
+        unit = f" of {self.decibels} log10" if self.decibels else ""
+        spans = (f"{low:.6g}..{high:.6g}" for low, high in zip(self.low, self.high, strict=True))
+        return ", ".join(spans) + unit
+
+
+def needs_sample(stretch: Stretch, dtype: str, sensor: str | None) -> bool:
+    """Tell whether the scaling (or the sensor) can only be known from the scene's values."""
+    if sensor is None and np.dtype(dtype).kind == "f":
+        return True
+    if sensor == "sar" and dtype != "uint8":
+        return True
+    return stretch.kind in ("minmax", "percentiles") or (
+        stretch.kind == "auto" and dtype != "uint8"
+    )
+
+
+def scaling_of(
+    stretch: Stretch,
+    sensor: str,
+    dtype: str,
+    bands: int,
+    sample: tuple[NDArray[Any], NDArray[np.bool_]] | None = None,
+    amplitude: bool = False,
+    bits: int | None = None,
+) -> Scaling:
+    """Return the scene's one scaling.
+
+    ``sample`` is (raw [B, H, W], valid [H, W]) of the decimated scene, needed where `needs_sample`
+    says so. ``amplitude`` marks float SAR values as amplitudes, ``bits`` a type that is not
+    used in full (a 1-bit mask stored as uint8).
+    """
+    decibels = 0
+    values: list[NDArray[np.float64]] = [np.empty(0)] * bands
+    if sample is not None:
+        raw, valid = sample
+        values = [band[valid].astype(np.float64) for band in raw]
+        if sensor == "sar" and dtype != "uint8":
+            decibels = _log_factor(values, dtype, amplitude)
+            values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]
+    if stretch.kind == "values":
+        spans = [(stretch.low, stretch.high)] * bands
+    elif stretch.kind == "none" or (stretch.kind == "auto" and dtype == "uint8"):
+        spans = [(0.0, _full_scale(dtype, bits))] * bands
+    else:
+        low, high = {
+            "minmax": (0.0, 100.0),
+            "percentiles": (stretch.low, stretch.high),
+            "auto": (1.0, 99.0) if sensor == "sar" else (2.0, 98.0),
+        }[stretch.kind]
+        spans = [_percentiles(band, low, high) for band in values]
+    return Scaling(sensor, tuple(s[0] for s in spans), tuple(s[1] for s in spans), decibels)
+
+
+def _full_scale(dtype: str, bits: int | None) -> float:
+    """Return the largest value of an integer type; floats are taken to lie in [0, 1]."""
+    if np.dtype(dtype).kind not in "iu":
+        return 1.0
+    return float(2**bits - 1) if bits else float(np.iinfo(np.dtype(dtype)).max)
+
+
+def _percentiles(values: NDArray[np.float64], low: float, high: float) -> tuple[float, float]:
+    """Return two percentiles; a constant or empty band gets a span that maps it to the middle."""
+    if values.size == 0:
+        return 0.0, 1.0
+    first, last = (float(v) for v in np.percentile(values, (low, high)))
+    if last > first:
+        return first, last
+    first, last = float(values.min()), float(values.max())  # nearly constant: take what there is
+    if last > first:
+        return first, last
+    margin = max(abs(first), 1.0) * 0.5
+    return first - margin, first + margin
+
+
+def _log_factor(values: list[NDArray[np.float64]], dtype: str, amplitude: bool) -> int:
+    """Return 0 for values in dB already, 20 for amplitudes (digital numbers), 10 for power."""
+    every = np.concatenate(values) if values else np.empty(0)
+    step = max(1, every.size // _MOST_LOOKED_AT)
+    if every.size and np.median(every[::step]) < 0:
+        return 0
+    return 20 if amplitude or np.dtype(dtype).kind in "iu" else 10
+
+
+def _decibels(values: NDArray[Any], factor: int) -> NDArray[Any]:
+    """Return factor * log10(values); zero and below become the smallest power, never -inf."""
+    smallest = _SMALLEST_POWER if factor == 10 else _SMALLEST_POWER**0.5
+    scaled: NDArray[Any] = factor * np.log10(np.maximum(values, smallest))
+    return scaled
+
+
+def prepare(
+    raw: NDArray[Any], valid: NDArray[np.bool_], scaling: Scaling
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Turn raw bands into the network's input.
+
+    ``raw`` [B, H, W] with B = 1, 2 or 3 (complex values by their amplitude), ``valid`` [H, W].
+    Returns the image, float32 [3, H, W] in [0, 1], and validity [H, W]: pixels that are not finite
+    are invalid too, and invalid pixels are a neutral grey.
+    """
+    if raw.dtype.kind == "c":
+        raw = np.abs(raw)
+    if raw.dtype.kind == "f":
+        valid = valid & np.isfinite(raw).all(axis=0)
+    # float64 where float32 would lose digits: large integers and doubles
+    exact = raw.dtype.itemsize > 2 and raw.dtype != np.float32
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = raw.astype(np.float64 if exact else np.float32)
+        if scaling.decibels:
+            values = _decibels(values, scaling.decibels)
+        shape = (-1, 1, 1)
+        low = np.asarray(scaling.low, values.dtype).reshape(shape)
+        high = np.asarray(scaling.high, values.dtype).reshape(shape)
+        scaled = np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    if scaled.shape[0] == 2:  # two polarisations
+        scaled = scaled.mean(axis=0, keepdims=True, dtype=np.float32)
+    image = np.repeat(scaled, 3, axis=0) if scaled.shape[0] == 1 else scaled  # B H W -> 3 H W
+    image[:, ~valid] = NEUTRAL_GREY
+    return image, valid

@@ -1,0 +1,263 @@
+"""A file as the scene reads it: opened, its bands picked, warped, and its region found.
+
+Everything that depends on how GDAL names, opens and resamples files is here.
+"""
+
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from segearth_cli.errors import SceneError
+from segearth_cli.geo import sensors
+from segearth_cli.geo.grid import Grid, parse_crs, warp_target, window_of_box
+from segearth_cli.geo.virtual import VirtualRaster
+from segearth_cli.options import SegmentOptions
+
+_REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "oss://")
+_REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
+_URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def environment(settings: dict[str, Any]) -> Iterator[None]:
+    """GDAL's settings for one call, without rasterio's warning about pixel coordinates."""
+    with rasterio.Env(**settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def gdal_settings(source: str, threads: int | None) -> dict[str, Any]:
+    """Return sensible GDAL settings; whatever the user has set stays."""
+    settings: dict[str, Any] = {"GDAL_NUM_THREADS": str(threads or "ALL_CPUS")}
+    if source.startswith(_REMOTE) or source.startswith(_REMOTE_VSI):
+        settings |= {
+            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+            "GDAL_HTTP_MAX_RETRY": "3",
+            "GDAL_HTTP_RETRY_DELAY": "1",
+            "GDAL_HTTP_CONNECTTIMEOUT": "30",
+        }
+    taken = rasterio.env.getenv() if rasterio.env.hasenv() else {}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in os.environ and name not in taken
+    }
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of the deepest message that GDAL gave."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "GDAL failed"
+
+
+@contextmanager
+def opened(source: str) -> Iterator[Any]:
+    """Open a raster; raises SceneError for what is none."""
+    try:
+        src = rasterio.open(source)
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        raise SceneError(f"cannot open {source}: {_why_not(source, error)}") from error
+    with src:
+        if src.count == 0:
+            names = src.subdatasets
+            inside = (
+                f"it holds {len(names)} rasters; name one of them: {', '.join(names)}"
+                if names
+                else "it holds no raster bands"
+            )
+            raise SceneError(f"cannot open {source}: {inside}")
+        yield src
+
+
+def _why_not(source: str, error: BaseException) -> str:
+    path = Path(source)
+    local = not source.startswith("/vsi") and "://" not in source
+    if local and not path.exists() and ":" not in source:
+        return "there is no such file"
+    if local and path.is_file() and path.stat().st_size == 0:
+        return "the file is empty (0 bytes)"
+    message = reason(error)
+    if "not recognized as being in a supported file format" in message:
+        return "it is not a raster that GDAL can read"
+    return f"{message}; the file may be damaged or cut short"
+
+
+def band_facts(src: Any) -> sensors.BandFacts:
+    return sensors.BandFacts(
+        dtypes=tuple(src.dtypes),
+        descriptions=tuple(description or "" for description in src.descriptions),
+        colours=tuple(colour.name for colour in src.colorinterp),
+        tags=src.tags(),
+    )
+
+
+def file_grid(src: Any, source: str) -> Grid:
+    """Return the file's grid, with a warning where it has no place on the ground."""
+    gcps, gcps_crs = src.gcps
+    placed_by_gcps = bool(gcps) and src.crs is None and src.transform.is_identity
+    grid = Grid(
+        width=src.width,
+        height=src.height,
+        transform=src.transform,
+        crs=(gcps_crs or None) if placed_by_gcps else (src.crs or None),
+        gcps=tuple(gcps) if placed_by_gcps else (),
+    )
+    if grid.crs is None:
+        logger.warning(
+            "%s has %s: working in pixel coordinates, without areas in square metres",
+            source,
+            "only RPCs (orthorectify it with gdalwarp -rpc for a map)"
+            if src.rpcs
+            else "no coordinate system",
+        )
+    return grid
+
+
+def _gdal_name(src: Any, source: str) -> str:
+    """Return the name by which GDAL itself opens the source (rasterio also takes URIs)."""
+    if "://" in source and source.startswith(_URI_SCHEMES):
+        return str(src.files[0]) if src.files else source
+    return os.path.abspath(source) if os.path.exists(source) else source
+
+
+def picked_bands(
+    src: Any,
+    source: str,
+    grid: Grid,
+    facts: sensors.BandFacts,
+    bands: tuple[int, ...],
+    nodata: float | None,
+) -> tuple[VirtualRaster, int, int | None]:
+    """Return the chosen bands as a virtual raster, their number, and its alpha band.
+
+    A colour table is expanded, complex values become amplitudes, a mask becomes an alpha band.
+    """
+    virtual = VirtualRaster(_gdal_name(src, source), grid)
+    if facts.colours[bands[0] - 1] == "palette" and len(bands) == 1:
+        _add_palette(virtual, src, bands[0], nodata)
+        return virtual, 3, 4
+    dtype = np.result_type(
+        *(facts.dtypes[b - 1] for b in bands if not facts.dtypes[b - 1].startswith("complex")),
+        *(np.float32 for b in bands if facts.dtypes[b - 1].startswith("complex")),
+    ).name
+    for band in bands:
+        if facts.dtypes[band - 1].startswith("complex"):
+            virtual.add_amplitude(band, facts.dtypes[band - 1])
+            continue
+        missing = src.nodatavals[band - 1] if nodata is None else nodata
+        if missing is None and np.dtype(dtype).kind == "f":
+            missing = math.nan
+        virtual.add_band(band, dtype, missing)
+    if facts.alpha and facts.alpha not in bands:
+        virtual.add_alpha(facts.alpha, facts.dtypes[facts.alpha - 1])
+    elif _has_mask(src, bands[0]):
+        virtual.add_alpha(f"mask,{bands[0]}")
+    else:
+        return virtual, len(bands), None
+    return virtual, len(bands), len(bands) + 1
+
+
+def _has_mask(src: Any, band: int) -> bool:
+    """Whether a band has a mask of its own, beside nodata and alpha."""
+    flags = set(src.mask_flag_enums[band - 1])
+    return not flags & {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
+
+
+def _add_palette(virtual: VirtualRaster, src: Any, band: int, nodata: float | None) -> None:
+    """Add red, green, blue and alpha of a band with a colour table."""
+    for component in (1, 2, 3):
+        virtual.add_colour(band, component)
+    if nodata is not None:
+        virtual.add_alpha_where_not(band, nodata)
+    elif src.nodatavals[band - 1] is not None or _has_mask(src, band):
+        virtual.add_alpha(f"mask,{band}")
+    else:
+        virtual.add_colour(band, 4)
+
+
+def warped(
+    resources: ExitStack, dataset: Any, grid: Grid, options: SegmentOptions
+) -> tuple[Any, Grid]:
+    """Return the scene resampled to ``--gsd`` and ``--dst-crs``, with alpha as its last band."""
+    crs = parse_crs(options.dst_crs, "--dst-crs") if options.dst_crs else None
+    target = warp_target(grid, options.gsd, crs)
+    coarser = (target.pixel_area_m2 or 0.0) > 1.02 * (grid.pixel_area_m2 or 0.0)
+    try:
+        warped = WarpedVRT(
+            dataset,
+            src_crs=grid.crs,
+            crs=target.crs,
+            transform=target.transform,
+            width=target.width,
+            height=target.height,
+            resampling=Resampling.average if coarser else Resampling.cubic,
+            tolerance=0,  # exact: the default's approximation depends on how rows are read
+            add_alpha=not dataset.colorinterp[-1].name == "alpha",
+            UNIFIED_SRC_NODATA="YES",  # 0 in one band of a valid pixel is a value
+        )
+    except (RasterioError, CPLE_BaseError) as error:
+        raise SceneError(f"the scene cannot be resampled: {reason(error)}") from error
+    return resources.enter_context(warped), target
+
+
+def region_asked(grid: Grid, options: SegmentOptions) -> tuple[Window, tuple[Any, ...] | None]:
+    """Return the window of ``--bbox`` or ``--aoi``, and the latter's polygons in its pixels."""
+    if options.aoi is not None:
+        return _area_of_interest(grid, options.aoi)
+    if options.bbox is None:
+        return Window(0, 0, grid.width, grid.height), None
+    crs = parse_crs(options.bbox_crs, "--bbox-crs") if options.bbox_crs else None
+    return window_of_box(grid, options.bbox, crs), None
+
+
+def _area_of_interest(grid: Grid, path: str) -> tuple[Window, tuple[Any, ...]]:
+    import geopandas
+    import shapely
+
+    try:
+        frame = geopandas.read_file(path)
+    except Exception as error:
+        raise SceneError(f"cannot read --aoi {path}: {reason(error)}") from error
+    frame = frame[~(frame.geometry.is_empty | frame.geometry.isna())]
+    if frame.empty:
+        raise SceneError(f"--aoi {path} holds no polygons")
+    if frame.crs is None:
+        logger.warning("--aoi %s has no coordinate system: taking the scene's", path)
+    elif grid.crs is None:
+        logger.warning("the scene has no coordinate system: taking --aoi %s as it is", path)
+    else:
+        frame = frame.to_crs(CRS.from_user_input(grid.crs).to_wkt())
+    outline = shapely.segmentize(frame.geometry.union_all(), _longest_edge(grid))
+    left, bottom, right, top = (float(value) for value in outline.bounds)
+    window = window_of_box(grid, (left, bottom, right, top), None)
+
+    def to_pixels(places: NDArray[np.float64]) -> NDArray[np.float64]:
+        cols, rows = grid.pixels(places[:, 0], places[:, 1])
+        return np.stack([cols - window.col_off, rows - window.row_off], axis=1)
+
+    pixels = shapely.transform(outline, to_pixels)
+    return window, (json.loads(shapely.to_geojson(pixels)),)
+
+
+def _longest_edge(grid: Grid) -> float:
+    left, bottom, right, top = grid.bounds
+    return max(right - left, top - bottom) / 50

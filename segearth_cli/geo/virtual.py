@@ -1,0 +1,146 @@
+"""GDAL virtual rasters (VRT) as XML: the chosen bands of a scene, the labels of a class raster.
+
+They let GDAL do while reading what rasterio has no call for: expanding a colour table, the
+amplitude of complex values, masks that survive warping, category names.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from segearth_cli.geo.grid import Grid
+
+_GDAL_TYPES = {
+    "bool": "Byte",
+    "uint8": "Byte",
+    "int8": "Int8",
+    "uint16": "UInt16",
+    "int16": "Int16",
+    "uint32": "UInt32",
+    "int32": "Int32",
+    "uint64": "UInt64",
+    "int64": "Int64",
+    "float32": "Float32",
+    "float64": "Float64",
+}
+_ALPHA = {"ColorInterp": "Alpha"}
+
+Colour = tuple[int, int, int]
+
+
+class VirtualRaster:
+    """A VRT over one file, built band by band; ``text`` is what ``rasterio.open`` takes."""
+
+    def __init__(self, path: str, grid: Grid) -> None:
+        """``path`` is a name that GDAL knows, absolute or virtual."""
+        self._path = path
+        size = {"rasterXSize": str(grid.width), "rasterYSize": str(grid.height)}
+        self._root = ET.Element("VRTDataset", size)
+        wkt = grid.crs.to_wkt(version="WKT2_2019") if grid.crs else ""
+        if grid.gcps:
+            points = ET.SubElement(self._root, "GCPList", {"Projection": wkt} if wkt else {})
+            for number, p in enumerate(grid.gcps, 1):
+                place = {"Pixel": p.col, "Line": p.row, "X": p.x, "Y": p.y, "Z": p.z or 0.0}
+                ET.SubElement(
+                    points,
+                    "GCP",
+                    {"Id": str(number), **{k: repr(float(v)) for k, v in place.items()}},
+                )
+            return
+        if wkt:
+            ET.SubElement(self._root, "SRS").text = wkt
+        if not grid.transform.is_identity:
+            geotransform = ",".join(repr(float(v)) for v in grid.transform.to_gdal())
+            ET.SubElement(self._root, "GeoTransform").text = geotransform
+
+    @property
+    def text(self) -> str:
+        """The XML."""
+        return ET.tostring(self._root, encoding="unicode")
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Add dataset tags."""
+        metadata = ET.SubElement(self._root, "Metadata")
+        for name, value in tags.items():
+            ET.SubElement(metadata, "MDI", {"key": name}).text = value
+
+    def add_band(
+        self,
+        source_band: int | str,
+        dtype: str,
+        nodata: float | None = None,
+        description: str = "",
+        colours: Sequence[Colour] = (),
+        categories: Sequence[str] = (),
+    ) -> None:
+        """Add a band as it is, with what labels it."""
+        band = self._band(_GDAL_TYPES[dtype])
+        if description:
+            ET.SubElement(band, "Description").text = description
+        if nodata is not None:
+            ET.SubElement(band, "NoDataValue").text = _number(nodata)
+        if colours:
+            ET.SubElement(band, "ColorInterp").text = "Palette"
+            table = ET.SubElement(band, "ColorTable")
+            for colour in colours:
+                parts = {f"c{i}": str(v) for i, v in enumerate((*colour, 255), 1)}
+                ET.SubElement(table, "Entry", parts)
+        if categories:
+            names = ET.SubElement(band, "CategoryNames")
+            for category in categories:
+                ET.SubElement(names, "Category").text = category
+        self._source(band, "SimpleSource", source_band)
+
+    def add_amplitude(self, source_band: int, dtype: str) -> None:
+        """Add the absolute value of a complex band, float32."""
+        band = self._band("Float32", subClass="VRTDerivedRasterBand")
+        ET.SubElement(band, "PixelFunctionType").text = "mod"
+        transfer = "CFloat64" if dtype == "complex128" else "CFloat32"
+        ET.SubElement(band, "SourceTransferType").text = transfer
+        ET.SubElement(band, "NoDataValue").text = "nan"
+        self._source(band, "SimpleSource", source_band)
+
+    def add_colour(self, source_band: int, component: int) -> None:
+        """Add one component of a band's colour table: 1 red, 2 green, 3 blue, 4 alpha."""
+        band = self._band("Byte", **(_ALPHA if component == 4 else {}))
+        source = self._source(band, "ComplexSource", source_band)
+        ET.SubElement(source, "ColorTableComponent").text = str(component)
+
+    def add_alpha(self, source_band: int | str, dtype: str = "uint8") -> None:
+        """Add an alpha band, from a band or from a mask (``"mask,1"``)."""
+        self._source(self._band(_GDAL_TYPES[dtype], **_ALPHA), "SimpleSource", source_band)
+
+    def add_alpha_where_not(self, source_band: int, value: float) -> None:
+        """Add an alpha band that is 0 where the source has ``value``, 255 elsewhere."""
+        source = self._source(self._band("Byte", **_ALPHA), "ComplexSource", source_band)
+        ET.SubElement(source, "ScaleOffset").text = "255"
+        ET.SubElement(source, "ScaleRatio").text = "0"
+        ET.SubElement(source, "NODATA").text = _number(value)
+
+    def add_lookup(self, source_band: int, table: dict[int, int]) -> None:
+        """Add a uint8 band whose values come from a table, constant beyond its ends."""
+        source = self._source(self._band("Byte"), "ComplexSource", source_band)
+        ET.SubElement(source, "LUT").text = ",".join(f"{k}:{v}" for k, v in table.items())
+
+    def _band(self, gdal_type: str, **attributes: str) -> ET.Element:
+        interpretation = attributes.pop("ColorInterp", None)
+        number = len(self._root.findall("VRTRasterBand")) + 1
+        band = ET.SubElement(
+            self._root, "VRTRasterBand", {"dataType": gdal_type, "band": str(number), **attributes}
+        )
+        if interpretation:
+            ET.SubElement(band, "ColorInterp").text = interpretation
+        return band
+
+    def _source(self, band: ET.Element, kind: str, source_band: int | str) -> ET.Element:
+        source = ET.SubElement(band, kind)
+        ET.SubElement(source, "SourceFilename", {"relativeToVRT": "0"}).text = self._path
+        ET.SubElement(source, "SourceBand").text = str(source_band)
+        return source
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"
+    return repr(int(value)) if float(value).is_integer() else repr(float(value))

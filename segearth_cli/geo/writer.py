@@ -1,0 +1,274 @@
+"""Rasters that segearth writes: temporary ones by rows, class rasters and probabilities as COG."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.features import sieve as gdal_sieve
+from rasterio.windows import Window
+
+from segearth_cli.errors import OutputError
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.virtual import Colour, VirtualRaster
+
+_TILE = 256  # pixels; rows are handed to GDAL in whole tiles
+_FULL = 1 << 20  # bytes: a disk with less left is called full
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the values of a class raster mean: 0 is background, 1..K the classes."""
+
+    values: tuple[int, ...]
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+    nodata: int = 255
+    dtype: str = "uint8"
+
+    def __post_init__(self) -> None:
+        """Refuse a legend that a raster cannot carry."""
+        if self.values != tuple(range(len(self.values))):
+            raise ValueError("the values of a legend are 0, 1, ..., K")
+        if not len(self.values) == len(self.names) == len(self.colours):
+            raise ValueError("a legend has one name and one colour per value")
+        if len(self.values) > self.nodata:
+            raise ValueError(f"{len(self.values)} values do not fit beside nodata {self.nodata}")
+
+
+class RowWriter:
+    """A temporary tiled, compressed GeoTIFF written by consecutive rows.
+
+    Rows are kept until they fill a row of tiles, so memory is ``width * 256`` pixels per band.
+    Closing reads the file back: GDAL keeps silent about a disk that fills up at the end.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        grid: Grid,
+        dtype: str = "uint8",
+        bands: int = 1,
+        nodata: float | None = None,
+    ) -> None:
+        """Create the file; raises OutputError where that is impossible."""
+        self.path = Path(path)
+        self._grid = grid
+        self._rows = np.zeros((bands, _TILE, grid.width), dtype)
+        self._held = 0
+        self._written = 0
+        with _writing(self.path):
+            self._dataset = rasterio.open(
+                self.path,
+                "w",
+                driver="GTiff",
+                width=grid.width,
+                height=grid.height,
+                count=bands,
+                dtype=dtype,
+                nodata=nodata,
+                tiled=True,
+                blockxsize=_TILE,
+                blockysize=_TILE,
+                interleave="band",
+                compress="deflate",
+                zlevel=1,
+                bigtiff="if_safer",
+                **_placement(grid),
+            )
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Append rows, [h, W] or [bands, h, W]; raises OutputError when the disk is full."""
+        rows = rows[np.newaxis] if rows.ndim == 2 else rows
+        done = 0
+        while done < rows.shape[1]:
+            take = min(_TILE - self._held, rows.shape[1] - done)
+            self._rows[:, self._held : self._held + take] = rows[:, done : done + take]
+            self._held += take
+            done += take
+            if self._held == _TILE or self._written + self._held == self._grid.height:
+                self._flush()
+
+    def _flush(self) -> None:
+        window = Window(0, self._written, self._grid.width, self._held)
+        with _writing(self.path):
+            self._dataset.write(self._rows[:, : self._held], window=window)
+        self._written += self._held
+        self._held = 0
+
+    def close(self) -> None:
+        """Finish the file and check that all of it arrived; raises OutputError if not."""
+        if self._dataset.closed:
+            return
+        with _writing(self.path):
+            self._dataset.close()
+        if self._written != self._grid.height:
+            raise ValueError(f"{self._written} of {self._grid.height} rows were written")
+        _check_whole(self.path)
+
+    def __enter__(self) -> "RowWriter":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; after an error the file is only let go."""
+        if kind is None:
+            self.close()
+        else:
+            with _quiet():
+                self._dataset.close()
+
+
+def sieve(path: str | Path, min_pixels: int) -> None:
+    """Merge patches of fewer than ``min_pixels`` into their largest neighbour, in place.
+
+    Patches are 4-connected; nodata never changes and never grows. GDAL keeps a few numbers per
+    patch; pixels go through a memory-mapped file beside the raster, so memory stays small.
+    """
+    if min_pixels <= 1:
+        return
+    path = Path(path)
+    raw_path, sieved_path = (path.with_name(f"{path.name}.{end}") for end in ("raw", "sieved"))
+    try:
+        with _writing(path), rasterio.open(path) as src:
+            grid = grid_of(src)
+            out = np.memmap(raw_path, src.dtypes[0], "w+", shape=src.shape)
+            with rasterio.open(_validity(path, grid, src.nodata)) as mask:
+                gdal_sieve(rasterio.band(src, 1), min_pixels, out=out, mask=rasterio.band(mask, 1))
+            dtype, nodata = src.dtypes[0], src.nodata
+        with RowWriter(sieved_path, grid, dtype, nodata=nodata) as writer:
+            for row in range(0, grid.height, _TILE):
+                writer.write(np.asarray(out[row : row + _TILE]))
+        del out
+        os.replace(sieved_path, path)
+    finally:
+        for leftover in (raw_path, sieved_path):
+            leftover.unlink(missing_ok=True)
+
+
+def _validity(path: Path, grid: Grid, nodata: float | None) -> str:
+    """Return a virtual raster that is 0 where the class raster is nodata, 1 elsewhere."""
+    virtual = VirtualRaster(os.path.abspath(path), grid)
+    table = {0: 1} if nodata is None else {int(nodata) - 1: 1, int(nodata): 0}
+    virtual.add_lookup(1, table)
+    return virtual.text
+
+
+def write_class_raster(
+    classes_path: str | Path,
+    destination: str | Path,
+    legend: Legend,
+    tags: Mapping[str, str],
+    creation_options: tuple[tuple[str, str], ...] = (),
+) -> list[Path]:
+    """Write classes as a Cloud-Optimized GeoTIFF with colours, names, tags and overviews.
+
+    Returns the files written: category names may need a ``.aux.xml`` beside the raster, which
+    belongs to it. Raises OutputError.
+    """
+    with _writing(Path(destination)), rasterio.open(classes_path) as src:
+        grid = grid_of(src)
+    virtual = VirtualRaster(os.path.abspath(classes_path), grid)
+    classes = json.dumps(dict(zip(map(str, legend.values), legend.names, strict=True)))
+    virtual.tag({**tags, "CLASSES": classes})
+    virtual.add_band(
+        1, legend.dtype, legend.nodata, "class", colours=legend.colours, categories=legend.names
+    )
+    return _write_cog(virtual, Path(destination), "MODE", creation_options)
+
+
+def write_probabilities(
+    probabilities_path: str | Path,
+    destination: str | Path,
+    names: tuple[str, ...],
+    tags: Mapping[str, str],
+    creation_options: tuple[tuple[str, str], ...] = (),
+) -> list[Path]:
+    """Write percentages (uint8, nodata 255, one band per class) as a COG; returns its files."""
+    with _writing(Path(destination)), rasterio.open(probabilities_path) as src:
+        grid = grid_of(src)
+    virtual = VirtualRaster(os.path.abspath(probabilities_path), grid)
+    virtual.tag(dict(tags))
+    for index, name in enumerate(names, 1):
+        virtual.add_band(index, "uint8", 255, name)
+    return _write_cog(virtual, Path(destination), "AVERAGE", creation_options)
+
+
+def _write_cog(
+    virtual: VirtualRaster,
+    destination: Path,
+    resampling: str,
+    creation_options: tuple[tuple[str, str], ...],
+) -> list[Path]:
+    options = {
+        "COMPRESS": "DEFLATE",
+        "BIGTIFF": "IF_SAFER",
+        "OVERVIEW_RESAMPLING": resampling,
+        **{name.upper(): value for name, value in creation_options},
+    }
+    sidecar = destination.with_name(f"{destination.name}.aux.xml")
+    sidecar.unlink(missing_ok=True)
+    with _writing(destination), rasterio.open(virtual.text) as src:
+        rasterio.shutil.copy(src, destination, driver="COG", **options)
+    _check_whole(destination)
+    return [path for path in (destination, sidecar) if path.exists()]
+
+
+def grid_of(src: Any) -> Grid:
+    """Return the grid of an open raster that `RowWriter` wrote."""
+    gcps, gcps_crs = src.gcps
+    crs = (gcps_crs if gcps else src.crs) or None
+    return Grid(src.width, src.height, src.transform, crs, tuple(gcps))
+
+
+def _placement(grid: Grid) -> dict[str, Any]:
+    if grid.gcps:
+        return {"gcps": list(grid.gcps), "crs": grid.crs}
+    placed: dict[str, Any] = {} if grid.transform.is_identity else {"transform": grid.transform}
+    return placed | ({"crs": grid.crs} if grid.crs else {})
+
+
+def _check_whole(path: Path) -> None:
+    """Read every pixel once, a row of tiles at a time; raises OutputError for a cut file."""
+    with _writing(path), rasterio.open(path) as src:
+        step = src.block_shapes[0][0]
+        for row in range(0, src.height, step):
+            src.read(window=Window(0, row, src.width, min(step, src.height - row)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without rasterio's warning about rasters in pixel coordinates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn every way in which writing a file fails into one line about that file."""
+    try:
+        with _quiet():
+            yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        if path.parent.is_dir() and shutil.disk_usage(path.parent).free < _FULL:
+            reason = "the disk is full; free some space or write elsewhere"
+        raise OutputError(f"cannot write {path}: {reason}") from error

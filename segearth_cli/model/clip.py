@@ -1,0 +1,238 @@
+"""Dense features from any open_clip vision transformer: the walk through its blocks.
+
+The last block's attention is what SegEarth-OV and its rivals change (paper 3.1.1, 5.2 "Baseline"):
+the dense features are that block's modulated attention output, without residual and feed-forward.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from segearth_cli.errors import ModelError
+
+Heads = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v: B n N d -> B n N d
+
+GEM_DEPTH = 7
+
+attend = F.scaled_dot_product_attention  # softmax(q k^T / sqrt(d)) v
+
+ATTENTIONS: dict[str, Heads] = {
+    "segearth": lambda q, k, v: attend(q, q, v) + attend(k, k, v) + attend(v, v, v),
+    "sclip": lambda q, k, v: attend(q, q, v) + attend(k, k, v),
+    "clearclip": lambda q, k, v: attend(q, q, v),
+    "maskclip": lambda q, k, v: v,
+    "vanilla": lambda q, k, v: attend(q, k, v),
+}
+
+
+class DenseEncoder(nn.Module):
+    """Patch features and class token of an open_clip ``VisionTransformer``.
+
+    Args:
+        visual: the vision tower of an open_clip model.
+        attention: one of ``ATTENTIONS``, or ``gem``.
+        modulated_blocks: how many of the last blocks contribute their modulated output; the
+            contributions are summed. ``gem`` has a depth of its own and takes no notice.
+        residual: keep the residual and the feed-forward of the modulated blocks.
+
+    Raises:
+        ModelError: the tower is not a plain class-token transformer, or has too few blocks.
+    """
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        attention: str = "segearth",
+        modulated_blocks: int = 1,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        check_tower(visual, modulated_blocks)
+        self.visual = visual
+        self.attention = attention
+        self.modulated_blocks = modulated_blocks
+        self.residual = residual
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.visual.patch_size[0])
+
+    @property
+    def output_dim(self) -> int:
+        """Channels of the projected features."""
+        return int(self.visual.output_dim)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode normalised images whose sides are multiples of the patch.
+
+        Args:
+            images: B x 3 x H x W, normalised with the model's mean and standard deviation.
+
+        Returns:
+            Projected patch features, B x D x H/patch x W/patch, and class token, B x D; neither
+            is normalised.
+        """
+        rows, columns = (side // self.patch_size for side in images.shape[-2:])
+        tokens = self.embed(images)  # B 1+N C
+        walk = self._gem if self.attention == "gem" else self._modulated
+        features = self.project(walk(tokens))  # B 1+N D
+        patches = features[:, 1:].transpose(1, 2)  # B D N
+        return patches.unflatten(2, (rows, columns)), features[:, 0]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens before the first block, the class token first: B x 1+N x C."""
+        visual = self.visual
+        patches = visual.conv1(images)  # B C h w
+        grid = (patches.shape[2], patches.shape[3])
+        patches = patches.flatten(2).transpose(1, 2)  # B (h w) C
+        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        tokens = torch.cat([class_token, patches], dim=1)
+        position = resized_position_embedding(visual.positional_embedding, visual.grid_size, grid)
+        return visual.ln_pre(tokens + position.to(tokens.dtype))  # type: ignore[no-any-return]
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """``ln_post`` and the projection into the space shared with text: B x N x D."""
+        return self.visual.ln_post(tokens) @ self.visual.proj  # type: ignore[no-any-return]
+
+    def _modulated(self, tokens: Tensor) -> Tensor:
+        """Sum of the modulated outputs of the last blocks, each on its normal input."""
+        heads = ATTENTIONS[self.attention]
+        blocks = self.visual.transformer.resblocks
+        first = len(blocks) - self.modulated_blocks
+        outputs = []
+        for index, block in enumerate(blocks):
+            if index >= first:
+                outputs.append(modulated_output(block, tokens, heads, self.residual))
+            if index < len(blocks) - 1:
+                tokens = block(tokens)
+        return sum(outputs[1:], outputs[0])
+
+    def _gem(self, tokens: Tensor) -> Tensor:
+        """GEM's self-self path beside the normal one, over the last ``GEM_DEPTH - 1`` blocks."""
+        blocks = self.visual.transformer.resblocks
+        first = len(blocks) - (min(GEM_DEPTH, len(blocks)) - 1)
+        self_self = output = tokens
+        for index, block in enumerate(blocks):
+            if index == first:
+                self_self = tokens
+            if index >= first:
+                output = self_self_output(block, tokens)
+                self_self = self_self + output
+            if index < len(blocks) - 1:
+                tokens = block(tokens)
+        return self_self if self.residual else output
+
+
+def check_tower(visual: nn.Module, modulated_blocks: int) -> None:
+    """Refuse vision towers whose dense features the reference does not define."""
+    if not isinstance(visual, VisionTransformer):
+        raise ModelError(
+            f"the vision tower is a {type(visual).__name__}; use a model whose tower is one of "
+            "open_clip's own vision transformers (ViT-B-16, ViT-L-14, ...)"
+        )
+    blocks = visual.transformer.resblocks
+    plain = all(isinstance(block, ResidualAttentionBlock) for block in blocks)
+    if visual.attn_pool is not None or visual.final_ln_after_pool or not plain:
+        raise ModelError(
+            "the vision tower pools or attends in a way that has no class token per block; use a "
+            "plain CLIP ViT (ViT-B-16, ViT-L-14, ...)"
+        )
+    if modulated_blocks > len(blocks):
+        raise ModelError(
+            f"modulated_blocks is {modulated_blocks}, but the vision tower has only {len(blocks)} "
+            "blocks; give a smaller number"
+        )
+
+
+def resized_position_embedding(
+    embedding: Tensor, trained: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
+    """Position embedding for another grid of patches, as DINO resizes it.
+
+    Args:
+        embedding: 1 + trained_rows * trained_columns x C, the class token's first.
+        trained: rows and columns it was trained for.
+        grid: rows and columns wanted.
+
+    Returns:
+        1 + rows * columns x C. The scale factors are (grid + 0.1) / trained: the 0.1 is part of
+        the reference's numbers.
+    """
+    if grid == tuple(trained):
+        return embedding
+    patches = embedding[1:].float().T.unflatten(1, trained)[None]  # 1 C rows columns
+    resized = F.interpolate(
+        patches,
+        scale_factor=tuple((g + 0.1) / t for g, t in zip(grid, trained, strict=True)),
+        mode="bicubic",
+        align_corners=False,
+    )
+    return torch.cat([embedding[:1], resized[0].flatten(1).T.to(embedding.dtype)])
+
+
+def modulated_output(
+    block: ResidualAttentionBlock, tokens: Tensor, heads: Heads, residual: bool
+) -> Tensor:
+    """``out_proj(A v)`` on ``ln_1(x)``, B x N x C; with residual and feed-forward if asked."""
+    q, k, v = project_heads(block.attn, block.ln_1(tokens))
+    output = block.ls_1(merge_heads(block.attn, heads(q, k, v)))
+    if not residual:
+        return output  # type: ignore[no-any-return]
+    tokens = tokens + output
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))  # type: ignore[no-any-return]
+
+
+def self_self_output(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+    """GEM's attention: q-q, k-k and v-v, each refined once, averaged: B x N x C."""
+    normed = block.ln_1(tokens)
+    q, k, v = project_heads(block.attn, normed)
+    # Mean over an image's tokens, not over the batch: no image may depend on its neighbours.
+    inverse_temperature = normed.float().norm(dim=-1).mean(dim=1) / math.sqrt(q.shape[-1])
+    inverse_temperature = inverse_temperature[:, None, None, None]  # B 1 1 1
+
+    def refined(x: Tensor) -> Tensor:
+        x = F.normalize(x.float(), dim=-1)
+        x = F.normalize(attend(inverse_temperature * x, x, x, scale=1.0), dim=-1)
+        return attend(inverse_temperature * x, x, v.float(), scale=1.0)
+
+    output = (refined(q) + refined(k) + refined(v)) / 3
+    return block.ls_1(merge_heads(block.attn, output.to(tokens.dtype)))  # type: ignore[no-any-return]
+
+
+def project_heads(attention: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values per head: B N C -> three of B n N d."""
+    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def merge_heads(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Heads joined and projected: B n N d -> B N C."""
+    return attention.out_proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def load_clip(folder: Path) -> tuple[nn.Module, HFTokenizer | SimpleTokenizer]:
+    """An open_clip model and its tokenizer from a folder of open_clip's local layout.
+
+    Raises:
+        ModelError: the weights are damaged or do not fit the configuration.
+    """
+    location = f"local-dir:{folder}"
+    try:
+        model = open_clip.create_model(location, precision="fp32", device="cpu")
+        tokenizer = open_clip.get_tokenizer(location)
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"open_clip cannot load the model in {folder}: {reason}; fetch or make it again"
+        ) from error
+    return model.eval(), tokenizer

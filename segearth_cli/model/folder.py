@@ -1,0 +1,309 @@
+"""A model folder: open_clip's own layout, plus ``segearth.json`` and ``upsampler.safetensors``."""
+
+import functools
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segearth_cli.errors import ModelError, OutputError
+from segearth_cli.options import ATTENTIONS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CARD = "segearth.json"
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first is preferred
+UPSAMPLER = "upsampler.safetensors"
+SENSORS = ("optical", "sar")
+REMEDIES = {
+    CARD: 'write one, for instance {"name": "my-model", "sensor": "optical"}',
+    CONFIG: "copy the open_clip_config.json of the model's architecture there",
+}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What ``segearth.json`` says: how a model is meant to run and where it comes from.
+
+    The defaults are the paper's optical settings; ``for_sensor`` gives those of the sensor.
+    """
+
+    name: str
+    sensor: str = "optical"
+    attention: str = "segearth"
+    modulated_blocks: int = 1
+    global_bias: float = 0.3
+    logit_scale: float = 50.0
+    window: int = 224  # pixels; 0 = the whole scene at once
+    stride: int = 112  # pixels
+    description: str = ""
+    licence: str = ""
+    made_by: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # all other keys
+
+    def __post_init__(self) -> None:
+        """Refuse a card that no model can run by."""
+        wrong = [
+            f"{name} is {value!r}"
+            for name, value, right in (
+                ("name", self.name, isinstance(self.name, str) and bool(self.name)),
+                ("sensor", self.sensor, self.sensor in SENSORS),
+                ("attention", self.attention, self.attention in ATTENTIONS),
+                ("modulated_blocks", self.modulated_blocks, _is_whole(self.modulated_blocks, 1)),
+                ("global_bias", self.global_bias, _is_number(self.global_bias)),
+                (
+                    "logit_scale",
+                    self.logit_scale,
+                    _is_number(self.logit_scale) and self.logit_scale > 0,
+                ),
+                ("window", self.window, _is_whole(self.window, 0)),
+                ("stride", self.stride, _is_whole(self.stride, 1)),
+            )
+            if not right
+        ]
+        if wrong:
+            raise ModelError(f"the model card is wrong: {', '.join(wrong)}; correct {CARD}")
+
+    @classmethod
+    def for_sensor(cls, name: str, sensor: str, **known: Any) -> "ModelCard":
+        """A card with the paper's settings for the sensor, but for what is ``known``."""
+        settings: dict[str, Any] = {"attention": "sclip", "modulated_blocks": 2}
+        return cls(name, sensor, **({**settings, **known} if sensor == "sar" else known))
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelCard":
+        """The card in the file; keys that it does not know are kept in ``extra``."""
+        content = _read_json(path)
+        known = {f.name for f in fields(cls)} - {"extra"}
+        card = {key: value for key, value in content.items() if key in known}
+        card.setdefault("name", path.parent.name)
+        try:
+            return cls(**card, extra={k: v for k, v in content.items() if k not in known})
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
+
+    def to_json(self) -> str:
+        """The file's content."""
+        content = asdict(self)
+        extra = content.pop("extra")
+        return json.dumps({**content, **extra}, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that was found to be complete."""
+
+    path: Path
+    card: ModelCard
+
+    @property
+    def config(self) -> Path:
+        """The architecture, as open_clip writes it."""
+        return self.path / CONFIG
+
+    @property
+    def weights(self) -> Path:
+        """The weights of both encoders."""
+        return next(file for name in WEIGHTS if (file := self.path / name).is_file())
+
+    @property
+    def upsampler(self) -> Path | None:
+        """The folder's own upsampler; ``None`` means bilinear."""
+        file = self.path / UPSAMPLER
+        return file if file.is_file() else None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that a result depends on."""
+        own = (self.config, self.weights, self.upsampler, self.path / CARD)
+        return tuple(file for file in own if file is not None)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all the files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def digest(self) -> str:
+        """The sha256 over names and contents of the files."""
+        total = hashlib.sha256()
+        for file in self.files:
+            stat = file.stat()
+            total.update(f"{file.name}\0{_sha256(file, stat.st_size, stat.st_mtime_ns)}\0".encode())
+        return total.hexdigest()
+
+
+def open_model_folder(path: Path) -> ModelFolder:
+    """The model in the folder, all its parts being there.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    if not path.is_dir():
+        raise ModelError(f"there is no model folder {path}; see segearth models list")
+    for name in (CARD, CONFIG):
+        if not (path / name).is_file():
+            raise ModelError(f"the model folder {path} has no {name}; {REMEDIES[name]}")
+    if not any((path / name).is_file() for name in WEIGHTS):
+        raise ModelError(
+            f"the model folder {path} has no {WEIGHTS[0]}; copy the weights there, or pull the "
+            "model again with --force"
+        )
+    config = _read_json(path / CONFIG)
+    towers = config.get("model_cfg")
+    if not isinstance(towers, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(towers):
+        raise ModelError(
+            f"{path / CONFIG} does not describe a CLIP model: model_cfg needs embed_dim, "
+            "vision_cfg and text_cfg, as open_clip writes it"
+        )
+    folder = ModelFolder(path, ModelCard.read(path / CARD))
+    for file in folder.files:
+        if file.suffix == ".safetensors":
+            _check_whole(file)
+    return folder
+
+
+def save_model_folder(
+    destination: Path,
+    clip_state: Mapping[str, "Tensor"],
+    config: Mapping[str, Any],
+    card: ModelCard,
+    upsampler_state: Mapping[str, "Tensor"] | None = None,
+    *,
+    overwrite: bool = False,
+) -> ModelFolder:
+    """Write a model folder beside ``destination``, check it, and rename it into place.
+
+    Args:
+        destination: the folder to make; its parents are made too.
+        clip_state: weights of both encoders, named as in open_clip's ``CLIP``.
+        config: what ``open_clip_config.json`` holds: ``model_cfg`` and ``preprocess_cfg``.
+        card: settings and origin.
+        upsampler_state: weights of the upsampler; ``None`` for bilinear.
+        overwrite: replace a folder that is there.
+
+    Raises:
+        OutputError: the folder exists already, or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    if destination.exists() and not overwrite:
+        raise OutputError(f"the model folder {destination} exists already; remove it first")
+    staging = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        metadata = {"format": "pt"}
+        save_file({k: _owned(v) for k, v in clip_state.items()}, staging / WEIGHTS[0], metadata)
+        if upsampler_state is not None:
+            state = {key: _owned(value) for key, value in upsampler_state.items()}
+            save_file(state, staging / UPSAMPLER, metadata)
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (staging / CARD).write_text(card.to_json(), encoding="utf-8")
+        open_model_folder(staging)
+        _rename_over(staging, destination)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the model folder {destination}: {error.strerror or error}; free some "
+            "space or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return open_model_folder(destination)
+
+
+def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
+    """The folder's CLIP model, in evaluation mode on the CPU, and its tokenizer.
+
+    Raises:
+        ModelError: weights and architecture do not fit together, or the file is damaged.
+    """
+    import open_clip
+
+    source = f"local-dir:{folder.path}"
+    try:
+        model = open_clip.create_model(source, require_pretrained=True, weights_only=True)
+        tokenizer = open_clip.get_tokenizer(source)
+    except (RuntimeError, ValueError, TypeError, OSError, LookupError, pickle.PickleError) as error:
+        raise ModelError(
+            f"the model folder {folder.path} cannot be loaded: {first_line(error)}; its weights "
+            f"and {CONFIG} must belong together"
+        ) from error
+    return model.eval(), tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """The error's message, short enough for a message of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _rename_over(staging: Path, destination: Path) -> None:
+    """Rename one folder to another, which may exist."""
+    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    if destination.exists():
+        os.rename(destination, old)
+    os.rename(staging, destination)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _owned(tensor: "Tensor") -> "Tensor":
+    """The tensor with memory of its own, as safetensors wants it."""
+    tensor = tensor.detach().cpu().contiguous()
+    shared = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone() if shared else tensor
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a safetensors file whose length is not what its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length) if length < size else b"")
+            ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
+            whole = size == 8 + length + max(ends)
+        except (ValueError, TypeError, AttributeError, LookupError):
+            whole = False
+    if not whole:
+        raise ModelError(
+            f"{path} is not a whole safetensors file ({size} bytes); copy it again, or pull the "
+            "model again with --force"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(
+            f"{path} cannot be read as JSON: {error}; correct or replace it"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} does not hold a JSON object; correct or replace it")
+    return content
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of the file's content; size and time of change make the cache notice a new one."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,293 @@
+"""Words in: class names, synonyms, backgrounds and presets; text features out.
+
+Nothing here imports torch until text is encoded, so that the command line can parse classes fast.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segearth_cli.errors import UsageError
+from segearth_cli.options import SegmentOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Colour = tuple[int, int, int]
+
+BACKGROUND_NAMES = frozenset({"background", "other", "others", "clutter"})
+BACKGROUND_COLOUR: Colour = (0, 0, 0)
+TEXT_BATCH = 256
+
+# Colours that maps of these things usually have; the first word of a class decides.
+USUAL_COLOURS: dict[str, Colour] = {
+    "building": (214, 47, 39),
+    "roof": (214, 47, 39),
+    "house": (214, 47, 39),
+    "city": (168, 50, 50),
+    "village": (222, 120, 90),
+    "road": (110, 110, 110),
+    "street": (110, 110, 110),
+    "pavement": (168, 168, 168),
+    "railway": (60, 60, 60),
+    "water": (38, 115, 210),
+    "river": (38, 115, 210),
+    "lake": (38, 115, 210),
+    "sea": (18, 75, 150),
+    "tree": (20, 110, 40),
+    "forest": (20, 110, 40),
+    "vegetation": (76, 165, 60),
+    "greenery": (76, 165, 60),
+    "grass": (150, 205, 90),
+    "grassland": (150, 205, 90),
+    "cropland": (240, 200, 80),
+    "farmland": (240, 200, 80),
+    "agricultural": (240, 200, 80),
+    "field": (240, 200, 80),
+    "land": (205, 170, 125),
+    "bareland": (190, 150, 105),
+    "barren": (190, 150, 105),
+    "bare": (190, 150, 105),
+    "sand": (235, 215, 160),
+    "car": (150, 60, 200),
+    "vehicle": (150, 60, 200),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes of a map, in the order of their raster values.
+
+    Attributes:
+        classes: synonyms per class, its name first; the background class, if any, comes first.
+        has_background: whether the first class is the background (raster value 0). Without one,
+            values start at 1 and 0 means "below the threshold".
+        colours: one per class.
+    """
+
+    classes: tuple[tuple[str, ...], ...]
+    has_background: bool
+    colours: tuple[Colour, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each class: its first synonym."""
+        return tuple(synonyms[0] for synonyms in self.classes)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Raster value of each class."""
+        first = 0 if self.has_background else 1
+        return tuple(range(first, first + len(self.classes)))
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Every prompt word, class by class."""
+        return tuple(word for synonyms in self.classes for word in synonyms)
+
+    @property
+    def query_class(self) -> tuple[int, ...]:
+        """Index of the class that each query belongs to."""
+        return tuple(index for index, synonyms in enumerate(self.classes) for _ in synonyms)
+
+
+def build_vocabulary(options: SegmentOptions) -> Vocabulary:
+    """The vocabulary that the options describe: background first, then the others in order.
+
+    Raises:
+        UsageError: a class is named twice, or nothing but background is left.
+    """
+    classes = list(options.classes)
+    colours = list(options.colours) or [usual_colour(c, i) for i, c in enumerate(classes)]
+    names = [synonyms[0].casefold() for synonyms in classes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"class {name!r} is named twice; join synonyms with | instead")
+    has_background = options.background is not None
+    if options.background is not None:
+        wanted = options.background[0].casefold()
+        own = names.index(wanted) if wanted in names else _background_index(names)
+        if own is None:
+            background, colour = options.background, BACKGROUND_COLOUR
+        else:
+            background, colour = classes.pop(own), colours.pop(own)
+            colour = colour if options.colours else BACKGROUND_COLOUR
+        classes.insert(0, background)
+        colours.insert(0, colour)
+    if len(classes) == int(has_background):
+        raise UsageError("the only class is the background; name something to look for")
+    return Vocabulary(tuple(classes), has_background, tuple(colours))
+
+
+def _background_index(names: list[str]) -> int | None:
+    return next((i for i, name in enumerate(names) if name in BACKGROUND_NAMES), None)
+
+
+def parse_classes(text: str) -> tuple[tuple[str, ...], ...]:
+    """``"water|river,building"`` as synonyms per class.
+
+    Raises:
+        UsageError: a class or a synonym is empty.
+    """
+    return tuple(_synonyms(part.split("|"), f"--classes {text!r}") for part in text.split(","))
+
+
+def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
+    """Classes of a text file: one a line, synonyms after commas; ``#`` starts a comment line.
+
+    Raises:
+        UsageError: the file is missing, not text, or names no class.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError(f"cannot read the classes of {path}: {reason}") from error
+    lines = [line.strip() for line in lines]
+    classes = [line for line in lines if line and not line.startswith("#")]
+    if not classes:
+        raise UsageError(f"{path} names no class; write one a line, synonyms after commas")
+    return tuple(_synonyms(line.split(","), str(path)) for line in classes)
+
+
+def _synonyms(words: list[str], origin: str) -> tuple[str, ...]:
+    synonyms = tuple(" ".join(word.split()) for word in words)
+    if not all(synonyms):
+        raise UsageError(f"an empty class name in {origin}; separate names with single commas")
+    return synonyms
+
+
+def usual_colour(synonyms: tuple[str, ...], index: int) -> Colour:
+    """The colour that maps give such a class, or the next of an endless distinct series."""
+    for word in (word for name in synonyms for word in name.casefold().split()):
+        colour = USUAL_COLOURS.get(word) or USUAL_COLOURS.get(word.removesuffix("s"))
+        if colour:
+            return colour
+    hue = (0.83 + index * 0.61803398875) % 1.0  # golden-ratio steps never come close to repeating
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65 + 0.25 * (index % 2), 0.9 - 0.25 * (index % 3))
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """What the user, or a preset, says of the classes; the fields are those of the options."""
+
+    classes: tuple[tuple[str, ...], ...]
+    background: tuple[str, ...] | None
+    colours: tuple[Colour, ...] = ()
+    threshold: float = 0.0
+
+
+def choose_classes(
+    text: str | None, file: Path | None, preset: str | None, background: str | None
+) -> ClassChoice:
+    """The classes of the one way in which they were given.
+
+    Args:
+        text: as ``parse_classes`` reads it.
+        file: as ``read_classes`` reads it.
+        preset: a name of ``presets.json``; its own background, or lack of one, comes first.
+        background: ``|``-separated prompts of everything else; ``None`` for no such class.
+
+    Raises:
+        UsageError: they were given in no way or in several, or cannot be understood.
+    """
+    ways = {"--classes": text, "--classes-file": file, "--preset": preset}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "say what to look for with --classes, --classes-file or --preset"
+            if not given
+            else f"{' and '.join(given)} exclude each other; give one"
+        )
+    if preset is not None:
+        choice = read_preset(preset)
+        return choice if background is not None else replace(choice, background=None)
+    classes = parse_classes(text) if text is not None else read_classes(Path(str(file)))
+    prompts = None if background is None else _synonyms(background.split("|"), "--background")
+    return ClassChoice(classes, prompts)
+
+
+def read_preset(name: str) -> ClassChoice:
+    """Classes, background, colours and threshold of one of the authors' datasets.
+
+    Raises:
+        UsageError: no preset has that name.
+    """
+    text = resources.files("segearth_cli").joinpath("presets.json").read_text(encoding="utf-8")
+    known = {preset["name"]: preset for preset in json.loads(text)}
+    if name not in known:
+        raise UsageError(f"no preset is named {name!r}; choose one of {', '.join(known)}")
+    preset = known[name]
+    classes = tuple(tuple(synonyms) for synonyms in preset["classes"])
+    fallback = classes[preset["background_index"]]  # of pixels under the threshold
+    return ClassChoice(
+        classes,
+        background=fallback if BACKGROUND_NAMES.intersection(fallback) else None,
+        colours=tuple((red, green, blue) for red, green, blue in preset["palette"] or ()),
+        threshold=preset["threshold"],
+    )
+
+
+def text_features(
+    model: Any,
+    tokenizer: Any,
+    queries: tuple[str, ...],
+    cache: Path | None,
+    model_digest: str,
+) -> Tensor:
+    """Text features of the queries: Q x D, each of unit length (paper 5.2).
+
+    Each query is set into open_clip's 80 ImageNet templates, encoded, normalised, averaged and
+    normalised again. The features of a query are kept in ``cache`` under a digest of everything
+    they depend on; ``None`` keeps nothing.
+    """
+    import open_clip
+    import torch
+
+    templates = open_clip.OPENAI_IMAGENET_TEMPLATES
+    rows = []
+    for query in queries:
+        prompts = [template(query) for template in templates]
+        key = hashlib.sha256("\0".join([model_digest, *prompts]).encode()).hexdigest()
+        cached = cache / f"{key}.npy" if cache is not None else None
+        if cached is not None and cached.is_file():
+            rows.append(torch.from_numpy(np.load(cached)))
+            continue
+        row = encode_prompts(model, tokenizer, prompts)
+        if cached is not None:
+            keep(cached, row.numpy())
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def encode_prompts(model: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
+    """Mean of the prompts' normalised text features, normalised: D, float32 on the CPU."""
+    import torch
+    import torch.nn.functional as F
+
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        batches = [
+            F.normalize(model.encode_text(tokens.to(device)).float(), dim=-1)
+            for tokens in tokenizer(prompts).split(TEXT_BATCH)
+        ]
+        return F.normalize(torch.cat(batches).mean(dim=0), dim=-1).cpu()
+
+
+def keep(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write a cache file whole or not at all; other processes may be doing the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as stream:
+        np.save(stream, array)
+    part.replace(path)

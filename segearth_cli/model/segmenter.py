@@ -1,0 +1,207 @@
+"""The Segmenter: windows in, logits per query out; scoring and Global Bias Alleviation (3.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segearth_cli.device import autocast, pick_device, pick_precision
+from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.prompts import Vocabulary, text_features
+from segearth_cli.model.upsampler import Upsampler, build_upsampler, read_upsampler_state
+from segearth_cli.model.weights import ModelFolder, cache_folder, load_clip, resolve_model
+from segearth_cli.options import ModelOptions
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model's settings as they run: the folder's own, unless the user said otherwise."""
+
+    name: str
+    digest: str
+    attention: str
+    modulated_blocks: int
+    upsampler: str
+    global_bias: float
+    logit_scale: float
+    window: int  # pixels; 0 = the whole scene at once
+    stride: int  # pixels
+    precision: str
+
+
+class Segmenter(nn.Module):
+    """Open-vocabulary segmentation of windows.
+
+    Args:
+        encoder: the modulated vision tower.
+        upsampler: of the features; ``None`` interpolates the logits bilinearly.
+        text: text features of the queries, Q x D, of unit length.
+        mean, std: of the images that the encoder was trained on, three values each.
+        global_bias: lambda of Global Bias Alleviation; 0 leaves it out.
+        logit_scale: factor on the logits before the softmax over queries.
+        query_class: index of each query's class.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of the encoder; all else is float32.
+    """
+
+    text: Tensor
+    mean: Tensor
+    std: Tensor
+    query_class: Tensor
+
+    def __init__(
+        self,
+        encoder: DenseEncoder,
+        upsampler: Upsampler | None,
+        text: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        global_bias: float,
+        logit_scale: float,
+        query_class: Sequence[int],
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.upsampler = upsampler
+        self.global_bias = global_bias
+        self.logit_scale = logit_scale
+        self.precision = precision
+        self.register_buffer("text", text)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.register_buffer("query_class", torch.tensor(query_class))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.text.device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of every query at every pixel.
+
+        Args:
+            images: B x 3 x H x W in [0, 1]; any size: padded to whole patches and cut back.
+
+        Returns:
+            B x Q x H x W: cosine of feature and query, less ``global_bias`` times the cosine of
+            class token and query.
+        """
+        height, width = images.shape[-2:]
+        padded, (top, left) = self._pad((images.to(self.device) - self.mean) / self.std)
+        with autocast(self.device, self.precision):
+            features, class_token = self.encoder(padded)
+        features, class_token = features.float(), class_token.float()
+        if self.upsampler is not None:
+            features = self.upsampler(features, padded)
+        logits = self._similarity(features) - self._global_bias(class_token)
+        if logits.shape[-2:] != padded.shape[-2:]:
+            logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., top : top + height, left : left + width]
+
+    def _similarity(self, features: Tensor) -> Tensor:
+        """Cosine of each feature with each query: B D h w -> B Q h w."""
+        similarity = torch.einsum("bdhw,qd->bqhw", features, self.text)
+        return similarity / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+    def _global_bias(self, class_token: Tensor) -> Tensor:
+        """What every pixel of a window shares (paper 3.3, eq. 9): B D -> B Q 1 1."""
+        similarity = F.normalize(class_token, dim=-1) @ self.text.T
+        return self.global_bias * similarity[:, :, None, None]
+
+    def _pad(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Zero-pad evenly to whole patches; also returns the rows above and columns left."""
+        patch = self.encoder.patch_size
+        least = patch * (self.upsampler.smallest_grid if self.upsampler is not None else 1)
+        missing = [max(least, -(-side // patch) * patch) - side for side in images.shape[-2:]]
+        (top, left) = (side // 2 for side in missing)
+        padded = F.pad(images, (left, missing[1] - left, top, missing[0] - top))
+        return padded, (top, left)
+
+    def class_probabilities(self, logits: Tensor) -> Tensor:
+        """Probability of each class: softmax over queries, a class takes its best query's.
+
+        Args:
+            logits: Q x H x W, averaged over the windows.
+
+        Returns:
+            K x H x W.
+        """
+        probabilities = (logits * self.logit_scale).softmax(dim=0)
+        classes = int(self.query_class.max()) + 1
+        if classes == len(self.query_class):
+            return probabilities
+        index = self.query_class[:, None, None].expand_as(probabilities)
+        empty = probabilities.new_zeros(classes, *probabilities.shape[1:])
+        return empty.scatter_reduce(0, index, probabilities, "amax")
+
+
+def load_segmenter(
+    options: ModelOptions, vocabulary: Vocabulary, sensor: str
+) -> tuple[Segmenter, ModelSettings]:
+    """The model that the options name, ready to run, and its settings as they run.
+
+    Raises:
+        ModelError: the model's files are missing, damaged, or do not fit together.
+        UsageError: no such model or device.
+    """
+    folder = resolve_model(options.model, sensor)
+    device = pick_device(options.device)
+    clip, tokenizer = load_clip(folder)
+    text = text_features(
+        clip, tokenizer, vocabulary.queries, cache_folder() / "text", folder.digest()
+    )
+    settings = _settings(folder, options, pick_precision(options.precision, device))
+    encoder = DenseEncoder(clip.visual, settings.attention, settings.modulated_blocks)
+    upsampler = _upsampler(folder, options, encoder.output_dim)
+    segmenter = Segmenter(
+        encoder,
+        upsampler,
+        text,
+        mean=clip.visual.image_mean,
+        std=clip.visual.image_std,
+        global_bias=settings.global_bias,
+        logit_scale=settings.logit_scale,
+        query_class=vocabulary.query_class,
+        precision=settings.precision,
+    )
+    kind = "bilinear" if upsampler is None else type(upsampler).__name__
+    return segmenter.to(device).eval().requires_grad_(False), replace(settings, upsampler=kind)
+
+
+def _settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:
+    """The folder's settings, each replaced by the user's where there is one."""
+    card = folder.card
+
+    def chosen(name: str) -> Any:
+        own = getattr(options, name)
+        return getattr(card, name) if own is None else own
+
+    window = chosen("window")
+    stride = options.stride or (card.stride if options.window is None else max(window // 2, 1))
+    return ModelSettings(
+        name=card.name,
+        digest=folder.digest(),
+        attention=chosen("attention"),
+        modulated_blocks=chosen("modulated_blocks"),
+        upsampler=options.upsampler,
+        global_bias=chosen("global_bias"),
+        logit_scale=chosen("logit_scale"),
+        window=window,
+        stride=stride,
+        precision=precision,
+    )
+
+
+def _upsampler(folder: ModelFolder, options: ModelOptions, channels: int) -> Upsampler | None:
+    """The upsampler the options name: the folder's own by ``auto``, none by ``bilinear``."""
+    if options.upsampler == "bilinear":
+        return None
+    path = folder.upsampler if options.upsampler == "auto" else Path(options.upsampler)
+    if path is None:
+        return None
+    return build_upsampler(read_upsampler_state(path), channels, str(path))

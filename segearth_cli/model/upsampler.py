@@ -1,0 +1,210 @@
+"""Feature upsamplers guided by the image: SimFeatUp's JBU_One and FeatUp's JBU_Stack.
+
+Joint bilateral upsampling (paper 3.2): every pixel of the doubled grid takes a weighted sum of
+the features around it, the weights coming from the image alone. ``None`` in place of an upsampler
+means bilinear interpolation of the logits, which is all that patch features allow.
+"""
+
+import math
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segearth_cli.errors import ModelError
+
+KEY_DIM = 32
+CHECKPOINT_PREFIX = "upsampler."
+
+
+class JBU(nn.Module):
+    """One doubling of the features' resolution.
+
+    Args:
+        radius: of the square neighbourhood whose features a pixel sums; 5 means 11 x 11.
+    """
+
+    def __init__(self, radius: int) -> None:
+        super().__init__()
+        self.radius = radius
+        neighbours = (2 * radius + 1) ** 2
+        self.range_temp = nn.Parameter(torch.tensor(0.0))
+        self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
+        self.range_proj = nn.Sequential(
+            nn.Conv2d(3, KEY_DIM, 1), nn.GELU(), nn.Dropout2d(0.1), nn.Conv2d(KEY_DIM, KEY_DIM, 1)
+        )
+        self.fixup_proj = nn.Sequential(
+            nn.Conv2d(neighbours + 3, neighbours, 1),
+            nn.GELU(),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(neighbours, neighbours, 1),
+        )
+
+    def forward(self, features: Tensor, guidance: Tensor) -> Tensor:
+        """Features at the guidance's size: B C h w, B 3 H W -> B C H W."""
+        resized = F.interpolate(
+            features, guidance.shape[-2:], mode="bicubic", align_corners=False
+        )
+        return weighted_sum(resized, self.kernel(guidance), self.radius)
+
+    def kernel(self, guidance: Tensor) -> Tensor:
+        """Weight of each neighbour, row by row of the neighbourhood: B 3 H W -> B K H W."""
+        kernel = self.range_kernel(guidance) * self.spatial_kernel()[None, :, None, None]
+        kernel = kernel / kernel.sum(1, keepdim=True).clamp(min=1e-7)
+        return kernel + 0.1 * self.fixup_proj(torch.cat([kernel, guidance], dim=1))
+
+    def range_kernel(self, guidance: Tensor) -> Tensor:
+        """Softmax over the neighbourhood of the keys' similarity to the centre's: B K H W."""
+        keys = self.range_proj(guidance)
+        similarity = torch.stack(
+            [(keys * key).sum(1) for key in neighbours(keys, self.radius)], dim=1
+        )
+        return torch.softmax(similarity * self.range_temp.exp().clamp(1e-4, 1e4), dim=1)
+
+    def spatial_kernel(self) -> Tensor:
+        """Gaussian of the distance to the centre, on a grid from -1 to 1: K."""
+        axis = torch.linspace(-1, 1, 2 * self.radius + 1, device=self.sigma_spatial.device)
+        squared = axis[:, None] ** 2 + axis[None, :] ** 2
+        return torch.exp(-squared / (2 * self.sigma_spatial**2)).flatten()
+
+
+def neighbours(x: Tensor, radius: int) -> list[Tensor]:
+    """The image shifted to every place of the neighbourhood, as views: K of B C H W."""
+    height, width = x.shape[-2:]
+    padded = F.pad(x, [radius] * 4, mode="reflect")
+    side = range(2 * radius + 1)
+    return [padded[..., dy : dy + height, dx : dx + width] for dy in side for dx in side]
+
+
+def weighted_sum(features: Tensor, kernel: Tensor, radius: int) -> Tensor:
+    """Each pixel's kernel-weighted sum of its neighbourhood: B C H W, B K H W -> B C H W.
+
+    Shifted multiply-adds: unfolding the neighbourhoods would take K times the features' memory.
+    """
+    output = torch.zeros_like(features)
+    for weight, shifted in zip(kernel.unbind(1), neighbours(features, radius), strict=True):
+        output = output.addcmul_(weight[:, None], shifted)
+    return output
+
+
+class Upsampler(nn.Module):
+    """What JBU_One and JBU_Stack share: repeated doubling, then a small residual mixing.
+
+    Args:
+        channels: of the features, kept.
+    """
+
+    smallest_grid = 3  # patches a side: reflect padding needs more pixels than the radius
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fixup_proj = nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
+
+    def steps(self, ratio: int) -> list[JBU]:
+        """The module of each doubling on the way from a patch of ``ratio`` pixels to a pixel."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        """Features at pixel resolution.
+
+        Args:
+            features: B x C x h x w, one per patch.
+            image: B x 3 x H x W, normalised as for the encoder.
+
+        Returns:
+            B x C x h * 2^n x w * 2^n, n the number of doublings.
+        """
+        for jbu in self.steps(image.shape[-2] // features.shape[-2]):
+            size = (2 * features.shape[-2], 2 * features.shape[-1])
+            features = jbu(features, F.adaptive_avg_pool2d(image, size))
+        return features + 0.1 * self.fixup_proj(features)
+
+
+class JBUOne(Upsampler):
+    """SimFeatUp: one module, repeated until a feature per pixel is reached (paper 3.2.3)."""
+
+    def __init__(self, channels: int, radius: int = 5) -> None:
+        super().__init__(channels)
+        self.up = JBU(radius)
+
+    def steps(self, ratio: int) -> list[JBU]:
+        """The one module, as often as it doubles into ``ratio`` (rounded up for patch 14)."""
+        return [self.up] * math.ceil(math.log2(ratio))
+
+
+class JBUStack(Upsampler):
+    """FeatUp: four modules, a module for each doubling."""
+
+    def __init__(self, channels: int, radius: int = 3) -> None:
+        super().__init__(channels)
+        self.up1, self.up2, self.up3, self.up4 = (JBU(radius) for _ in range(4))
+
+    def steps(self, ratio: int) -> list[JBU]:
+        """All four modules: the stack is made for patches of 14 and 16 pixels."""
+        if math.ceil(math.log2(ratio)) != 4:
+            raise ModelError(
+                f"a JBU stack has four doublings and cannot serve patches of {ratio} pixels; "
+                "use a JBU_One upsampler or --upsampler bilinear"
+            )
+        return [self.up1, self.up2, self.up3, self.up4]
+
+
+def build_upsampler(state: dict[str, Tensor], channels: int, origin: str) -> Upsampler:
+    """The upsampler whose weights ``state`` holds, in evaluation mode.
+
+    Args:
+        state: parameters named as in ``JBUOne`` or ``JBUStack``.
+        channels: of the encoder's features.
+        origin: where the weights come from, for messages.
+
+    Raises:
+        ModelError: the weights are of neither kind, or for features of another width.
+    """
+    kind, first = (JBUOne, "up") if "up.range_temp" in state else (JBUStack, "up1")
+    try:
+        # An 11 x 11 neighbourhood has 121 weights: the radius is read off the last layer's bias.
+        neighbourhood = len(state[f"{first}.fixup_proj.3.bias"])
+        upsampler = kind(channels, radius=(math.isqrt(neighbourhood) - 1) // 2)
+        upsampler.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        width = len(state.get("fixup_proj.1.bias", []))
+        raise ModelError(
+            f"{origin} does not hold an upsampler for features of {channels} channels"
+            + (f" (it has {width})" if width not in (0, channels) else "")
+            + "; use the one trained for this model, or --upsampler bilinear"
+        ) from error
+    return upsampler.eval()
+
+
+def read_upsampler_state(path: Path) -> dict[str, Tensor]:
+    """Upsampler weights of our ``.safetensors`` or of the authors' Lightning ``.ckpt``.
+
+    Raises:
+        ModelError: the file is missing, damaged, or holds no upsampler.
+    """
+    if not path.is_file():
+        raise ModelError(f"no upsampler at {path}; give a .safetensors or .ckpt file")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint.get("state_dict", checkpoint)
+        weights = {
+            key.removeprefix(CHECKPOINT_PREFIX): value.float()
+            for key, value in state.items()
+            if key.startswith(CHECKPOINT_PREFIX)
+        }
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path} cannot be read as a checkpoint of weights: {reason}") from error
+    if not weights:
+        raise ModelError(f"{path} holds no weights named {CHECKPOINT_PREFIX}*; is it FeatUp's?")
+    return weights

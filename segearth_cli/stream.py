@@ -1,0 +1,181 @@
+"""A scene streamed through the network: rows of windows in, finished rows of the map out.
+
+Memory holds one row of windows, whatever the scene's height; a pixel's logits are summed in the
+same order however the scene is read and whatever the batch size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from segearth_cli.device import default_batch_size
+from segearth_cli.geo.raster import Legend, Scene
+from segearth_cli.geo.tiling import RollingBlend, WindowGrid
+from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
+from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
+from segearth_cli.options import SegmentOptions
+
+PERCENT_NODATA = 255
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A segmenter with its settings, the words it was loaded for and what their map looks like."""
+
+    segmenter: Segmenter
+    settings: ModelSettings
+    vocabulary: Vocabulary
+    legend: Legend
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows of the map, from row ``row_off`` on."""
+
+    row_off: int
+    classes: NDArray[Any]  # h W; raster values
+    confidence: NDArray[np.uint8]  # h W; percent
+    probabilities: NDArray[np.uint8]  # K h W; percent
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window on its way through the network."""
+
+    row: int
+    column: int
+    image: NDArray[np.float32]  # 3 h w
+    has_data: bool
+
+
+def load_model(options: SegmentOptions, sensor: str) -> Model:
+    """The model that the options name, ready for scenes of that sensor."""
+    vocabulary = build_vocabulary(options)
+    segmenter, settings = load_segmenter(options.model, vocabulary, sensor)
+    logger.info(
+        "model %s: attention %s, upsampler %s, %s on %s",
+        settings.name,
+        settings.attention,
+        settings.upsampler,
+        settings.precision,
+        segmenter.device,
+    )
+    return Model(segmenter, settings, vocabulary, class_legend(vocabulary))
+
+
+def class_legend(vocabulary: Vocabulary) -> Legend:
+    """Values, names and colours of the class raster; value 0 always has an entry."""
+    values, names, colours = vocabulary.values, vocabulary.names, vocabulary.colours
+    if not vocabulary.has_background:
+        values, names = (0, *values), ("unclassified", *names)
+        colours = (BACKGROUND_COLOUR, *colours)
+    nodata, dtype = (255, "uint8") if values[-1] < 255 else (65535, "uint16")
+    return Legend(values, names, colours, nodata, dtype)
+
+
+def window_grid(scene: Scene, settings: ModelSettings) -> WindowGrid:
+    """The windows over a scene."""
+    return WindowGrid(scene.grid.height, scene.grid.width, settings.window, settings.stride)
+
+
+def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterator[Rows]:
+    """The scene's map from top to bottom, as soon as rows are final."""
+    grid = window_grid(scene, model.settings)
+    batch = options.model.batch_size or default_batch_size(model.segmenter.device)
+    blend = RollingBlend(grid, len(model.vocabulary.queries))
+    valid: dict[int, NDArray[np.bool_]] = {}
+    logits = window_logits(read_windows(scene, grid, valid), model.segmenter, batch)
+    progress = tqdm(
+        total=len(grid), unit="window", desc=Path(scene.source).name, disable=None, leave=False
+    )
+    with progress:
+        for row, row_end in blend.row_ends():
+            for column in grid.columns:
+                window_logit = next(logits)
+                if window_logit is not None:
+                    blend.add(column, window_logit)
+                progress.update()
+            row_off, mean_logits = blend.finish_row(row_end)
+            yield score_rows(row_off, mean_logits, valid.pop(row)[: row_end - row], model, options)
+
+
+def read_windows(
+    scene: Scene, grid: WindowGrid, valid: dict[int, NDArray[np.bool_]]
+) -> Iterator[Window]:
+    """Every window of the scene, row by row; each row of the scene is read once.
+
+    ``valid`` receives the validity mask of each row of windows, by its first row.
+    """
+    image = np.empty((3, 0, grid.width), np.float32)
+    mask = np.empty((0, grid.width), np.bool_)
+    first = 0  # row of the scene that the strip starts with
+    for row in grid.rows:
+        new_row = first + image.shape[1]
+        new_image, new_mask = scene.read(new_row, row + grid.window_height - new_row)
+        image = np.concatenate([image[:, row - first :], new_image], axis=1)
+        mask = np.concatenate([mask[row - first :], new_mask])
+        first = row
+        valid[row] = mask
+        for column in grid.columns:
+            across = slice(column, column + grid.window_width)
+            yield Window(row, column, image[:, :, across], bool(mask[:, across].any()))
+
+
+def window_logits(
+    windows: Iterator[Window], segmenter: Segmenter, batch_size: int
+) -> Iterator[NDArray[np.float32] | None]:
+    """Logits of each window in order, Q x h x w; ``None`` where a window has no data."""
+    waiting: list[Window] = []
+
+    def run() -> Iterator[NDArray[np.float32] | None]:
+        images = [window.image for window in waiting if window.has_data]
+        with torch.inference_mode():
+            results = iter(segmenter(torch.from_numpy(np.stack(images))).cpu() if images else [])
+        for window in waiting:
+            yield next(results).numpy() if window.has_data else None
+        waiting.clear()
+
+    for window in windows:
+        waiting.append(window)
+        if sum(window.has_data for window in waiting) == batch_size:
+            yield from run()
+    yield from run()
+
+
+def score_rows(
+    row_off: int,
+    logits: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    model: Model,
+    options: SegmentOptions,
+) -> Rows:
+    """Classes, confidence and probabilities of finished rows (Q h W); nodata where not valid."""
+    legend = model.legend
+    probabilities = model.segmenter.class_probabilities(
+        torch.from_numpy(logits).to(model.segmenter.device)
+    )
+    best, index = probabilities.max(dim=0)
+    values = torch.tensor(model.vocabulary.values, device=index.device)[index]
+    values[best < options.threshold] = 0
+    classes = values.cpu().numpy().astype(legend.dtype)
+    confidence = _percent(best)
+    every = _percent(probabilities) if options.probabilities else np.empty((0, 0, 0), np.uint8)
+    classes[~valid] = legend.nodata
+    confidence[~valid] = PERCENT_NODATA
+    every[:, ~valid] = PERCENT_NODATA
+    return Rows(row_off, classes, confidence, every)
+
+
+def _percent(probability: torch.Tensor) -> NDArray[np.uint8]:
+    return (probability * 100).round().to(torch.uint8).cpu().numpy()

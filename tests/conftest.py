@@ -1,0 +1,66 @@
+"""What several tests need: the reference's numbers, a tiny scene, the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+
+DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[1]
+
+
+class Reference:
+    """Numbers that the authors' implementation produces (float32, CPU), see tests/data/README."""
+
+    mean = (0.48145466, 0.4578275, 0.40821073)
+    std = (0.26862954, 0.26130258, 0.27577711)
+
+    def __init__(self, path: Path) -> None:
+        self.arrays = np.load(path)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays.files
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.arrays.files)
+
+    @property
+    def image(self) -> torch.Tensor:
+        """3 x 336 x 336 in [0, 1]."""
+        return self["image"].permute(2, 0, 1).float() / 255
+
+    def normalised(self, rows: slice, columns: slice) -> torch.Tensor:
+        """A window of the image as the encoder takes it: 1 x 3 x h x w."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((self.image - mean) / std)[None, :, rows, columns]
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        prefix = f"w/{name}."
+        return {
+            key.removeprefix(prefix): self[key].float()
+            for key in self.names
+            if key.startswith(prefix)
+        }
+
+    def visual(self) -> VisionTransformer:
+        visual = VisionTransformer(224, 16, 96, 4, 3, 4.0, output_dim=64, act_layer=QuickGELU)
+        visual.load_state_dict(self.weights("visual"))
+        return visual.eval()
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    return Reference(DATA / "reference.npz")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("SEGEARTH_CACHE", str(cache))

@@ -1,0 +1,126 @@
+import json
+from importlib import resources
+
+import pytest
+
+from segearth_cli.errors import UsageError
+from segearth_cli.model.prompts import (
+    build_vocabulary,
+    choose_classes,
+    parse_classes,
+    read_classes,
+    read_preset,
+    usual_colour,
+)
+from segearth_cli.options import SegmentOptions
+
+
+def vocabulary(text, background="background"):
+    choice = choose_classes(text, None, None, background)
+    return build_vocabulary(SegmentOptions(choice.classes, choice.background))
+
+
+def test_classes_keep_their_order_behind_the_background():
+    words = vocabulary("building, road ,water|river")
+
+    assert words.names == ("background", "building", "road", "water")
+    assert words.values == (0, 1, 2, 3)
+    assert words.queries == ("background", "building", "road", "water", "river")
+    assert words.query_class == (0, 1, 2, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["background", "Other", "clutter"])
+def test_a_class_named_background_is_the_background(name):
+    words = vocabulary(f"building,{name}|misc,road")
+
+    assert words.names == (name, "building", "road")
+    assert words.values == (0, 1, 2)
+
+
+def test_the_users_own_background():
+    assert vocabulary("car", "street|ground").classes == (("street", "ground"), ("car",))
+    assert vocabulary("car,street", "street").names == ("street", "car")
+
+
+def test_without_background_values_start_at_one():
+    words = vocabulary("building,road", None)
+
+    assert words.names == ("building", "road")
+    assert words.values == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("building,,road", "empty class name"),
+        ("building,|road", "empty class name"),
+        ("building,Building", "named twice"),
+        ("background", "only class is the background"),
+    ],
+)
+def test_class_lists_that_make_no_sense(text, message):
+    with pytest.raises(UsageError, match=message):
+        vocabulary(text)
+
+
+def test_a_class_file(tmp_path):
+    path = tmp_path / "my classes.txt"
+    path.write_text("# roofs\nbuilding, roof\n\nwater\n", encoding="utf-8")
+
+    assert read_classes(path) == (("building", "roof"), ("water",))
+
+
+def test_class_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n# nothing\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+
+    for name, message in [
+        ("missing.txt", "No such file"),
+        ("empty.txt", "names no class"),
+        ("binary.txt", "not UTF-8"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            read_classes(tmp_path / name)
+
+
+def test_classes_are_given_in_one_way(tmp_path):
+    with pytest.raises(UsageError, match="--classes, --classes-file or --preset"):
+        choose_classes(None, None, None, None)
+    with pytest.raises(UsageError, match="--classes and --preset exclude"):
+        choose_classes("road", None, "loveda", None)
+
+
+def test_every_preset_gives_a_vocabulary():
+    text = resources.files("segearth_cli").joinpath("presets.json").read_text()
+    for preset in json.loads(text):
+        choice = read_preset(preset["name"])
+        words = build_vocabulary(
+            SegmentOptions(choice.classes, choice.background, choice.colours, choice.threshold)
+        )
+        assert len(words.classes) == len(preset["classes"])
+        without = {"ddhr-korea", "ddhr-sd", "ddhr-xa", "yeseg-sar"}
+        assert words.has_background == (preset["name"] not in without)
+
+
+def test_a_preset_puts_its_background_first():
+    choice = read_preset("potsdam")
+
+    words = build_vocabulary(SegmentOptions(choice.classes, choice.background, choice.colours))
+
+    assert words.names == ("clutter", "road", "building", "grass", "tree", "car")
+    assert words.colours[0] == (255, 0, 0)
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(UsageError, match="openearthmap"):
+        read_preset("potsdamm")
+
+
+def test_colours_are_those_of_maps_and_all_different():
+    assert usual_colour(("water", "river"), 3) == usual_colour(("lake",), 0)
+    many = {usual_colour((f"thing {i}",), i) for i in range(60)}
+    assert len(many) == 60
+
+
+def test_synonyms_parse():
+    assert parse_classes("a|b,c d") == (("a", "b"), ("c d",))

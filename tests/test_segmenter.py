@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+
+from segearth_cli.geo.tiling import RollingBlend, WindowGrid
+from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.segmenter import Segmenter
+from segearth_cli.model.upsampler import build_upsampler
+
+SETUPS = {  # attention, upsampler, lambda
+    "SegEarth+jbu_one+gba": ("segearth", "jbu_one", 0.3),
+    "SCLIP+jbu_stack": ("sclip", "jbu_stack", 0.0),
+    "ClearCLIP": ("clearclip", None, 0.0),
+}
+SIZES = ["336x336", "300x251", "130x150"]
+
+
+def segmenter(reference, setup):
+    attention, upsampler, global_bias = SETUPS[setup]
+    return Segmenter(
+        DenseEncoder(reference.visual(), attention),
+        build_upsampler(reference.weights(upsampler), 64, upsampler) if upsampler else None,
+        reference["queries"],
+        mean=reference.mean,
+        std=reference.std,
+        global_bias=global_bias,
+        logit_scale=50.0,
+        query_class=reference["query_class"].tolist(),
+    ).eval()
+
+
+@torch.inference_mode()
+def slide(model, image, window=224, stride=112):
+    """Mean logits over the windows: Q x H x W."""
+    grid = WindowGrid(image.shape[1], image.shape[2], window, stride)
+    blend = RollingBlend(grid, len(model.text))
+    strips = []
+    for row, row_end in blend.row_ends():
+        for column in grid.columns:
+            crop = image[None, :, row : row + grid.window_height]
+            crop = crop[..., column : column + grid.window_width]
+            blend.add(column, model(crop)[0].numpy())
+        strips.append(blend.finish_row(row_end)[1])
+    return torch.from_numpy(np.concatenate(strips, axis=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("size", SIZES)
+def test_slid_windows_give_the_logits_and_classes_of_the_reference(reference, size, setup):
+    key = f"slide/{size}/{setup}"
+    if f"{key}/classes" not in reference:
+        pytest.skip("the reference has no such entry")
+    model = segmenter(reference, setup)
+    height, width = map(int, size.split("x"))
+
+    logits = slide(model, reference.image[:, :height, :width])
+    probabilities = model.class_probabilities(logits)
+    classes = probabilities.argmax(0)
+
+    torch.testing.assert_close(
+        logits[:, ::6, ::6], reference[f"{key}/logits_stride6"], atol=1e-4, rtol=0
+    )
+    assert (classes != reference[f"{key}/classes"]).float().mean() < 3e-4
+    if f"{key}/classes_threshold0.3" in reference:
+        classes[probabilities.amax(0) < 0.3] = 0
+        assert (classes != reference[f"{key}/classes_threshold0.3"]).float().mean() < 3e-4
+
+
+def test_a_class_takes_its_best_query(reference):
+    model = segmenter(reference, "ClearCLIP")
+    logits = torch.randn(14, 3, 5) / 50
+
+    probabilities = model.class_probabilities(logits)
+
+    softmax = (logits * 50).softmax(0)
+    query_class = reference["query_class"]
+    for index in range(int(query_class.max()) + 1):
+        assert torch.equal(probabilities[index], softmax[query_class == index].amax(0))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 1), (15, 300)])
+def test_images_of_any_size_are_padded_and_cut_back(reference, size):
+    model = segmenter(reference, "SegEarth+jbu_one+gba")
+
+    with torch.inference_mode():
+        logits = model(torch.rand(1, 3, *size))
+
+    assert logits.shape == (1, 14, *size)
+    assert logits.isfinite().all()
+
+
+def test_global_bias_takes_the_class_tokens_share_off_every_pixel(reference):
+    plain, alleviated = segmenter(reference, "ClearCLIP"), segmenter(reference, "ClearCLIP")
+    alleviated.global_bias = 0.3
+    image = reference.image[None, :, :224, :224]
+
+    with torch.inference_mode():
+        difference = plain(image) - alleviated(image)
+        _, class_token = plain.encoder(reference.normalised(slice(224), slice(224)))
+
+    cosine = torch.nn.functional.normalize(class_token, dim=-1) @ reference["queries"].T
+    expected = (0.3 * cosine[0])[:, None, None].expand(14, 224, 224)
+    torch.testing.assert_close(difference[0], expected, atol=1e-5, rtol=0)
