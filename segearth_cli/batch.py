@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.options import SegmentOptions
 
 if TYPE_CHECKING:
-    from segearth_cli.segment import SegmentResult
+    from segearth_cli.segment import Plan, SegmentResult
 
 STEM = "{stem}"
 
@@ -24,6 +25,7 @@ class Failure:
 
     source: str
     error: SegEarthError
+    of_many: bool  # whether the message must name the source
 
 
 def expand_inputs(inputs: Iterable[str], lines: Iterable[str] = sys.stdin) -> list[str]:
@@ -37,7 +39,7 @@ def expand_inputs(inputs: Iterable[str], lines: Iterable[str] = sys.stdin) -> li
         sources += [line.strip() for line in lines if line.strip()] if name == "-" else [name]
     if not sources:
         raise UsageError("no scene: standard input was empty; name one a line")
-    twice = sorted({source for source in sources if sources.count(source) > 1})
+    twice = [source for source, count in Counter(sources).items() if count > 1]
     if twice:
         raise UsageError(f"{twice[0]} is named twice; name each scene once")
     return sources
@@ -57,7 +59,7 @@ def options_per_scene(sources: Sequence[str], options: SegmentOptions) -> list[S
             f"name, for instance -o 'maps/{STEM}.gpkg'"
         )
     stems = [PurePosixPath(source.replace("\\", "/")).stem for source in sources]
-    clash = next((stem for stem in stems if stems.count(stem) > 1), None)
+    clash = next((stem for stem, count in Counter(stems).items() if count > 1), None)
     if clash is not None and any(STEM in name for name in names):
         raise UsageError(f"two scenes have the stem {clash!r}; their outputs would be the same")
     return [
@@ -88,4 +90,12 @@ def segment_all(
         try:
             yield segment(source, own, lambda _, sensor: load(sensor))
         except SegEarthError as error:
-            yield Failure(source, error)
+            yield Failure(source, error, len(sources) > 1)
+
+
+def plan_all(sources: Sequence[str], options: SegmentOptions) -> Iterator[Plan]:
+    """What each scene would take; nothing is computed or written."""
+    from segearth_cli.segment import plan
+
+    for source, own in zip(sources, options_per_scene(sources, options), strict=True):
+        yield plan(source, own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from segearth_cli import __version__
+from segearth_cli import __version__, terminal
 from segearth_cli.errors import SegEarthError
 from segearth_cli.options import (
     ATTENTIONS,
@@ -37,10 +36,10 @@ class ErrorBoundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except SegEarthError as error:
-            fail(str(error))
+            terminal.print_error(str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            fail("interrupted")
+            terminal.print_error("interrupted; nothing unfinished was written")
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
             # The reader of stdout has gone (`| head`): the interpreter must not flush into it.
@@ -56,17 +55,6 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True)
 app.add_typer(models_app, name="models", help="List, fetch and find models.")
-
-
-def fail(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    from rich.console import Console
-    from rich.text import Text
-
-    line = " ".join(message.split())
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        Text.assemble(("error: ", "bold red"), line)
-    )
 
 
 def show_version(wanted: bool) -> None:
@@ -242,10 +230,10 @@ def segment_command(
 
     Example: segearth segment scene.tif --classes building,road,water -o map.gpkg
     """
-    from segearth_cli import batch, report
+    from segearth_cli import batch
     from segearth_cli.model.prompts import choose_classes
 
-    log_to_stderr(verbose, quiet)
+    terminal.log_to_stderr(verbose, quiet)
     wanted = choose_classes(
         classes, classes_file, preset, None if no_background else background
     )
@@ -287,48 +275,50 @@ def segment_command(
     sources = batch.expand_inputs(inputs)
     if dry_run:
         for plan in batch.plan_all(sources, options):
-            report.show_plan(plan, json)
+            terminal.show_plan(plan, json)
         return
     failures = []
     for outcome in batch.segment_all(sources, options):
-        report.show_outcome(outcome, json, quiet)
         if isinstance(outcome, batch.Failure):
-            failures.append(outcome)
+            terminal.show_failure(outcome, json)
+            failures.append(outcome.error)
+        else:
+            terminal.show_result(outcome, json, quiet)
     if failures:
-        raise typer.Exit(failures[0].error.exit_code if len(sources) == 1 else PARTLY_FAILED)
-
-
-def log_to_stderr(verbose: bool, quiet: bool) -> None:
-    """Warnings (and with ``verbose`` the steps) on stderr, one line each."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    handler = RichHandler(
-        console=Console(stderr=True, soft_wrap=True),
-        show_time=False,
-        show_path=False,
-        markup=False,
-        highlighter=None,
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    logging.getLogger("segearth_cli").setLevel(level)
+        raise typer.Exit(failures[0].exit_code if len(sources) == 1 else PARTLY_FAILED)
 
 
 @models_app.command("list")
-def models_list(as_json: Json = False) -> None:
+def models_list(json: Json = False) -> None:
     """Show every model by name, and where its weights are."""
+    from segearth_cli.model.weights import list_models
+
+    terminal.show_models(list_models(), json)
 
 
 @models_app.command("pull")
 def models_pull(
-    name: Annotated[str, typer.Argument(help="For instance vit-b-16.")],
-    force: Annotated[bool, typer.Option("--force", help="Fetch again.")] = False,
+    name: Annotated[str, typer.Argument(help="For instance vit-b-16.", show_envvar=False)],
+    file: Annotated[
+        list[Path] | None,
+        option(metavar="FILE", help="A file of the model that you have already; repeatable."),
+    ] = None,
+    force: Annotated[bool, option("--force", help="Fetch again.")] = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download a model's weights, check them and keep them for offline use."""
+    """Download a model, check it and keep it for offline use; prints its folder."""
+    from segearth_cli.model.weights import pull
+
+    terminal.log_to_stderr(verbose, quiet)
+    print(pull(name, force=force, files=file or ()).path)
 
 
 @models_app.command("path")
-def models_path(name: Annotated[str, typer.Argument(help="For instance mini.")]) -> None:
+def models_path(
+    name: Annotated[str, typer.Argument(help="For instance mini.", show_envvar=False)],
+) -> None:
     """Print the folder of a model that is on this machine."""
+    from segearth_cli.model.weights import model_path
+
+    print(model_path(name))

@@ -124,6 +124,13 @@ class SegmentOptions:
                 f"{' '.join(OUTPUT_SUFFIXES)}, or - for GeoJSON text sequences on stdout",
             )
         _require(
+            self.probabilities is None or self.probabilities.lower().endswith(RASTER_SUFFIXES),
+            f"--probabilities {self.probabilities!r} is a raster; end it with .tif",
+        )
+        _require(
+            self.probabilities not in self.outputs, "--probabilities and -o name the same file"
+        )
+        _require(
             len(set(self.outputs)) == len(self.outputs), "the same output is given twice with -o"
         )
 

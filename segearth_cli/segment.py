@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segearth_cli import __version__, report
-from segearth_cli.errors import OutputError
+from segearth_cli.device import pick_device, pick_precision, use_threads
+from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo import raster, vector
-from segearth_cli.geo.raster import Legend, RowWriter, Scene, open_scene
-from segearth_cli.options import RASTER_SUFFIXES, SegmentOptions
-from segearth_cli.stream import PERCENT_NODATA, Model, classify_rows, load_model
+from segearth_cli.geo.raster import Grid, Legend, RowWriter, Scene, open_scene
+from segearth_cli.model.prompts import build_vocabulary
+from segearth_cli.model.segmenter import model_settings
+from segearth_cli.model.weights import resolve_model
+from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
+from segearth_cli.stream import (
+    PERCENT_NODATA,
+    Model,
+    class_legend,
+    classify_rows,
+    load_model,
+    memory_estimate,
+    window_grid,
+)
 
 STDOUT = "-"
 PREVIEW_SIDE = 1000  # pixels
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,42 +46,61 @@ class SegmentResult:
     source: str
     outputs: tuple[str, ...]
     pixels: dict[str, int]  # per class name
-    area_m2: dict[str, float | None]  # None where the scene has no place on the ground
+    area_m2: dict[str, float | None]  # by the central pixel's size; None without a CRS
     nodata_pixels: int
     seconds: float
     options: SegmentOptions
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What one scene would take."""
+
+    source: str
+    width: int
+    height: int
+    gsd_m: float | None
+    crs: str | None
+    reading: str  # sensor, bands, scaling
+    model: str
+    settings: str
+    window: int
+    stride: int
+    windows: int
+    memory_bytes: int
+    classes: dict[int, str]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ClassMap:
-    """The working rasters of a scene, and what was counted while writing them."""
+    """A classified scene: its working rasters, and what its outputs are made of."""
 
     classes: Path
     confidence: Path
-    probabilities: Path | None
+    probabilities: Path
     legend: Legend
+    grid: Grid
+    tags: dict[str, str]
+    options: SegmentOptions
 
+    @cached_property
+    def polygons(self) -> Any:
+        """The classes but the background as a GeoDataFrame."""
+        return vector.polygons(
+            self.classes,
+            self.confidence,
+            self.legend,
+            self.grid,
+            source=self.tags["SEGEARTH_SOURCE"],
+            simplify_m=self.options.simplify,
+        )
 
-@dataclass
-class Staging:
-    """Folders beside the outputs where everything is written before it is renamed into place."""
-
-    stack: contextlib.ExitStack
-    folders: dict[Path, Path] = field(default_factory=dict)
-
-    def beside(self, destination: Path) -> Path:
-        """A temporary folder on the destination's own file system; missing folders are made."""
-        parent = destination.parent
-        if parent not in self.folders:
-            try:
-                parent.mkdir(parents=True, exist_ok=True)
-                folder = tempfile.TemporaryDirectory(prefix=".segearth-", dir=parent)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write into {parent}: {error.strerror}; choose another folder"
-                ) from error
-            self.folders[parent] = Path(self.stack.enter_context(folder))
-        return self.folders[parent]
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """Pixels of each raster value."""
+        counts = raster.count_values(self.classes, self.legend.nodata + 1)
+        return dict(enumerate(counts.tolist()))
 
 
 def segment(
@@ -90,36 +122,82 @@ def segment(
     """
     started = time.perf_counter()
     check_outputs(source, options)
+    use_threads(options.threads)
     with contextlib.ExitStack() as stack:
         scene = stack.enter_context(open_scene(source, options))
-        model = load(options, scene.sensor)
+        logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
-        class_map = write_class_map(scene, model, staging, options)
-        counts = count_pixels(class_map)
-        written = write_outputs(scene, class_map, model, staging, options, stdout or sys.stdout)
-        publish(written)
+        work = staging.beside(*output_paths(options)[:1])
+        model = load(options, scene.sensor)
+        class_map = write_class_map(scene, model, work, options)
+        finished = write_outputs(scene, class_map, staging)
+        if STDOUT in options.outputs:
+            vector.write_features(class_map.polygons, stdout or sys.stdout)
+        publish(finished)
+        counts, area = class_map.counts, scene.grid.pixel_area_m2
+    names = dict(zip(model.legend.names, model.legend.values, strict=True))
     return SegmentResult(
         source=source,
-        outputs=tuple([*options.outputs, *filter(None, [options.probabilities])]),
-        **_class_sizes(counts, class_map.legend, scene),
+        outputs=(*options.outputs, *filter(None, [options.probabilities])),
+        pixels={name: counts[value] for name, value in names.items()},
+        area_m2={name: area and counts[value] * area for name, value in names.items()},
+        nodata_pixels=counts[model.legend.nodata],
         seconds=time.perf_counter() - started,
         options=options,
     )
 
 
-def check_outputs(source: str, options: SegmentOptions) -> None:
-    """Refuse outputs that exist, before any work is done.
+def plan(source: str, options: SegmentOptions) -> Plan:
+    """What segmenting a scene would take; reads its header and a sample, and no weights.
 
     Raises:
+        SegEarthError: what would go wrong before the first window.
+    """
+    check_outputs(source, options)
+    vocabulary = build_vocabulary(options)
+    device = pick_device(options.model.device)
+    precision = pick_precision(options.model.precision, device)
+    with open_scene(source, options) as scene:
+        folder = resolve_model(options.model.model, scene.sensor)
+        settings = model_settings(folder, options.model, precision)
+        windows = window_grid(scene, settings)
+        legend = class_legend(vocabulary)
+        return Plan(
+            source=source,
+            width=scene.grid.width,
+            height=scene.grid.height,
+            gsd_m=scene.grid.gsd_m,
+            crs=scene.grid.crs and scene.grid.crs.to_string(),
+            reading=scene.description,
+            model=f"{settings.name} ({folder.path})",
+            settings=f"attention {settings.attention}, upsampler {settings.upsampler}, "
+            f"{precision} on {device}",
+            window=settings.window,
+            stride=settings.stride,
+            windows=len(windows),
+            memory_bytes=memory_estimate(windows, len(vocabulary.queries), folder.size),
+            classes=dict(zip(legend.values, legend.names, strict=True)),
+            outputs=(*options.outputs, *filter(None, [options.probabilities])),
+        )
+
+
+def check_outputs(source: str, options: SegmentOptions) -> None:
+    """Refuse outputs that cannot be, before any work is done.
+
+    Raises:
+        UsageError: no output is named, or a package that a format needs is missing.
         OutputError: an output exists and ``overwrite`` is off, or is the scene itself.
     """
+    if not options.outputs and not options.probabilities:
+        raise UsageError("say what to write, for instance -o map.gpkg or -o - for stdout")
     for path in output_paths(options):
+        vector.require_vector_support(path)
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file in it")
         if path.exists() and Path(source).exists() and path.samefile(source):
             raise OutputError(f"{path} is the scene itself; write to another file")
         if path.exists() and not options.overwrite:
             raise OutputError(f"{path} exists; use --overwrite to replace it")
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; name a file")
 
 
 def output_paths(options: SegmentOptions) -> list[Path]:
@@ -128,106 +206,137 @@ def output_paths(options: SegmentOptions) -> list[Path]:
     return [Path(name) for name in names if name != STDOUT]
 
 
+class Staging:
+    """Temporary folders beside the outputs, so that finished files only need to be renamed."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+
+    def beside(self, destination: Path | None = None) -> Path:
+        """A new folder on the destination's file system, or anywhere; its parents are made.
+
+        Raises:
+            OutputError: the folder cannot be made.
+        """
+        parent = None if destination is None else destination.parent
+        try:
+            if parent is not None:
+                parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix=".segearth-", dir=parent)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write into {parent or 'the temporary folder'}: {error.strerror}; "
+                "choose another folder"
+            ) from error
+        return Path(self._stack.enter_context(folder))
+
+
 def write_class_map(
-    scene: Scene, model: Model, staging: Staging, options: SegmentOptions
+    scene: Scene, model: Model, folder: Path, options: SegmentOptions
 ) -> ClassMap:
     """Classify the scene into working rasters; memory depends on its width alone."""
-    paths = output_paths(options)
-    folder = (
-        staging.beside(paths[0])
-        if paths
-        else Path(staging.stack.enter_context(tempfile.TemporaryDirectory(prefix="segearth-")))
-    )
     legend = model.legend
-    probabilities = folder / "probabilities.tif" if options.probabilities else None
-    class_map = ClassMap(folder / "classes.tif", folder / "confidence.tif", probabilities, legend)
-    with contextlib.ExitStack() as writers:
-        classes = writers.enter_context(
-            RowWriter(class_map.classes, scene.grid, dtype=legend.dtype, nodata=legend.nodata)
-        )
-        confidence = writers.enter_context(
-            RowWriter(class_map.confidence, scene.grid, dtype="uint8", nodata=PERCENT_NODATA)
-        )
-        every = probabilities and writers.enter_context(
-            RowWriter(
-                probabilities,
-                scene.grid,
-                bands=len(model.vocabulary.classes),
-                dtype="uint8",
-                nodata=PERCENT_NODATA,
-            )
+    class_map = ClassMap(
+        folder / "classes.tif",
+        folder / "confidence.tif",
+        folder / "probabilities.tif",
+        legend,
+        scene.grid,
+        describe(scene, model, options),
+        options,
+    )
+    with contextlib.ExitStack() as stack:
+
+        def rows_into(path: Path, dtype: str, nodata: int, bands: int = 1) -> RowWriter:
+            return stack.enter_context(RowWriter(path, scene.grid, dtype, bands, nodata))
+
+        classes = rows_into(class_map.classes, legend.dtype, legend.nodata)
+        confidence = rows_into(class_map.confidence, "uint8", PERCENT_NODATA)
+        bands = len(model.vocabulary.classes)
+        every = (
+            rows_into(class_map.probabilities, "uint8", PERCENT_NODATA, bands)
+            if options.probabilities
+            else None
         )
         for rows in classify_rows(scene, model, options):
             classes.write(rows.classes)
             confidence.write(rows.confidence)
-            if every:
+            if every is not None:
                 every.write(rows.probabilities)
-    if options.min_area and scene.grid.pixel_area_m2:
-        raster.sieve(class_map.classes, round(options.min_area / scene.grid.pixel_area_m2))
+    if options.min_area:
+        if scene.grid.pixel_area_m2 is None:
+            logger.warning("no coordinate system: --min-area %g means pixels", options.min_area)
+        pixels = options.min_area / (scene.grid.pixel_area_m2 or 1.0)
+        raster.sieve(class_map.classes, round(pixels))
     return class_map
 
 
-def write_outputs(
-    scene: Scene,
-    class_map: ClassMap,
-    model: Model,
-    staging: Staging,
-    options: SegmentOptions,
-    stdout: TextIO,
-) -> dict[Path, Path]:
-    """Write every output beside its destination; returns staged file -> final file."""
-    tags = describe(scene, model, options)
-    staged: dict[Path, Path] = {}
-    frame = None
-
-    def polygons() -> Any:
-        nonlocal frame
-        if frame is None:
-            frame = vector.polygons(
-                class_map.classes,
-                class_map.confidence,
-                class_map.legend,
-                scene.grid,
-                source=scene.source,
-                simplify_m=options.simplify,
-            )
-        return frame
-
+def write_outputs(scene: Scene, class_map: ClassMap, staging: Staging) -> dict[Path, Path]:
+    """Write every output beside its destination; returns finished file -> final place."""
+    options = class_map.options
+    finished: dict[Path, Path] = {}
     for path in output_paths(options):
-        folder = staging.beside(path)
-        place = folder / path.name
-        if path == Path(options.probabilities or ""):
-            names = list(model.vocabulary.names)
-            written = raster.write_probabilities(
-                class_map.probabilities, place, names, tags, options.creation_options
-            )
-        elif path.suffix.lower() in RASTER_SUFFIXES:
-            written = raster.write_class_raster(
-                class_map.classes, place, class_map.legend, tags, options.creation_options
-            )
-        elif path.suffix.lower() == ".png":
-            written = [write_preview(scene, class_map, place)]
-        else:
-            written = vector.write_vector(polygons(), place, class_map.legend)
-        staged.update({file: path.parent / file.name for file in written})
-    if STDOUT in options.outputs:
-        vector.write_sequence(polygons(), stdout)
-    return staged
+        place = staging.beside(path) / path.name
+        kind = "probabilities" if path == Path(options.probabilities or "") else path.suffix.lower()
+        for file in WRITERS[kind](scene, class_map, place):
+            finished[file] = path.with_name(file.name)
+    return finished
 
 
-def write_preview(scene: Scene, class_map: ClassMap, place: Path) -> Path:
-    """The image, the map over it and the legend, as a picture."""
+def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    return raster.write_class_raster(
+        class_map.classes,
+        place,
+        class_map.legend,
+        class_map.tags,
+        class_map.options.creation_options,
+    )
+
+
+def _write_probabilities(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    legend = class_map.legend
+    names = legend.names if class_map.options.background is not None else legend.names[1:]
+    return raster.write_probabilities(
+        class_map.probabilities, place, names, class_map.tags, class_map.options.creation_options
+    )
+
+
+def _write_polygons(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    return vector.write_vector(class_map.polygons, place, class_map.legend)
+
+
+def _write_preview(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
     image, valid = scene.overview(PREVIEW_SIDE)
     classes = raster.read_decimated(class_map.classes, valid.shape)
-    report.write_preview(image, valid, classes, class_map.legend, place, title=scene.source)
-    return place
+    report.write_preview(
+        image,
+        valid,
+        classes,
+        class_map.legend,
+        place,
+        title=Path(scene.source).name,
+        pixels=class_map.counts,
+    )
+    return [place]
 
 
-def publish(staged: dict[Path, Path]) -> None:
-    """Rename finished files into place."""
-    for file, destination in staged.items():
+WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
+    **dict.fromkeys(RASTER_SUFFIXES, _write_raster),
+    **dict.fromkeys(VECTOR_SUFFIXES, _write_polygons),
+    ".png": _write_preview,
+    "probabilities": _write_probabilities,
+}
+
+
+def publish(finished: dict[Path, Path]) -> None:
+    """Rename finished files into place.
+
+    Raises:
+        OutputError: a file cannot be put there.
+    """
+    for file, destination in finished.items():
         sidecar = destination.with_name(destination.name + ".aux.xml")
-        if destination.suffix.lower() in RASTER_SUFFIXES and sidecar not in staged.values():
+        if destination.suffix.lower() in RASTER_SUFFIXES and sidecar not in finished.values():
             sidecar.unlink(missing_ok=True)  # statistics of the file that is being replaced
         try:
             file.replace(destination)
@@ -256,22 +365,5 @@ def describe(scene: Scene, model: Model, options: SegmentOptions) -> dict[str, s
         "SEGEARTH_MIN_AREA_M2": str(options.min_area),
         "SEGEARTH_SENSOR": scene.sensor,
         "SEGEARTH_BANDS": ",".join(map(str, scene.bands)),
-        "SEGEARTH_STRETCH": scene.scaling,
-    }
-
-
-def count_pixels(class_map: ClassMap) -> NDArray[np.int64]:
-    """Pixels of each raster value."""
-    return raster.histogram(class_map.classes, class_map.legend.nodata + 1)
-
-
-def _class_sizes(counts: NDArray[np.int64], legend: Legend, scene: Scene) -> dict[str, Any]:
-    area = scene.grid.pixel_area_m2
-    pixels = {
-        name: int(counts[value]) for value, name in zip(legend.values, legend.names, strict=True)
-    }
-    return {
-        "pixels": pixels,
-        "area_m2": {name: None if area is None else n * area for name, n in pixels.items()},
-        "nodata_pixels": int(counts[legend.nodata]),
+        "SEGEARTH_STRETCH": scene.scaling.description,
     }

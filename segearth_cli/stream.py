@@ -25,6 +25,7 @@ from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmente
 from segearth_cli.options import SegmentOptions
 
 PERCENT_NODATA = 255
+BASE_MEMORY = 900 << 20  # bytes: torch, GDAL and a batch of windows on its way
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished rows of the map, from row ``row_off`` on."""
+    """Finished rows of the map, the next ones from the top."""
 
-    row_off: int
     classes: NDArray[Any]  # h W; raster values
     confidence: NDArray[np.uint8]  # h W; percent
-    probabilities: NDArray[np.uint8]  # K h W; percent
+    probabilities: NDArray[np.uint8] | None  # K h W; percent
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ def window_grid(scene: Scene, settings: ModelSettings) -> WindowGrid:
     return WindowGrid(scene.grid.height, scene.grid.width, settings.window, settings.stride)
 
 
+def memory_estimate(grid: WindowGrid, queries: int, model_bytes: int) -> int:
+    """Bytes of memory that a scene takes at most, but for its polygons."""
+    strip = grid.window_height * grid.width * 4  # float32
+    return BASE_MEMORY + 2 * model_bytes + (3 * queries + 8) * strip
+
+
 def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterator[Rows]:
     """The scene's map from top to bottom, as soon as rows are final."""
     grid = window_grid(scene, model.settings)
@@ -106,8 +112,8 @@ def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterat
                 if window_logit is not None:
                     blend.add(column, window_logit)
                 progress.update()
-            row_off, mean_logits = blend.finish_row(row_end)
-            yield score_rows(row_off, mean_logits, valid.pop(row)[: row_end - row], model, options)
+            mean_logits = blend.finish_row(row_end)
+            yield score_rows(mean_logits, valid.pop(row)[: row_end - row], model, options)
 
 
 def read_windows(
@@ -154,28 +160,22 @@ def window_logits(
 
 
 def score_rows(
-    row_off: int,
-    logits: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    model: Model,
-    options: SegmentOptions,
+    logits: NDArray[np.float32], valid: NDArray[np.bool_], model: Model, options: SegmentOptions
 ) -> Rows:
-    """Classes, confidence and probabilities of finished rows (Q h W); nodata where not valid."""
-    legend = model.legend
-    probabilities = model.segmenter.class_probabilities(
-        torch.from_numpy(logits).to(model.segmenter.device)
-    )
+    """Classes and confidence of finished rows (Q h W, h W); nodata where not valid."""
+    device = model.segmenter.device
+    probabilities = model.segmenter.class_probabilities(torch.from_numpy(logits).to(device))
     best, index = probabilities.max(dim=0)
-    values = torch.tensor(model.vocabulary.values, device=index.device)[index]
+    values = torch.tensor(model.vocabulary.values, device=device)[index]
     values[best < options.threshold] = 0
-    classes = values.cpu().numpy().astype(legend.dtype)
-    confidence = _percent(best)
-    every = _percent(probabilities) if options.probabilities else np.empty((0, 0, 0), np.uint8)
-    classes[~valid] = legend.nodata
-    confidence[~valid] = PERCENT_NODATA
-    every[:, ~valid] = PERCENT_NODATA
-    return Rows(row_off, classes, confidence, every)
+    classes = values.cpu().numpy().astype(model.legend.dtype)
+    classes[~valid] = model.legend.nodata
+    every = percent(probabilities, valid) if options.probabilities else None
+    return Rows(classes, percent(best, valid), every)
 
 
-def _percent(probability: torch.Tensor) -> NDArray[np.uint8]:
-    return (probability * 100).round().to(torch.uint8).cpu().numpy()
+def percent(probability: torch.Tensor, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Whole percents, nodata where not valid (h W)."""
+    rounded: NDArray[np.uint8] = (probability * 100).round().to(torch.uint8).cpu().numpy()
+    rounded[..., ~valid] = PERCENT_NODATA
+    return rounded

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import open_clip
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
+
+from segearth_cli.model.folder import ModelCard, save_model_folder
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parents[1]
@@ -64,3 +67,36 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test reads or writes the user's cache."""
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("SEGEARTH_CACHE", str(cache))
+
+
+TINY = {
+    "embed_dim": 24,
+    "vision_cfg": {
+        "image_size": 64,
+        "layers": 2,
+        "width": 48,
+        "head_width": 16,
+        "patch_size": 16,
+    },
+    "text_cfg": {
+        "context_length": 32,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights and windows of 64 pixels: for everything but quality."""
+    torch.manual_seed(0)
+    card = ModelCard.for_sensor("tiny", "optical", licence="none", window=64, stride=32)
+    config = {
+        "model_cfg": TINY,
+        "preprocess_cfg": {"mean": Reference.mean, "std": Reference.std},
+    }
+    destination = tmp_path_factory.mktemp("models") / "tiny"
+    state = open_clip.CLIP(**TINY).state_dict()
+    return save_model_folder(destination, state, config, card).path

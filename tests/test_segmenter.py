@@ -40,7 +40,7 @@ def slide(model, image, window=224, stride=112):
             crop = image[None, :, row : row + grid.window_height]
             crop = crop[..., column : column + grid.window_width]
             blend.add(column, model(crop)[0].numpy())
-        strips.append(blend.finish_row(row_end)[1])
+        strips.append(blend.finish_row(row_end))
     return torch.from_numpy(np.concatenate(strips, axis=1))
 
 

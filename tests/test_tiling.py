@@ -38,7 +38,7 @@ def test_the_rolling_blend_is_the_mean_over_the_whole_scene(height, width, windo
     grid = WindowGrid(height, width, window, stride)
     blend = RollingBlend(grid, 3)
     sums, counts = np.zeros((3, height, width)), np.zeros((height, width))
-    strips, first_rows = [], []
+    strips = []
     for row, row_end in blend.row_ends():
         for column in grid.columns:
             logits = random.normal(size=(3, grid.window_height, grid.window_width))
@@ -47,10 +47,7 @@ def test_the_rolling_blend_is_the_mean_over_the_whole_scene(height, width, windo
             sums[:, rows, columns] += logits
             counts[rows, columns] += 1
             blend.add(column, logits.astype(np.float32))
-        first_row, strip = blend.finish_row(row_end)
-        strips.append(strip)
-        first_rows.append(first_row)
+        strips.append(blend.finish_row(row_end))
 
     np.testing.assert_allclose(np.concatenate(strips, axis=1), sums / counts, atol=1e-6)
-    assert first_rows == grid.rows
     assert len(grid) == len(grid.rows) * len(grid.columns)

@@ -81,8 +81,11 @@ class Grid:
         col, row = self.width / 2, self.height / 2
         xs, ys = self.ground(np.array([col, col + 1, col]), np.array([row, row, row + 1]))
         metres_x, metres_y = metres_per_unit(self.crs, float(xs[0]), float(ys[0]))
-        dx, dy = (xs[1:] - xs[0]) * metres_x, (ys[1:] - ys[0]) * metres_y
-        return abs(float(dx[0] * dy[1] - dx[1] * dy[0]))
+        if self.gcps:  # differences along a pixel's two edges
+            (ax, bx), (ay, by) = xs[1:] - xs[0], ys[1:] - ys[0]
+        else:  # the same, without the rounding of large coordinates
+            ax, bx, _, ay, by, _ = self.transform[:6]
+        return abs(float(ax * by - bx * ay)) * metres_x * metres_y
 
     @property
     def gsd_m(self) -> float | None:
@@ -99,12 +102,13 @@ class Grid:
             )
             for p in self.gcps
         )
-        transform = self.transform * Affine.translation(col_off, row_off)
+        t = self.transform
+        x, y = t.a * col_off + t.b * row_off + t.c, t.d * col_off + t.e * row_off + t.f
         return replace(
             self,
             width=int(window.width),
             height=int(window.height),
-            transform=self.transform if self.gcps else transform,
+            transform=t if self.gcps else Affine(t.a, t.b, x, t.d, t.e, y),
             gcps=gcps,
         )
 

@@ -32,11 +32,14 @@ from segearth_cli.geo.source import (
     picked_bands,
     reason,
     region_asked,
+    undeclared_nodata,
     warped,
 )
 from segearth_cli.geo.writer import (
     Legend,
     RowWriter,
+    count_values,
+    read_decimated,
     sieve,
     write_class_raster,
     write_probabilities,
@@ -48,7 +51,9 @@ __all__ = [
     "Legend",
     "RowWriter",
     "Scene",
+    "count_values",
     "open_scene",
+    "read_decimated",
     "sieve",
     "write_class_raster",
     "write_probabilities",
@@ -74,7 +79,7 @@ class _Region:
     def read(
         self, window: Window, shape: tuple[int, int]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return raw [B, h, w] and valid [h, w] of a window of the region, decimated to a shape."""
+        """Return raw and validity, both [B, h, w], of a window of the region, decimated to a shape."""
         indexes = list(range(1, self.channels + 1))
         absolute = Window(
             window.col_off + self.window.col_off,
@@ -86,7 +91,7 @@ class _Region:
         try:
             raw = self.dataset.read(indexes, out_shape=(self.channels, *shape), **options)
             masks = self.dataset.read_masks(indexes, out_shape=(self.channels, *shape), **options)
-            valid = (masks > 0).any(axis=0)
+            valid: NDArray[np.bool_] = masks > 0
             if self.alpha:
                 valid &= self.dataset.read(self.alpha, out_shape=shape, **options) > 0
         except (RasterioError, CPLE_BaseError) as error:
@@ -101,8 +106,8 @@ class _Region:
         """Return which pixels have their centre inside the polygons."""
         if not self.shapes:
             return np.zeros(shape, bool)
-        scale = Affine.scale(window.width / shape[1], window.height / shape[0])
-        transform = Affine.translation(window.col_off, window.row_off) * scale
+        step_x, step_y = window.width / shape[1], window.height / shape[0]
+        transform = Affine(step_x, 0.0, window.col_off, 0.0, step_y, window.row_off)
         inside: NDArray[np.bool_] = geometry_mask(self.shapes, shape, transform, invert=True)
         return inside
 
@@ -165,7 +170,7 @@ class Scene:
         window = Window(0, row_off, self.grid.width, rows)
         with environment(self._settings):
             raw, valid = self._region.read(window, (rows, self.grid.width))
-        return sensors.prepare(raw, valid, self.scaling)
+        return sensors.prepare(raw, valid.any(axis=0), self.scaling)
 
     def overview(self, max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return image [3, h, w] and valid [h, w] of the whole scene, at most ``max_side`` long."""
@@ -175,7 +180,7 @@ class Scene:
         )
         with environment(self._settings):
             raw, valid = self._region.decimated(height, width)
-        return sensors.prepare(raw, valid, self.scaling)
+        return sensors.prepare(raw, valid.any(axis=0), self.scaling)
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
@@ -202,14 +207,16 @@ def open_scene(source: str, options: SegmentOptions) -> Scene:
     UsageError for options that the scene cannot follow. What is guessed is logged as a warning.
     """
     stretch = sensors.parse_stretch(options.stretch)
-    settings = gdal_settings(source, options.threads)
+    settings = gdal_settings(source)
     with environment(settings), ExitStack() as resources:
         with opened(source) as src:
             facts = band_facts(src)
             grid = file_grid(src, source)
             known = _known_sensor(facts, options)
             bands = sensors.choose_bands(facts, options.bands, known)
-            virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, options.nodata)
+            assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
+            nodata = assumed if options.nodata is None else options.nodata
+            virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, nodata)
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
         dataset = resources.enter_context(rasterio.open(virtual.text))
         if options.gsd is not None or options.dst_crs is not None:
@@ -222,7 +229,7 @@ def open_scene(source: str, options: SegmentOptions) -> Scene:
         sample = region.sample() if sensors.needs_sample(stretch, dtype, known) else None
         sensor = known or (sensors.sensor_by_values(*sample) if sample else "optical")
         region, bands, sample = _settled(region, bands, sample, sensor, options)
-        _warn_about_values(sample, sensor, source)
+        _warn_about_values(sample, sensor, source, assumed)
         complex_values = any(facts.dtypes[b - 1].startswith("complex") for b in bands)
         amplitude = complex_values or any(
             "amplitude" in facts.descriptions[b - 1].lower() for b in bands
@@ -246,7 +253,7 @@ def _settled(
         )
     logger.warning("of the 2 bands only band %d is used, as grey; choose with --bands", bands[0])
     region = _Region(region.source, region.dataset, region.window, 1, region.alpha, region.shapes)
-    return region, bands[:1], None if sample is None else (sample[0][:1], sample[1])
+    return region, bands[:1], None if sample is None else (sample[0][:1], sample[1][:1])
 
 
 def _known_sensor(facts: sensors.BandFacts, options: SegmentOptions) -> str | None:
@@ -258,13 +265,22 @@ def _known_sensor(facts: sensors.BandFacts, options: SegmentOptions) -> str | No
     return sensors.sensor_by_facts(facts, wanted)
 
 
-def _warn_about_values(sample: Any, sensor: str, source: str) -> None:
+def _warn_about_values(sample: Any, sensor: str, source: str, assumed: float | None) -> None:
+    """Say what the values leave in doubt; ``assumed`` is a nodata value that no one declared."""
     if sample is None:
         return
     raw, valid = sample
     if not valid.any():
         logger.warning("%s has no valid pixel in the region asked for", source)
-    elif sensor == "sar" and (raw[:, valid] == 0).all(axis=0).mean() > _ZERO_SHARE:
+    elif assumed is not None and not valid.any(axis=0).all():
+        logger.warning(
+            "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "
+            "measurement, say --nodata -1",
+            assumed,
+            100 * (1 - valid.any(axis=0).mean()),
+            source,
+        )
+    elif sensor == "sar" and (raw[valid] == 0).mean() > _ZERO_SHARE:
         logger.warning(
             "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say --nodata 0",
             100 * _ZERO_SHARE,

@@ -137,11 +137,14 @@ def sensor_by_facts(facts: BandFacts, wanted: tuple[int, ...] = ()) -> str | Non
 def sensor_by_values(raw: NDArray[Any], valid: NDArray[np.bool_]) -> str:
     """Tell float bands in decibels (mostly below zero, above -100) from an optical image.
 
-    ``raw`` [B, H, W], ``valid`` [H, W].
+    ``raw`` and ``valid`` [B, H, W].
     """
-    if raw.dtype.kind != "f" or raw.shape[0] > 2 or not valid.any():
+    if raw.dtype.kind != "f" or raw.shape[0] > 2:
         return "optical"
-    low, middle = np.percentile(raw[:, valid].astype(np.float64), (1, 50))
+    values = raw[valid & np.isfinite(raw)].astype(np.float64)
+    if values.size == 0:
+        return "optical"
+    low, middle = np.percentile(values, (1, 50))
     return "sar" if -100.0 < low < middle < -1.0 else "optical"
 
 
@@ -261,7 +264,7 @@ def scaling_of(
 ) -> Scaling:
     """Return the scene's one scaling.
 
-    ``sample`` is (raw [B, H, W], valid [H, W]) of the decimated scene, needed where `needs_sample`
+    ``sample`` is (raw, valid), both [B, H, W], of the decimated scene, needed where `needs_sample`
     says so. ``amplitude`` marks float SAR values as amplitudes, ``bits`` a type that is not
     used in full (a 1-bit mask stored as uint8).
     """
@@ -269,7 +272,8 @@ def scaling_of(
     values: list[NDArray[np.float64]] = [np.empty(0)] * bands
     if sample is not None:
         raw, valid = sample
-        values = [band[valid].astype(np.float64) for band in raw]
+        usable = valid & np.isfinite(raw)
+        values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
         if sensor == "sar" and dtype != "uint8":
             decibels = _log_factor(values, dtype, amplitude)
             values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]

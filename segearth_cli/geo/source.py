@@ -44,11 +44,15 @@ def environment(settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def gdal_settings(source: str, threads: int | None) -> dict[str, Any]:
-    """Return sensible GDAL settings; whatever the user has set stays."""
-    settings: dict[str, Any] = {"GDAL_NUM_THREADS": str(threads or "ALL_CPUS")}
+def gdal_settings(source: str) -> dict[str, Any]:
+    """Return sensible GDAL settings; whatever the user has set stays.
+
+    No GDAL_NUM_THREADS: decoding GeoTIFF in threads, GDAL (3.10) returns zeros, and no error, for
+    a remote read that fails.
+    """
+    settings: dict[str, Any] = {}
     if source.startswith(_REMOTE) or source.startswith(_REMOTE_VSI):
-        settings |= {
+        settings = {
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
             "GDAL_HTTP_MAX_RETRY": "3",
             "GDAL_HTTP_RETRY_DELAY": "1",
@@ -102,6 +106,7 @@ def _why_not(source: str, error: BaseException) -> str:
 
 
 def band_facts(src: Any) -> sensors.BandFacts:
+    """Return what the file says about its bands."""
     return sensors.BandFacts(
         dtypes=tuple(src.dtypes),
         descriptions=tuple(description or "" for description in src.descriptions),
@@ -176,6 +181,16 @@ def picked_bands(
     return virtual, len(bands), len(bands) + 1
 
 
+def undeclared_nodata(src: Any, bands: tuple[int, ...], sensor: str | None) -> float | None:
+    """Return 0 for SAR digital numbers (uint16) whose file says nothing about nodata.
+
+    In such products, Sentinel-1's among them, 0 is what was not measured.
+    """
+    silent = all(set(src.mask_flag_enums[b - 1]) == {MaskFlags.all_valid} for b in bands)
+    digital = all(src.dtypes[b - 1] == "uint16" for b in bands)
+    return 0.0 if sensor == "sar" and silent and digital else None
+
+
 def _has_mask(src: Any, band: int) -> bool:
     """Whether a band has a mask of its own, beside nodata and alpha."""
     flags = set(src.mask_flag_enums[band - 1])
@@ -210,7 +225,8 @@ def warped(
             width=target.width,
             height=target.height,
             resampling=Resampling.average if coarser else Resampling.cubic,
-            tolerance=0,  # exact: the default's approximation depends on how rows are read
+            tolerance=1e-6,  # pixels: a coarser approximation depends on how rows are read
+            NUM_THREADS=str(options.threads or "ALL_CPUS"),
             add_alpha=not dataset.colorinterp[-1].name == "alpha",
             UNIFIED_SRC_NODATA="YES",  # 0 in one band of a valid pixel is a value
         )

@@ -72,14 +72,14 @@ class RollingBlend:
         """Add one window (Q x h x w) of the current row of windows."""
         self.sums[:, :, column : column + logits.shape[-1]] += logits
 
-    def finish_row(self, next_row: int) -> tuple[int, Logits]:
+    def finish_row(self, next_row: int) -> Logits:
         """Rows that no later window touches, as mean logits, and forget them.
 
         Args:
             next_row: first row of the next row of windows, or the scene's height after the last.
 
         Returns:
-            The first of the rows in the scene, and Q x rows x W.
+            Q x rows x W.
         """
         done = next_row - self.first_row
         rows = slice(self.first_row, next_row)
@@ -88,8 +88,8 @@ class RollingBlend:
         keep = self.sums.shape[1] - done
         self.sums[:, :keep] = self.sums[:, done:].copy()
         self.sums[:, keep:] = 0
-        first, self.first_row = self.first_row, next_row
-        return first, finished
+        self.first_row = next_row
+        return finished
 
     def row_ends(self) -> Iterator[tuple[int, int]]:
         """Each row of windows' first row, and where the next one starts."""

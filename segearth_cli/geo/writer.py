@@ -1,6 +1,9 @@
 """Rasters that segearth writes: temporary ones by rows, class rasters and probabilities as COG."""
 
+import errno
 import json
+import logging
+import math
 import os
 import shutil
 import warnings
@@ -15,17 +18,20 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import sieve as gdal_sieve
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from segearth_cli.errors import OutputError
+from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.virtual import Colour, VirtualRaster
 
 _TILE = 256  # pixels; rows are handed to GDAL in whole tiles
 _FULL = 1 << 20  # bytes: a disk with less left is called full
+_OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def sieve(path: str | Path, min_pixels: int) -> None:
     try:
         with _writing(path), rasterio.open(path) as src:
             grid = grid_of(src)
-            out = np.memmap(raw_path, src.dtypes[0], "w+", shape=src.shape)
+            out = _mapped(raw_path, src.dtypes[0], src.shape)
             with rasterio.open(_validity(path, grid, src.nodata)) as mask:
                 gdal_sieve(rasterio.band(src, 1), min_pixels, out=out, mask=rasterio.band(mask, 1))
             dtype, nodata = src.dtypes[0], src.nodata
@@ -161,6 +167,37 @@ def sieve(path: str | Path, min_pixels: int) -> None:
     finally:
         for leftover in (raw_path, sieved_path):
             leftover.unlink(missing_ok=True)
+
+
+def count_values(path: str | Path, values: int) -> NDArray[np.int64]:
+    """Return how many pixels of a class raster have each value below ``values``."""
+    counts = np.zeros(values, np.int64)
+    with _writing(Path(path)), rasterio.open(path) as src:
+        for row in range(0, src.height, _TILE):
+            rows = src.read(1, window=Window(0, row, src.width, min(_TILE, src.height - row)))
+            counts += np.bincount(rows.ravel(), minlength=values)
+    return counts
+
+
+def read_decimated(path: str | Path, shape: tuple[int, int]) -> NDArray[Any]:
+    """Return a class raster at another size [h, w], by nearest neighbours."""
+    with _writing(Path(path)), rasterio.open(path) as src:
+        decimated: NDArray[Any] = src.read(1, out_shape=shape)
+    return decimated
+
+
+def _mapped(path: Path, dtype: str, shape: tuple[int, int]) -> "np.memmap[Any, Any]":
+    """Return an array that lives in a file whose room on the disk is taken beforehand.
+
+    A disk that fills up under a mapped file kills the process instead of raising an error.
+    """
+    size = max(1, math.prod(shape)) * np.dtype(dtype).itemsize
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _validity(path: Path, grid: Grid, nodata: float | None) -> str:
@@ -211,18 +248,68 @@ def write_probabilities(
     return _write_cog(virtual, Path(destination), "AVERAGE", creation_options)
 
 
+def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> None:
+    """Refuse ``--co`` options that GDAL's COG driver would ignore, before any work is done.
+
+    Raises UsageError. GDAL only warns about them, so a small raster is written in memory.
+    """
+    if not creation_options:
+        return
+    grid = Grid(1, 1, Affine.identity())
+    gdal_logger = logging.getLogger(_OPTION_LOGGER)
+    heard = _Heard()
+    level, propagate = gdal_logger.level, gdal_logger.propagate
+    gdal_logger.addHandler(heard)
+    gdal_logger.setLevel(logging.WARNING)
+    gdal_logger.propagate = False
+    try:
+        with _quiet(), MemoryFile() as source, MemoryFile() as copy:
+            with source.open(driver="GTiff", width=1, height=1, count=1, dtype="uint8") as dst:
+                dst.write(np.zeros((1, 1, 1), np.uint8))
+            virtual = VirtualRaster(source.name, grid)
+            virtual.add_band(1, "uint8", 255, colours=((0, 0, 0),))
+            with rasterio.open(virtual.text) as src:
+                options = _cog_options("MODE", creation_options)
+                rasterio.shutil.copy(src, copy.name, driver="COG", **options)
+    except (RasterioError, CPLE_BaseError) as error:
+        raise UsageError(f"--co: {error}") from error
+    finally:
+        gdal_logger.removeHandler(heard)
+        gdal_logger.setLevel(level)
+        gdal_logger.propagate = propagate
+    if heard.messages:
+        raise UsageError(f"--co: {heard.messages[0]} (the outputs are Cloud-Optimized GeoTIFF)")
+
+
+class _Heard(logging.Handler):
+    """What GDAL warned about."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message without rasterio's prefix."""
+        self.messages.append(record.getMessage().split(" in ", 1)[-1])
+
+
+def _cog_options(resampling: str, creation_options: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return the COG driver's options; the user's come last."""
+    return {
+        "COMPRESS": "DEFLATE",
+        "BIGTIFF": "IF_SAFER",
+        "OVERVIEW_RESAMPLING": resampling,
+        **{name.upper(): value for name, value in creation_options},
+    }
+
+
 def _write_cog(
     virtual: VirtualRaster,
     destination: Path,
     resampling: str,
     creation_options: tuple[tuple[str, str], ...],
 ) -> list[Path]:
-    options = {
-        "COMPRESS": "DEFLATE",
-        "BIGTIFF": "IF_SAFER",
-        "OVERVIEW_RESAMPLING": resampling,
-        **{name.upper(): value for name, value in creation_options},
-    }
+    options = _cog_options(resampling, creation_options)
     sidecar = destination.with_name(f"{destination.name}.aux.xml")
     sidecar.unlink(missing_ok=True)
     with _writing(destination), rasterio.open(virtual.text) as src:
@@ -268,7 +355,18 @@ def _writing(path: Path) -> Iterator[None]:
         with _quiet():
             yield
     except (RasterioError, CPLE_BaseError, OSError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
-        if path.parent.is_dir() and shutil.disk_usage(path.parent).free < _FULL:
-            reason = "the disk is full; free some space or write elsewhere"
-        raise OutputError(f"cannot write {path}: {reason}") from error
+        raise OutputError(f"cannot write {path}: {_reason(path, error)}") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Return one line; GDAL does not say that a disk is full, only which bytes did not arrive."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    cause = error.__cause__ or error
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+    free = shutil.disk_usage(path.parent).free
+    if free < _FULL or getattr(cause, "errno", None) == errno.ENOSPC:
+        return "the disk is full; free some space or write elsewhere"
+    if "TIFF" in reason or "block" in reason.lower():
+        return f"{reason}; the disk may be full ({free / 1e6:.0f} MB are free there)"
+    return reason

@@ -6,14 +6,10 @@ the dense features are that block's modulated attention output, without residual
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from segearth_cli.errors import ModelError
@@ -218,21 +214,3 @@ def project_heads(attention: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, 
 def merge_heads(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """Heads joined and projected: B n N d -> B N C."""
     return attention.out_proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-def load_clip(folder: Path) -> tuple[nn.Module, HFTokenizer | SimpleTokenizer]:
-    """An open_clip model and its tokenizer from a folder of open_clip's local layout.
-
-    Raises:
-        ModelError: the weights are damaged or do not fit the configuration.
-    """
-    location = f"local-dir:{folder}"
-    try:
-        model = open_clip.create_model(location, precision="fp32", device="cpu")
-        tokenizer = open_clip.get_tokenizer(location)
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"open_clip cannot load the model in {folder}: {reason}; fetch or make it again"
-        ) from error
-    return model.eval(), tokenizer

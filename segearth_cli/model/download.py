@@ -88,9 +88,12 @@ def fetch(remote: RemoteFile, folder: Path) -> tuple[Path, RemoteFile]:
     cached = _in_hub_cache(remote)
     if cached is not None:
         return cached
+    destination = folder / remote.name
+    if remote.is_checkable and destination.is_file() and not mismatch(destination, remote):
+        return destination, remote
     if is_offline():
         raise ModelError(f"HF_HUB_OFFLINE forbids downloading {remote.address}")
-    return download(remote, folder / remote.name)
+    return download(remote, destination)
 
 
 def download(remote: RemoteFile, destination: Path) -> tuple[Path, RemoteFile]:
@@ -223,7 +226,9 @@ def _expectation(
 ) -> RemoteFile:
     """What the whole file must be: ``remote``, completed by what the server says of it."""
     length = response.headers.get("Content-Length")
-    size = start + int(length) if remote.size is None and length else remote.size
+    size = start + int(length) if length else remote.size
+    if remote.size not in (None, size):
+        raise ModelError(f"{remote.address} has {size} bytes instead of {remote.size}")
     expected = replace(remote, size=size)
     if not remote.is_checkable and remote.repo:
         etag = (response.headers.get("X-Linked-Etag") or hub_etag).removeprefix("W/").strip('"')
@@ -253,7 +258,7 @@ def _receive(
     with part.open("ab" if start else "wb") as file, progress:
         while True:
             try:
-                chunk = response.read(CHUNK)
+                chunk = response.read1(CHUNK)
             except (http.client.HTTPException, OSError) as error:
                 raise _DroppedError(f"the connection dropped ({error})") from error
             if not chunk:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -226,6 +227,7 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
     import open_clip
 
     source = f"local-dir:{folder.path}"
+    handlers = list(logging.root.handlers)
     try:
         model = open_clip.create_model(source, require_pretrained=True, weights_only=True)
         tokenizer = open_clip.get_tokenizer(source)
@@ -234,6 +236,10 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
             f"the model folder {folder.path} cannot be loaded: {first_line(error)}; its weights "
             f"and {CONFIG} must belong together"
         ) from error
+    finally:
+        # open_clip logs through the root logger, whose first call installs a handler on stderr:
+        # every later warning of ours would be printed twice.
+        logging.root.handlers[:] = handlers
     return model.eval(), tokenizer
 
 

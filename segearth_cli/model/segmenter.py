@@ -1,7 +1,7 @@
 """The Segmenter: windows in, logits per query out; scoring and Global Bias Alleviation (3.3)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class ModelSettings:
     digest: str
     attention: str
     modulated_blocks: int
-    upsampler: str
+    upsampler: str  # bilinear, or its file
     global_bias: float
     logit_scale: float
     window: int  # pixels; 0 = the whole scene at once
@@ -155,25 +155,27 @@ def load_segmenter(
     text = text_features(
         clip, tokenizer, vocabulary.queries, cache_folder() / "text", folder.digest()
     )
-    settings = _settings(folder, options, pick_precision(options.precision, device))
+    settings = model_settings(folder, options, pick_precision(options.precision, device))
     encoder = DenseEncoder(clip.visual, settings.attention, settings.modulated_blocks)
-    upsampler = _upsampler(folder, options, encoder.output_dim)
+    path = upsampler_path(folder, options)
+    upsampler = path and build_upsampler(read_upsampler_state(path), encoder.output_dim, str(path))
     segmenter = Segmenter(
         encoder,
         upsampler,
         text,
-        mean=clip.visual.image_mean,
-        std=clip.visual.image_std,
+        mean=clip.visual.preprocess_cfg["mean"],
+        std=clip.visual.preprocess_cfg["std"],
         global_bias=settings.global_bias,
         logit_scale=settings.logit_scale,
         query_class=vocabulary.query_class,
         precision=settings.precision,
     )
-    kind = "bilinear" if upsampler is None else type(upsampler).__name__
-    return segmenter.to(device).eval().requires_grad_(False), replace(settings, upsampler=kind)
+    return segmenter.to(device).eval().requires_grad_(False), settings
 
 
-def _settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:
+def model_settings(
+    folder: ModelFolder, options: ModelOptions, precision: str
+) -> ModelSettings:
     """The folder's settings, each replaced by the user's where there is one."""
     card = folder.card
 
@@ -188,7 +190,7 @@ def _settings(folder: ModelFolder, options: ModelOptions, precision: str) -> Mod
         digest=folder.digest(),
         attention=chosen("attention"),
         modulated_blocks=chosen("modulated_blocks"),
-        upsampler=options.upsampler,
+        upsampler=str(upsampler_path(folder, options) or "bilinear"),
         global_bias=chosen("global_bias"),
         logit_scale=chosen("logit_scale"),
         window=window,
@@ -197,11 +199,8 @@ def _settings(folder: ModelFolder, options: ModelOptions, precision: str) -> Mod
     )
 
 
-def _upsampler(folder: ModelFolder, options: ModelOptions, channels: int) -> Upsampler | None:
-    """The upsampler the options name: the folder's own by ``auto``, none by ``bilinear``."""
+def upsampler_path(folder: ModelFolder, options: ModelOptions) -> Path | None:
+    """The upsampler's file: the folder's own by ``auto``; none means bilinear."""
     if options.upsampler == "bilinear":
         return None
-    path = folder.upsampler if options.upsampler == "auto" else Path(options.upsampler)
-    if path is None:
-        return None
-    return build_upsampler(read_upsampler_state(path), channels, str(path))
+    return folder.upsampler if options.upsampler == "auto" else Path(options.upsampler)

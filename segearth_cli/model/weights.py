@@ -89,8 +89,8 @@ class KnownModel:
 
     @property
     def sources(self) -> tuple[RemoteFile, ...]:
-        """The files to download."""
-        return tuple(source for source in (self.encoder, self.upsampler) if source is not None)
+        """The files to download, the small one first."""
+        return tuple(source for source in (self.upsampler, self.encoder) if source is not None)
 
 
 @functools.cache
@@ -186,9 +186,9 @@ def pull(name: str, *, force: bool = False, files: Sequence[Path] = ()) -> Model
         ModelError: no network, other bytes than expected, or not a checkpoint of the model.
         OutputError: the cache cannot be written.
     """
-    if (BUILTIN / name).is_dir():
-        return open_model_folder(BUILTIN / name)
     if name not in known_models():
+        if any(path.name == name for path in _folders(BUILTIN)):
+            return open_model_folder(BUILTIN / name)
         raise UsageError(_unknown(name))
     model, destination = known_models()[name], _models_folder() / name
     if destination.is_dir() and not force:

@@ -1,0 +1,292 @@
+"""Class raster -> polygons -> any vector format.
+
+Borders are traced and simplified in pixel coordinates and placed on the ground at the end, so
+that rotated grids, GCPs and scenes without a CRS all take the same path.
+"""
+
+import logging
+import math
+import re
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import pairwise
+from json import dumps
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryFile
+from typing import Any, TextIO
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import CRSError, ProjError
+
+from segearth_cli.errors import OutputError, UsageError
+from segearth_cli.geo.grid import metres_per_unit
+from segearth_cli.geo.outlines import Rings, mean_confidence, noded, simplified, trace
+from segearth_cli.geo.raster import Grid, Legend
+from segearth_cli.geo.style import save_default_style
+
+log = logging.getLogger(__name__)
+
+_STRETCH = 0.01  # planar areas are used where the projection keeps lengths this well
+_DECIMALS = 7  # of a degree: RFC 7946's advice, a centimetre
+_FULL = 1 << 20  # bytes: a disk with less left is called full
+_FEATURES = 10_000  # written at a time
+
+
+def polygons(
+    classes_path: str | Path,
+    confidence_path: str | Path,
+    legend: Legend,
+    grid: Grid,
+    *,
+    source: str,
+    simplify_m: float = 0.0,
+) -> geopandas.GeoDataFrame:
+    """Return the connected regions (4 neighbours) of every class but 0 and nodata as polygons.
+
+    Columns: ``class_id``, ``class_name``, ``area_m2`` (of the polygon as returned: geodesic where
+    the CRS is geographic or stretches lengths by over 1 %, planar elsewhere, NaN without a CRS),
+    ``confidence`` (mean over the region's pixels, 0 to 1), ``source``, ``geometry`` in the grid's
+    CRS. Without georeferencing x is the column and y minus the row, as QGIS shows such a raster.
+
+    ``confidence_path`` holds percents. ``simplify_m`` removes, smallest first, vertices whose
+    triangle with their neighbours is smaller than its square (Visvalingam-Whyatt); borders between
+    polygons stay shared. Without a CRS it is taken as pixels.
+    """
+    rings = trace(classes_path, legend.nodata)
+    confidence = mean_confidence(rings, confidence_path)
+    if simplify_m > 0 and len(rings.values):
+        rings = simplified(rings, _tolerance_pixels(grid, simplify_m))
+    elif grid.gcps:
+        rings = noded(rings)  # straight pixel edges bend: meeting borders must bend alike
+    rings = replace(rings, xy=_ground(rings.xy, grid))
+    crs = None if grid.crs is None else CRS.from_user_input(grid.crs)
+    names = dict(zip(legend.values, legend.names, strict=True))
+    return geopandas.GeoDataFrame(
+        {
+            "class_id": rings.values,
+            "class_name": pd.array([names[v] for v in rings.values.tolist()], dtype="string"),
+            "area_m2": _areas_m2(rings, grid, crs),
+            "confidence": confidence,
+            "source": pd.array([source] * len(rings.values), dtype="string"),
+        },
+        geometry=rings.geometry(),
+        crs=crs,
+    )
+
+
+def _tolerance_pixels(grid: Grid, simplify_m: float) -> float:
+    if grid.pixel_area_m2 is None:
+        log.warning("the scene has no coordinate system: --simplify %g means pixels", simplify_m)
+        return simplify_m
+    return simplify_m / math.sqrt(grid.pixel_area_m2)
+
+
+def _ground(xy: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+    """Return x and y in the grid's CRS of pixel positions [points, 2]."""
+    columns, rows = xy.T
+    if grid.crs is None and grid.transform.is_identity:
+        return np.column_stack([columns, -rows])
+    return np.column_stack(grid.ground(columns, rows))
+
+
+def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
+    """Return the area of every polygon in square metres, NaN without a CRS."""
+    if crs is None:
+        return np.full(len(rings.values), np.nan)
+    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0  # metres or radians
+    if not crs.is_geographic and not _stretches(grid, crs, unit):
+        return np.asarray(shapely.area(rings.geometry()) * unit**2)
+    lon, lat = rings.xy.T * np.degrees(unit)
+    if not crs.is_geographic:
+        to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        lon, lat = to_degrees.transform(*rings.xy.T)
+    geod = crs.get_geod() or Geod(ellps="WGS84")
+    ends = rings.ring_offsets.tolist()
+    areas = [
+        geod.polygon_area_perimeter(lon[start:stop], lat[start:stop])[0]
+        for start, stop in pairwise(ends)
+    ]
+    return rings.per_polygon(np.array(areas, np.float64))
+
+
+def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
+    """Whether the projection draws lengths over 1 % too long or short at the scene's centre."""
+    if not crs.is_projected:  # a local system: its unit, but no place on Earth
+        return False
+    x, y = _ground(np.array([[grid.width / 2, grid.height / 2]]), grid)[0]
+    scale = np.array(metres_per_unit(grid.crs, float(x), float(y))) / unit
+    return not np.allclose(scale, 1, rtol=0, atol=_STRETCH)
+
+
+def require_vector_support(destination: str | Path) -> None:
+    """Raise UsageError when a package that the format needs is not installed."""
+    if Path(destination).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise UsageError(
+            f"writing {Path(destination).name} needs pyarrow: pip install 'segearth-cli[parquet]'"
+        )
+
+
+def write_vector(
+    frame: geopandas.GeoDataFrame,
+    destination: str | Path,
+    legend: Legend,
+    *,
+    layer: str | None = None,
+) -> list[Path]:
+    """Write `polygons` in the format of the destination's suffix; return the files made.
+
+    Files of the same name are replaced. ``layer`` names the layer of a GeoPackage or FlatGeobuf
+    (default: the destination's stem). A GeoPackage gets the legend's colours as QGIS style.
+    Raises OutputError, and leaves no file, when the disk is full or the folder is not writable.
+    """
+    path = Path(destination)
+    require_vector_support(path)
+    _warn_of_pixels(frame, path.name)
+    layer = _layer_name(path.stem if layer is None else layer)
+    try:
+        _remove(path)
+        _WRITERS[path.suffix.lower()](frame, path, layer, legend)
+    except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
+        reason = _reason(error, path)
+        _remove(path)
+        raise OutputError(f"cannot write {path}: {reason}") from error
+    except BaseException:  # Ctrl-C
+        _remove(path)
+        raise
+    return _files(path)
+
+
+def write_features(frame: geopandas.GeoDataFrame, stream: TextIO) -> None:
+    """Write one GeoJSON feature per line (no record separators), as `write_vector` would.
+
+    OSError of the stream passes through, so that a closed pipe can be told from a full disk.
+    """
+    _warn_of_pixels(frame, "the output")
+    for feature in _features(frame):
+        stream.write(feature + "\n")
+
+
+def _features(frame: geopandas.GeoDataFrame) -> Iterator[str]:
+    """Yield GeoJSON texts as RFC 7946 has them: WGS 84, right-handed rings, 7 decimals."""
+    columns = [name for name in frame.columns if name != frame.geometry.name]
+    for start in range(0, len(frame), _FEATURES):
+        part = frame.iloc[start : start + _FEATURES]
+        rows = zip(*(part[name].tolist() for name in columns), strict=True)
+        geometries = shapely.to_geojson(_lon_lat(part.geometry))
+        for row, geometry in zip(rows, geometries, strict=True):
+            values = [None if value != value else value for value in row]  # NaN
+            properties = dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False)
+            yield f'{{"type":"Feature","properties":{properties},"geometry":{geometry}}}'
+
+
+def _lon_lat(geometry: geopandas.GeoSeries) -> NDArray[Any]:
+    if geometry.crs is not None:
+        try:
+            geometry = geometry.to_crs("OGC:CRS84")
+        except (CRSError, ProjError) as error:
+            raise OutputError(_NO_LON_LAT) from error
+    rounded = shapely.transform(geometry.to_numpy(), lambda xy: np.round(xy, _DECIMALS) + 0.0)
+    if not np.isfinite(shapely.get_coordinates(rounded)).all():
+        raise OutputError(_NO_LON_LAT)
+    return np.asarray(shapely.orient_polygons(rounded))
+
+
+_NO_LON_LAT = (
+    "the scene's coordinate system has no longitude and latitude for GeoJSON; write .gpkg instead"
+)
+
+
+def _write_geojson(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write('{"type":"FeatureCollection","features":[')
+        for index, feature in enumerate(_features(frame)):
+            stream.write((",\n" if index else "\n") + feature)
+        stream.write("\n]}\n")
+
+
+def _write_geojsonl(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(feature + "\n" for feature in _features(frame))
+
+
+def _write_parquet(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+    frame.to_parquet(path, index=False, compression="zstd")
+
+
+def _write_gpkg(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+    _write_ogr(frame, path, layer, "GPKG")
+    save_default_style(path, layer, legend)
+
+
+def _write_fgb(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+    _write_ogr(frame, path, layer, "FlatGeobuf")
+
+
+def _write_shp(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+    _write_ogr(frame, path, path.stem, "ESRI Shapefile", encoding="UTF-8")
+
+
+def _write_ogr(
+    frame: geopandas.GeoDataFrame, path: Path, layer: str, driver: str, **options: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.write_dataframe(
+            frame, path, layer=layer, driver=driver, geometry_type="Polygon", **options
+        )
+    written = pyogrio.read_info(path, force_feature_count=True)["features"]
+    if written != len(frame):
+        raise OSError(f"only {written} of {len(frame)} polygons arrived")
+    with TemporaryFile(dir=path.parent) as probe:  # GDAL keeps silent if the end did not fit
+        probe.write(bytes(_FULL))
+
+
+_WRITERS: dict[str, Callable[[geopandas.GeoDataFrame, Path, str, Legend], None]] = {
+    ".gpkg": _write_gpkg,
+    ".geojson": _write_geojson,
+    ".geojsonl": _write_geojsonl,
+    ".fgb": _write_fgb,
+    ".parquet": _write_parquet,
+    ".shp": _write_shp,
+}
+_PARTS = {".shp": (".shx", ".dbf", ".prj", ".cpg")}
+_JOURNALS = ("-journal", "-wal", "-shm")
+
+
+def _files(path: Path) -> list[Path]:
+    parts = [path.with_suffix(suffix) for suffix in _PARTS.get(path.suffix.lower(), ())]
+    return [part for part in (path, *parts) if part.exists()]
+
+
+def _remove(path: Path) -> None:
+    for part in (*_files(path), *(path.with_name(path.name + end) for end in _JOURNALS)):
+        part.unlink(missing_ok=True)
+
+
+def _layer_name(name: str) -> str:
+    """Return a name that a GeoPackage accepts for a table and QGIS in a layer's address."""
+    name = re.sub(r"[^\w .-]", "_", name).strip() or "polygons"
+    taken = re.match("gpkg_|sqlite_|rtree_|layer_styles$", name, re.IGNORECASE)
+    return f"map_{name}" if taken else name
+
+
+def _warn_of_pixels(frame: geopandas.GeoDataFrame, name: str) -> None:
+    if frame.crs is None:
+        log.warning("%s has no coordinate system: its coordinates are the scene's own", name)
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    if path.parent.is_dir() and disk_usage(path.parent).free < _FULL:
+        return "the disk is full; free some space or write elsewhere"
+    reason = " ".join(str(error).split())
+    return f"{reason}; check that the folder exists, is writable and has room"

@@ -1,0 +1,141 @@
+"""What a person reads on stderr, and a pipe on stdout: tables, JSON lines, log lines, errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from segearth_cli.batch import Failure
+    from segearth_cli.model.weights import ModelRow
+    from segearth_cli.segment import Plan, SegmentResult
+
+
+def console() -> Console:
+    """Standard error: stdout carries data only."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_error(message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    console().print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+class LineHandler(logging.Handler):
+    """Log records as lines like the errors': level, colon, message."""
+
+    STYLES: ClassVar = {logging.WARNING: "bold yellow", logging.INFO: "dim"}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        style = self.STYLES.get(record.levelno, "bold red")
+        level = Text(f"{record.levelname.lower()}: ", style)
+        console().print(level + Text(" ".join(record.getMessage().split())))
+
+
+def log_to_stderr(verbose: bool, quiet: bool) -> None:
+    """Warnings (and with ``verbose`` the steps) on stderr, one line each."""
+    logging.basicConfig(level=logging.WARNING, handlers=[LineHandler()], force=True)
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logging.getLogger("segearth_cli").setLevel(level)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """One JSON object as a line on stdout."""
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table; every column but the first is aligned to the right."""
+    made = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def show_result(result: SegmentResult, as_json: bool, quiet: bool) -> None:
+    """One segmented scene: what was found and where it was written."""
+    if as_json:
+        print_json({"status": "done", **asdict(result)})
+    if quiet:
+        return
+    valid = sum(result.pixels.values())
+    rows = [
+        [name, f"{100 * pixels / valid:.1f} %" if valid else "-", _area(result.area_m2[name])]
+        for name, pixels in result.pixels.items()
+    ]
+    out = console()
+    out.print(table(result.source, ["class", "share", "area"], rows))
+    places = ", ".join("stdout" if name == "-" else name for name in result.outputs) or "nothing"
+    out.print(Text(f"wrote {places} in {result.seconds:.1f} s"))
+
+
+def show_failure(failure: Failure, as_json: bool) -> None:
+    """One scene that failed."""
+    print_error(f"{failure.source}: {failure.error}" if failure.of_many else str(failure.error))
+    if as_json:
+        record = {"status": "failed", "source": failure.source, "error": str(failure.error)}
+        print_json(record)
+
+
+def show_plan(plan: Plan, as_json: bool) -> None:
+    """What one scene would take."""
+    if as_json:
+        print_json(asdict(plan))
+        return
+    rows = [
+        ["size", f"{plan.width} x {plan.height} pixels"],
+        ["resolution", "unknown" if plan.gsd_m is None else f"{plan.gsd_m:.4g} m"],
+        ["coordinate system", plan.crs or "none"],
+        ["read as", plan.reading],
+        ["model", plan.model],
+        ["runs as", plan.settings],
+        ["windows", f"{plan.windows} of {plan.window} x {plan.window}, every {plan.stride} pixels"],
+        ["memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"],
+        ["classes", ", ".join(f"{value} {name}" for value, name in plan.classes.items())],
+        ["outputs", ", ".join(plan.outputs) or "none"],
+    ]
+    made = table(plan.source, ["", ""], rows)
+    made.show_header = False
+    made.columns[1].justify = "left"
+    console().print(made)
+
+
+def show_models(models: Sequence[ModelRow], as_json: bool) -> None:
+    """Every model by name: a table, or JSON lines."""
+    if as_json:
+        for model in models:
+            print_json({**asdict(model), "path": model.path and str(model.path)})
+        return
+    made = table(
+        "Models",
+        ["name", "sensor", "where", "size", "what"],
+        [
+            [
+                model.name,
+                model.sensor,
+                model.where,
+                f"{model.size / 1e6:.0f} MB" if model.size else "",
+                model.description,
+            ]
+            for model in models
+        ],
+    )
+    for index in (1, 2, 4):
+        made.columns[index].justify = "left"
+    Console(soft_wrap=False).print(made)
+
+
+def _area(area_m2: float | None) -> str:
+    if area_m2 is None:
+        return "-"
+    return f"{area_m2 / 1e6:.2f} km2" if area_m2 >= 1e5 else f"{area_m2:.0f} m2"

@@ -1,0 +1,138 @@
+"""A model folder: what open_clip reads, the card, and what a damaged one answers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_server import TINY
+
+from segearth_cli.errors import ModelError, OutputError
+from segearth_cli.model.folder import ModelCard, load_clip, open_model_folder, save_model_folder
+
+
+@pytest.fixture(scope="module")
+def tiny_state() -> dict[str, Any]:
+    import open_clip
+    import torch
+
+    torch.manual_seed(0)
+    return open_clip.CLIP(**TINY).state_dict()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, tiny_state: dict[str, Any]) -> Path:
+    card = ModelCard("tiny", licence="MIT", extra={"trained_on": "nothing"})
+    return save_model_folder(tmp_path / "tiny", tiny_state, {"model_cfg": TINY}, card).path
+
+
+class TestFolder:
+    def test_open_clip_loads_what_was_saved(
+        self, tiny_folder: Path, tiny_state: dict[str, Any]
+    ) -> None:
+        import open_clip
+        import torch
+
+        model, tokenizer = load_clip(open_model_folder(tiny_folder))
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, tiny_state[name])
+        assert isinstance(model.visual.transformer.resblocks[0].mlp.gelu, open_clip.model.QuickGELU)
+        assert model.visual.image_mean == open_clip.OPENAI_DATASET_MEAN
+        assert tokenizer(["a road"]).shape == (1, 77)
+
+    def test_loading_leaves_the_log_alone(self, tiny_folder: Path) -> None:
+        code = (
+            "import logging, sys; from pathlib import Path;"
+            "from segearth_cli.model.folder import load_clip, open_model_folder;"
+            "load_clip(open_model_folder(Path(sys.argv[1]))); print(logging.root.handlers)"
+        )
+        command = [sys.executable, "-c", code, str(tiny_folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (result.stdout, result.stderr) == ("[]\n", "")
+
+    def test_card_round_trip(self, tiny_folder: Path) -> None:
+        folder = open_model_folder(tiny_folder)
+        assert folder.card.extra == {"trained_on": "nothing"}
+        assert (folder.card.attention, folder.card.window, folder.card.stride) == (
+            "segearth",
+            224,
+            112,
+        )
+        assert folder.upsampler is None
+        content = json.loads((tiny_folder / "segearth.json").read_text())
+        assert content["trained_on"] == "nothing"
+
+    def test_sensor_settings_are_the_papers(self) -> None:
+        sar = ModelCard.for_sensor("x", "sar")
+        assert (sar.attention, sar.modulated_blocks, sar.global_bias) == ("sclip", 2, 0.3)
+        optical = ModelCard.for_sensor("x", "optical")
+        assert (optical.attention, optical.modulated_blocks) == ("segearth", 1)
+
+    def test_digest_follows_the_content(self, tiny_folder: Path) -> None:
+        before = open_model_folder(tiny_folder).digest()
+        assert open_model_folder(tiny_folder).digest() == before
+        card = tiny_folder / "segearth.json"
+        card.write_text(card.read_text().replace("0.3", "0.25"))
+        assert open_model_folder(tiny_folder).digest() != before
+
+    @pytest.mark.parametrize(
+        "part", ["segearth.json", "open_clip_config.json", "open_clip_model.safetensors"]
+    )
+    def test_missing_part_is_named(self, tiny_folder: Path, part: str) -> None:
+        (tiny_folder / part).unlink()
+        with pytest.raises(ModelError, match=f"has no {part}; .*"):
+            open_model_folder(tiny_folder)
+
+    @pytest.mark.parametrize("part", ["segearth.json", "open_clip_config.json"])
+    @pytest.mark.parametrize("content", ["{", "[]", '{"model_cfg": 1, "sensor": "radio"}'])
+    def test_broken_json_is_named(self, tiny_folder: Path, part: str, content: str) -> None:
+        (tiny_folder / part).write_text(content)
+        with pytest.raises(ModelError, match=part) as caught:
+            open_model_folder(tiny_folder)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"attention": "magic"},
+            {"modulated_blocks": 0},
+            {"modulated_blocks": "2"},
+            {"global_bias": None},
+            {"logit_scale": -1},
+            {"window": 1.5},
+            {"stride": True},
+            {"attention": ["segearth"]},
+        ],
+    )
+    def test_wrong_card_value_is_named(self, tiny_folder: Path, wrong: dict[str, Any]) -> None:
+        (tiny_folder / "segearth.json").write_text(json.dumps(wrong))
+        with pytest.raises(ModelError, match=f"{next(iter(wrong))} is "):
+            open_model_folder(tiny_folder)
+
+    @pytest.mark.parametrize("size", [0, 7, 100, -1])
+    def test_truncated_weights(self, tiny_folder: Path, size: int) -> None:
+        file = tiny_folder / "open_clip_model.safetensors"
+        file.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(ModelError, match="not a whole safetensors file"):
+            open_model_folder(tiny_folder)
+
+    def test_weights_of_another_architecture(self, tiny_folder: Path) -> None:
+        other = {**TINY, "embed_dim": 24}
+        (tiny_folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": other}))
+        with pytest.raises(ModelError, match="cannot be loaded") as caught:
+            load_clip(open_model_folder(tiny_folder))
+        assert "\n" not in str(caught.value)
+
+    def test_existing_folder_is_kept(self, tiny_folder: Path, tiny_state: dict[str, Any]) -> None:
+        before = open_model_folder(tiny_folder).digest()
+        card = ModelCard("other")
+        with pytest.raises(OutputError, match="exists already"):
+            save_model_folder(tiny_folder, tiny_state, {"model_cfg": TINY}, card)
+        with pytest.raises(ModelError):  # refused before it takes the old one's place
+            save_model_folder(tiny_folder, tiny_state, {}, card, overwrite=True)
+        assert open_model_folder(tiny_folder).digest() == before
+        save_model_folder(tiny_folder, tiny_state, {"model_cfg": TINY}, card, overwrite=True)
+        assert open_model_folder(tiny_folder).card.name == "other"
+        assert [p.name for p in tiny_folder.parent.iterdir() if p.name.startswith(".")] == []

@@ -1,0 +1,414 @@
+"""Polygons from class rasters: what a GIS reads back from every format."""
+
+import io
+import json
+import resource
+import sqlite3
+import sys
+import warnings
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import geopandas
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import shapely
+from pyproj import Geod
+from rasterio import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.features import rasterize
+
+from segearth_cli.errors import OutputError, UsageError
+from segearth_cli.geo import outlines
+from segearth_cli.geo.raster import Grid, Legend
+from segearth_cli.geo.vector import (
+    polygons,
+    require_vector_support,
+    write_features,
+    write_vector,
+)
+
+UTM = CRS.from_epsg(32633)
+NAMES = ("background", "building", "road", "water")
+COLOURS = ((0, 0, 0), (230, 60, 60), (250, 200, 40), (40, 100, 240))
+LEGEND = Legend((0, 1, 2, 3), NAMES, COLOURS)
+COLUMNS = ["class_id", "class_name", "area_m2", "confidence", "source"]
+FORMATS = [".gpkg", ".geojson", ".geojsonl", ".fgb", ".parquet", ".shp"]
+RING = np.array(
+    [
+        [1, 1, 1, 1, 0],
+        [1, 0, 2, 1, 0],
+        [1, 0, 0, 1, 255],
+        [1, 1, 1, 1, 2],
+    ]
+)
+
+
+def utm_grid(shape: tuple[int, ...], pixel: float = 2.0) -> Grid:
+    return Grid(shape[1], shape[0], Affine(pixel, 0, 5e5, 0, -pixel, 5e6), UTM)
+
+
+def write_raster(path: Path, values: np.ndarray, grid: Grid | None, nodata: int) -> Path:
+    placed = {}
+    if grid is not None and grid.crs is not None:
+        placed = {"crs": grid.crs}
+        placed |= {"gcps": list(grid.gcps)} if grid.gcps else {"transform": grid.transform}
+    height, width = values.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kind = {"driver": "GTiff", "dtype": values.dtype.name, "count": 1, "nodata": nodata}
+        with rasterio.open(path, "w", width=width, height=height, **kind, **placed) as dataset:
+            dataset.write(values, 1)
+    return path
+
+
+def make(
+    folder: Path,
+    classes: np.ndarray,
+    grid: Grid | None = None,
+    confidence: np.ndarray | None = None,
+    legend: Legend = LEGEND,
+    simplify_m: float = 0.0,
+) -> geopandas.GeoDataFrame:
+    grid = utm_grid(classes.shape) if grid is None else grid
+    if confidence is None:
+        confidence = np.full(classes.shape, 80)
+    classes = classes.astype(legend.dtype)
+    return polygons(
+        write_raster(folder / "classes.tif", classes, grid, legend.nodata),
+        write_raster(folder / "confidence.tif", confidence.astype(np.uint8), grid, 255),
+        legend,
+        grid,
+        source="scene.tif",
+        simplify_m=simplify_m,
+    )
+
+
+def read(path: Path) -> geopandas.GeoDataFrame:
+    if path.suffix == ".parquet":
+        return geopandas.read_parquet(path)
+    return geopandas.read_file(path, layer=0)
+
+
+def blobs(height: int, width: int, smooth: int = 4) -> np.ndarray:
+    """Four classes in irregular patches."""
+    fields = np.random.default_rng(7).standard_normal((4, height, width))
+    for axis in (1, 2):
+        for _ in range(2):
+            fields = sum(np.roll(fields, shift, axis) for shift in range(smooth))
+    return fields.argmax(0)
+
+
+def test_polygons_have_the_promised_columns_and_leave_background_and_nodata_out(tmp_path):
+    frame = make(tmp_path, RING)
+    assert frame.columns.tolist() == [*COLUMNS, "geometry"]
+    assert frame.crs.to_epsg() == 32633
+    rows = frame.sort_values("area_m2")[["class_id", "class_name", "area_m2"]].to_numpy().tolist()
+    assert rows == [[2, "road", 4.0], [2, "road", 4.0], [1, "building", 48.0]]
+    assert (frame.source == "scene.tif").all()
+    building = frame[frame.class_id == 1].geometry.item()
+    assert building.bounds == (5e5, 5e6 - 8, 5e5 + 8, 5e6)
+    assert len(building.interiors) == 1
+
+
+def test_confidence_is_the_mean_of_the_regions_own_pixels(tmp_path):
+    classes = blobs(90, 70)
+    confidence = np.random.default_rng(1).integers(0, 101, classes.shape)
+    confidence[10:14, 20:60] = 255  # nodata: not counted
+    frame = make(tmp_path, classes, confidence=confidence)
+    assert len(frame) > 20
+    transform = utm_grid(classes.shape).transform
+    for geometry, value in zip(frame.geometry, frame.confidence, strict=True):
+        inside = rasterize([geometry], classes.shape, transform=transform) == 1
+        own = confidence[inside & (confidence != 255)]
+        mean = own.mean() / 100 if own.size else np.nan
+        assert value == pytest.approx(mean, abs=0.0005001, nan_ok=True)
+
+
+def test_confidence_does_not_depend_on_the_strips_it_is_read_in(tmp_path, monkeypatch):
+    classes = blobs(120, 40)
+    confidence = np.random.default_rng(1).integers(0, 101, classes.shape)
+    whole = make(tmp_path, classes, confidence=confidence)
+    monkeypatch.setattr(outlines, "_BLOCK", 300)
+    strips = make(tmp_path, classes, confidence=confidence)
+    assert whole.confidence.tolist() == strips.confidence.tolist()
+
+
+def test_a_scene_without_any_polygon_gives_an_empty_frame(tmp_path):
+    for value in (0, 255):
+        frame = make(tmp_path, np.full((3, 4), value), simplify_m=5)
+        assert frame.columns.tolist() == [*COLUMNS, "geometry"]
+        assert len(frame) == 0
+        assert frame.crs.to_epsg() == 32633
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
+def test_a_single_row_or_column(tmp_path, shape):
+    frame = make(tmp_path, np.ones(shape), simplify_m=1)
+    assert frame.area_m2.tolist() == [4.0 * shape[0] * shape[1]]
+
+
+def test_more_classes_than_a_byte_holds(tmp_path):
+    count = 300
+    names = tuple(f"class {i}" for i in range(count))
+    legend = Legend(tuple(range(count)), names, ((9, 9, 9),) * count, 65535, "uint16")
+    frame = make(tmp_path, np.array([[0, 255, 256, 299, 65535]]), legend=legend)
+    assert sorted(frame.class_name) == ["class 255", "class 256", "class 299"]
+
+
+def test_area_is_geodesic_in_degrees_and_true_in_web_mercator_and_feet(tmp_path):
+    classes = np.ones((4, 4))
+    degrees = Grid(4, 4, Affine(0.001, 0, 10, 0, -0.001, 60), CRS.from_epsg(4326))
+    frame = make(tmp_path, classes, degrees)
+    expected = abs(Geod(ellps="WGS84").geometry_area_perimeter(frame.geometry[0])[0])
+    assert frame.area_m2[0] == pytest.approx(expected, rel=1e-12)
+
+    mercator = Grid(4, 4, Affine(100, 0, 1.1e6, 0, -100, 8.4e6), CRS.from_epsg(3857))
+    frame = make(tmp_path, classes, mercator)
+    lon_lat = frame.to_crs("EPSG:4326").geometry[0]
+    expected = abs(Geod(ellps="WGS84").geometry_area_perimeter(lon_lat)[0])
+    assert frame.area_m2[0] == pytest.approx(expected, rel=1e-9)
+    assert frame.area_m2[0] < 0.3 * frame.geometry[0].area
+
+    feet = Grid(4, 4, Affine(3, 0, 6e6, 0, -3, 2e6), CRS.from_epsg(2229))
+    frame = make(tmp_path, classes, feet)
+    assert frame.area_m2[0] == pytest.approx(144 * (1200 / 3937) ** 2, rel=1e-9)
+
+
+def test_without_a_crs_polygons_lie_where_qgis_draws_the_raster(tmp_path):
+    frame = make(tmp_path, RING, Grid(5, 4, Affine.identity()))
+    assert frame.crs is None
+    assert frame.area_m2.isna().all()
+    assert frame.total_bounds.tolist() == [0, -4, 5, 0]
+
+
+def test_rotated_grids_and_gcps_place_pixel_corners(tmp_path):
+    turned = Affine.translation(5e5, 5e6) @ Affine.rotation(30) @ Affine.scale(2, -2)
+    frame = make(tmp_path, np.array([[0, 1]]), Grid(2, 1, turned, UTM))
+    expected = shapely.Polygon([turned @ corner for corner in [(1, 0), (1, 1), (2, 1), (2, 0)]])
+    assert frame.geometry[0].symmetric_difference(expected).area < 1e-6
+    assert frame.area_m2[0] == pytest.approx(4)
+
+    gcps = tuple(
+        GroundControlPoint(row=row, col=col, x=10 + col / 1000, y=50 - row / 1000)
+        for row in (0, 4)
+        for col in (0, 5)
+    )
+    grid = Grid(5, 4, Affine.identity(), CRS.from_epsg(4326), gcps)
+    frame = make(tmp_path, RING, grid)
+    assert frame.total_bounds == pytest.approx([10, 49.996, 10.005, 50], abs=1e-9)
+    assert frame[frame.class_id == 1].area_m2.item() == pytest.approx(12 * 71.7 * 111.2, rel=0.01)
+
+
+def test_simplified_polygons_leave_no_gap_and_no_overlap(tmp_path):
+    classes = 1 + blobs(150, 130) % 3  # no background: the polygons tile the scene
+    plain = make(tmp_path, classes)
+    simple = make(tmp_path, classes, simplify_m=4)
+    geometry = simple.geometry.to_numpy()
+    assert len(simple) == len(plain)
+    assert shapely.is_valid(geometry).all()
+    assert shapely.get_num_coordinates(geometry).sum() < 0.6 * sum(
+        shapely.get_num_coordinates(plain.geometry)
+    )
+    union = shapely.union_all(geometry)
+    assert union.area == pytest.approx(shapely.area(geometry).sum(), rel=1e-9)
+    assert sum(len(part.interiors) for part in shapely.get_parts(union)) == 0
+    assert shapely.coverage_is_valid(geometry)
+    assert simple.area_m2.to_numpy() == pytest.approx(shapely.area(geometry))
+    assert simple.confidence.tolist() == plain.confidence.tolist()
+
+
+def test_simplified_polygons_beside_background_do_not_overlap(tmp_path):
+    simple = make(tmp_path, blobs(150, 130), simplify_m=3)
+    geometry = simple.geometry.to_numpy()
+    assert shapely.is_valid(geometry).all()
+    assert shapely.union_all(geometry).area == pytest.approx(shapely.area(geometry).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.3, 0.5, 0.7, 1.0])
+def test_a_staircase_becomes_nearly_straight(tmp_path, slope):
+    row, column = np.mgrid[:60, :60]
+    classes = np.where(row < slope * column + 10.2, 1, 2)
+    stairs, simple = (
+        shapely.intersection(*make(tmp_path, classes, simplify_m=metres).geometry)
+        for metres in (0, 6)
+    )
+    ends = shapely.get_coordinates(shapely.line_merge(stairs))[[0, -1]]
+    assert simple.length == pytest.approx(np.hypot(*(ends[1] - ends[0])), rel=0.03)
+    assert stairs.length > 1.08 * simple.length
+
+
+def test_simplifying_without_a_crs_counts_in_pixels_and_says_so(tmp_path, caplog):
+    make(tmp_path, blobs(40, 40), Grid(40, 40, Affine.identity()), simplify_m=2)
+    assert "--simplify 2 means pixels" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("empty", [False, True])
+def test_every_format_can_be_read_back(tmp_path, suffix, empty):
+    frame = make(tmp_path, np.zeros((3, 3)) if empty else RING)
+    files = write_vector(frame, tmp_path / f"a map{suffix}", LEGEND)
+    assert files[0] == tmp_path / f"a map{suffix}"
+    assert sorted(tmp_path.glob("a map*")) == sorted(files)
+    if suffix == ".geojsonl" and empty:
+        assert files[0].read_bytes() == b""
+        return
+    back = read(files[0])
+    assert len(back) == len(frame)
+    assert back.crs.to_epsg() == (4326 if "json" in suffix else 32633)
+    if empty and suffix == ".geojson":  # has no schema
+        return
+    assert back.columns.tolist() == [*COLUMNS, "geometry"]
+    order = ["class_id", "area_m2", "confidence"]
+    back, frame = back.sort_values(order), frame.sort_values(order)
+    assert back[COLUMNS].to_numpy().tolist() == frame[COLUMNS].to_numpy().tolist()
+    exact = back.to_crs(frame.crs).geometry.to_numpy()
+    assert shapely.area(exact) == pytest.approx(frame.area_m2.to_numpy(), rel=0.02)
+    assert back.class_id.dtype.kind == "i"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_takes_polygons_without_a_crs_and_warns(tmp_path, suffix, caplog):
+    frame = make(tmp_path, RING, Grid(5, 4, Affine.identity()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = write_vector(frame, tmp_path / f"map{suffix}", LEGEND)[0]
+    assert "map" + suffix + " has no coordinate system" in caplog.text
+    back = read(path)
+    assert back.total_bounds.tolist() == [0, -4, 5, 0]
+    assert back.area_m2.isna().all()
+
+
+def test_geojson_is_what_rfc_7946_says(tmp_path):
+    frame = make(tmp_path, RING)
+    path = write_vector(frame, tmp_path / "map.geojson", LEGEND)[0]
+    collection = json.loads(path.read_text(encoding="utf-8"))
+    assert "crs" not in collection
+    for feature in collection["features"]:
+        polygon = shapely.geometry.shape(feature["geometry"])
+        assert polygon.exterior.is_ccw
+        assert not any(ring.is_ccw for ring in polygon.interiors)
+        points = shapely.get_coordinates(polygon)
+        assert np.abs(points - [15.0, 45.15]).max() < 0.01
+        assert (points == np.round(points, 7)).all()
+
+
+def test_feature_lines_are_the_features_of_the_geojson(tmp_path):
+    frame = make(tmp_path, RING, Grid(5, 4, Affine.identity()))
+    collection = json.loads(
+        write_vector(frame, tmp_path / "map.geojson", LEGEND)[0].read_text(encoding="utf-8")
+    )
+    stream = io.StringIO()
+    write_features(frame, stream)
+    assert [json.loads(line) for line in stream.getvalue().splitlines()] == collection["features"]
+    assert collection["features"][0]["properties"]["area_m2"] is None
+
+
+def test_names_survive_quotes_emoji_and_sql(tmp_path):
+    names = ("background", 'l\'eau, "bleue"', "🌳 <b>&amp;</b>", "'); DROP TABLE layer_styles;--")
+    legend = Legend((0, 1, 2, 3), names, COLOURS)
+    frame = make(tmp_path, np.array([[1, 2, 3]]), legend=legend)
+    for suffix in FORMATS:
+        path = write_vector(frame, tmp_path / f"map{suffix}", legend)[0]
+        assert sorted(read(path).class_name) == sorted(names[1:])
+    assert style_of(tmp_path / "map.gpkg")[0] == dict(zip(names[1:], COLOURS[1:], strict=True))
+
+
+def style_of(path: Path) -> tuple[dict[str, tuple[int, ...]], sqlite3.Row]:
+    """The colours that QGIS would use: its own query, then category -> symbol -> colour."""
+    database = sqlite3.connect(path)
+    database.row_factory = sqlite3.Row
+    layer, column = database.execute(
+        "SELECT table_name, column_name FROM gpkg_geometry_columns"
+    ).fetchone()
+    row = database.execute(
+        "SELECT * FROM layer_styles WHERE f_table_schema='' AND f_table_name=? "
+        "AND f_geometry_column=? AND useAsDefault",
+        (layer, column),
+    ).fetchone()
+    database.close()
+    renderer = ET.fromstring(row["styleQML"]).find("renderer-v2")
+    assert renderer.get("type") == "categorizedSymbol"
+    assert renderer.get("attr") == "class_name"
+    colours = {
+        symbol.get("name"): symbol.find("layer/Option/Option[@name='color']").get("value")
+        for symbol in renderer.findall("symbols/symbol")
+    }
+    return {
+        category.get("value"): tuple(map(int, colours[category.get("symbol")].split(",")[:3]))
+        for category in renderer.findall("categories/category")
+    }, row
+
+
+def test_a_geopackage_opens_in_qgis_with_the_legends_colours(tmp_path):
+    path = write_vector(make(tmp_path, RING), tmp_path / "map.gpkg", LEGEND)[0]
+    colours, row = style_of(path)
+    assert colours == dict(zip(NAMES[1:], COLOURS[1:], strict=True))
+    assert row["update_time"]
+    literals = ET.fromstring(row["styleSLD"]).iter("{http://www.opengis.net/ogc}Literal")
+    assert [literal.text for literal in literals] == list(NAMES[1:])
+    assert {tuple(layer) for layer in pyogrio.list_layers(path)} == {
+        ("map", "Polygon"),
+        ("layer_styles", None),
+    }
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    kinds = dict(database.execute("SELECT table_name, data_type FROM gpkg_contents"))
+    database.close()
+    assert kinds == {"map": "features", "layer_styles": "attributes"}
+
+
+@pytest.mark.parametrize("stem", ["a.b (1) ü", "layer_styles", "gpkg_contents", "x'y\"z|w"])
+def test_any_file_name_makes_a_geopackage_with_its_style(tmp_path, stem):
+    path = write_vector(make(tmp_path, RING), tmp_path / f"{stem}.gpkg", LEGEND)[0]
+    assert len(pyogrio.read_dataframe(path, layer=0)) == 3
+    assert style_of(path)[0]["water"] == COLOURS[3]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_that_exists_is_replaced(tmp_path, suffix):
+    path = tmp_path / f"map{suffix}"
+    write_vector(make(tmp_path, blobs(30, 30)), path, LEGEND)
+    write_vector(make(tmp_path, RING), path, LEGEND)
+    assert len(read(path)) == 3
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path, suffix):
+    frame = make(tmp_path, blobs(150, 150))
+    out = tmp_path / "out"
+    out.mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(OutputError) as caught:
+            write_vector(frame, out / f"map{suffix}", LEGEND)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert list(out.iterdir()) == []
+    with pytest.raises(OutputError, match="check that the folder exists"):
+        write_vector(frame, tmp_path / "missing" / f"map{suffix}", LEGEND)
+
+
+def test_a_local_coordinate_system_is_refused_for_geojson_only(tmp_path):
+    crs = CRS.from_wkt('LOCAL_CS["site",UNIT["foot",0.3048]]')
+    frame = make(tmp_path, RING, Grid(5, 4, Affine(1, 0, 0, 0, -1, 0), crs))
+    assert frame.area_m2.max() == pytest.approx(12 * 0.3048**2)
+    write_vector(frame, tmp_path / "map.gpkg", LEGEND)
+    with pytest.raises(OutputError, match=r"write \.gpkg instead"):
+        write_vector(frame, tmp_path / "map.geojson", LEGEND)
+    assert not (tmp_path / "map.geojson").exists()
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    frame = make(tmp_path, RING)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'segearth-cli\[parquet\]'"):
+        require_vector_support("map.parquet")
+    with pytest.raises(UsageError):
+        write_vector(frame, tmp_path / "map.parquet", LEGEND)
+    require_vector_support("map.gpkg")
