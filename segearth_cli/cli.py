@@ -6,7 +6,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from typer.core import TyperGroup
@@ -74,19 +74,15 @@ def main(
     """Turn a georeferenced image and a list of words into a map."""
 
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Results as JSON lines on stdout.")]
-
 option = partial(typer.Option, show_envvar=False)
 class_option = partial(option, rich_help_panel="Classes")
 scene_option = partial(option, rich_help_panel="Scene")
 model_option = partial(option, rich_help_panel="Model")
 map_option = partial(option, rich_help_panel="Outputs")
 
-Verbose = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
-Quiet = Annotated[bool, option("--quiet", "-q", help="Only warnings and errors.")]
-Json = Annotated[bool, option("--json", help="Results as JSON lines on stdout.")]
+Verbose: TypeAlias = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
+Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Only warnings and errors.")]
+Json: TypeAlias = Annotated[bool, option("--json", help="Results as JSON lines on stdout.")]
 
 ENVIRONMENT = "Every option can be set in the environment too, as in SEGEARTH_SEGMENT_MODEL=mini."
 
@@ -132,14 +128,10 @@ def segment_command(
         float | None,
         class_option(metavar="0..1", help="Pixels less probable than this become 0."),
     ] = None,
-    sensor: Annotated[
-        str, scene_option(metavar="|".join(SENSORS), help="Kind of image.")
-    ] = "auto",
+    sensor: Annotated[str, scene_option(metavar="|".join(SENSORS), help="Kind of image.")] = "auto",
     bands: Annotated[
         str | None,
-        scene_option(
-            "-b", "--bands", metavar="4,3,2", help="Numbers or descriptions, red first."
-        ),
+        scene_option("-b", "--bands", metavar="4,3,2", help="Numbers or descriptions, red first."),
     ] = None,
     stretch: Annotated[
         str,
@@ -234,9 +226,7 @@ def segment_command(
     from segearth_cli.model.prompts import choose_classes
 
     terminal.log_to_stderr(verbose, quiet)
-    wanted = choose_classes(
-        classes, classes_file, preset, None if no_background else background
-    )
+    wanted = choose_classes(classes, classes_file, preset, None if no_background else background)
     options = SegmentOptions(
         classes=wanted.classes,
         colours=wanted.colours,

@@ -54,7 +54,7 @@ class ModelOptions:
             )
         _require(
             not (self.window and self.stride) or self.stride <= self.window,
-            f"--stride {self.stride} is larger than --window {self.window}: pixels would be skipped",
+            f"--stride {self.stride} exceeds --window {self.window}: pixels would be skipped",
         )
         _require(
             self.logit_scale is None or self.logit_scale > 0,

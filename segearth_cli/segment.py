@@ -190,6 +190,7 @@ def check_outputs(source: str, options: SegmentOptions) -> None:
     """
     if not options.outputs and not options.probabilities:
         raise UsageError("say what to write, for instance -o map.gpkg or -o - for stdout")
+    raster.check_creation_options(options.creation_options)
     for path in output_paths(options):
         vector.require_vector_support(path)
         if path.is_dir():
@@ -231,9 +232,7 @@ class Staging:
         return Path(self._stack.enter_context(folder))
 
 
-def write_class_map(
-    scene: Scene, model: Model, folder: Path, options: SegmentOptions
-) -> ClassMap:
+def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOptions) -> ClassMap:
     """Classify the scene into working rasters; memory depends on its width alone."""
     legend = model.legend
     class_map = ClassMap(
@@ -261,7 +260,7 @@ def write_class_map(
         for rows in classify_rows(scene, model, options):
             classes.write(rows.classes)
             confidence.write(rows.confidence)
-            if every is not None:
+            if every is not None and rows.probabilities is not None:
                 every.write(rows.probabilities)
     if options.min_area:
         if scene.grid.pixel_area_m2 is None:

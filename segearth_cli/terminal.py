@@ -45,6 +45,7 @@ def log_to_stderr(verbose: bool, quiet: bool) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[LineHandler()], force=True)
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     logging.getLogger("segearth_cli").setLevel(level)
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's chatter about odd tags
 
 
 def print_json(record: dict[str, Any]) -> None:

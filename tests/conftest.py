@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import open_clip
+import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 

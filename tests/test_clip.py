@@ -42,9 +42,7 @@ def test_two_modulated_blocks_are_summed(reference):
         features, class_token = encoder(reference.normalised(*WINDOW))
 
     tokens = features[0].flatten(1).T
-    torch.testing.assert_close(
-        tokens, reference["tokens_2blocks/SCLIP/nores"], atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(tokens, reference["tokens_2blocks/SCLIP/nores"], atol=1e-4, rtol=0)
     expected = reference["cls_2blocks/SCLIP/nores"]
     torch.testing.assert_close(F.normalize(class_token[0], dim=0), expected, atol=1e-5, rtol=0)
 

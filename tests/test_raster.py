@@ -1,8 +1,7 @@
-import http.server
 import json
 import os
 import subprocess
-import threading
+import sys
 import zipfile
 
 import numpy as np
@@ -18,6 +17,7 @@ from segearth_cli.geo.raster import (
     Grid,
     Legend,
     RowWriter,
+    check_creation_options,
     open_scene,
     sieve,
     write_class_raster,
@@ -235,7 +235,7 @@ def test_bbox_is_a_window_of_whole_pixels(tmp_path):
     assert beyond[1].shape == (5, 2)
     with pytest.raises(SceneError, match="500000,5399880,500100,5400000"):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0)))
-    with pytest.raises(SceneError, match=r"bounds in that coordinate system are 1[45]\.\d+,48"):
+    with pytest.raises(SceneError, match=r"bounds in that coordinate system are 1[45][\d.]*,48"):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
     with pytest.raises(UsageError, match="--bbox-crs is 'nonsense'"):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="nonsense"))
@@ -358,14 +358,15 @@ def test_dst_crs_moves_the_scene(tmp_path):
         open_scene(path, options(dst_crs="EPSG:1"))
 
 
-def gcp_scene(tmp_path, crs="EPSG:4326"):
+def gcp_scene(tmp_path, crs="EPSG:4326", array=None):
+    """A scene placed by GCPs only, turned by 90 degrees: columns run south, rows run east."""
     step = 1e-4
     points = [
-        GroundControlPoint(row, col, 10 + col * step, 50 - row * step)
+        GroundControlPoint(row, col, 10 + row * step, 50 - col * step)
         for row in (0, 30, 60)
         for col in (0, 25, 50)
     ]
-    array = pattern()
+    array = pattern() if array is None else array
     return make(tmp_path / "gcps.tif", array, gcps=points, crs=crs), array
 
 
@@ -376,15 +377,25 @@ def test_scene_with_gcps_only_keeps_them(tmp_path):
         assert scene.grid.crs.to_epsg() == 4326
         assert scene.grid.gsd_m == pytest.approx(np.sqrt(7.17 * 11.12), rel=0.01)
         np.testing.assert_allclose(scene.read(0, 60)[0], array / 255, rtol=1e-6)
-    box = (10.001, 49.996, 10.003, 49.999)
+    box = (10.001, 49.996, 10.004, 49.998)
     with open_scene(path, options(bbox=box)) as scene:
         assert (scene.grid.width, scene.grid.height) == (20, 30)
-        assert (scene.grid.gcps[0].row, scene.grid.gcps[0].col) == (-10, -10)
-        np.testing.assert_allclose(scene.read(0, 30)[0], array[:, 10:40, 10:30] / 255, rtol=1e-6)
-    with open_scene(path, options(gsd=10.0)) as scene:
-        assert scene.grid.is_north_up
-        assert scene.grid.gcps == ()
-        assert scene.read(0, scene.grid.height)[1].mean() > 0.95
+        assert (scene.grid.gcps[0].row, scene.grid.gcps[0].col) == (-10, -20)
+        np.testing.assert_allclose(scene.read(0, 30)[0], array[:, 10:40, 20:40] / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("more", [{"dst_crs": "EPSG:4326"}, {"gsd": 8.0}, {"gsd": 20.0}])
+def test_scene_with_gcps_only_is_rectified(tmp_path, more):
+    rows = np.repeat(np.arange(60, dtype=np.uint8)[:, np.newaxis] * 4, 50, axis=1)
+    path, _ = gcp_scene(tmp_path, array=rows[np.newaxis])
+    with open_scene(path, options(**more)) as scene:
+        assert (scene.grid.is_north_up, scene.grid.gcps) == (True, ())
+        assert scene.grid.bounds == pytest.approx((10, 49.995, 10.006, 50), abs=4e-4)
+        image, valid = scene.read(0, scene.grid.height)
+        lon = scene.grid.transform.c + (np.arange(scene.grid.width) + 0.5) * scene.grid.transform.a
+    assert valid.mean() > 0.9
+    expected = np.broadcast_to(((lon - 10) / 1e-4 - 0.5) * 4 / 255, valid.shape)
+    np.testing.assert_allclose(image[0][valid], expected[valid], atol=0.02)
 
 
 def test_rotated_grid_is_kept_and_can_be_straightened(tmp_path):
@@ -438,12 +449,13 @@ def test_files_that_are_no_rasters_are_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("compress", ["deflate", "none"])
 @pytest.mark.parametrize("keep", [6, 200, 0.5, 0.95])
-def test_truncated_file_is_one_line(tmp_path, keep):
-    path = scene_of(tmp_path, pattern(height=400, width=300), compress="deflate")
+def test_truncated_file_is_one_line(tmp_path, keep, compress):
+    path = scene_of(tmp_path, pattern(height=400, width=300), compress=compress)
     size = os.path.getsize(path)
     os.truncate(path, keep if keep > 1 else int(size * keep))
-    with pytest.raises(SceneError, match="cut short|not a raster") as caught:
+    with pytest.raises(SceneError, match=r"cut short|not a raster") as caught:
         read_all(path)
     assert "\n" not in str(caught.value)
 
@@ -485,23 +497,25 @@ def test_zip_and_names_with_spaces(tmp_path):
         np.testing.assert_allclose(read_all(source)[0], array / 255, rtol=1e-6)
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+@pytest.fixture
+def server(tmp_path):
+    """Another process: GDAL holds Python's lock while it opens a file."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        port = process.stdout.readline().split(" port ")[1].split()[0]
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
 
 
-def test_scene_behind_http(tmp_path):
+def test_scene_behind_http(tmp_path, server):
     array = pattern()
     scene_of(tmp_path, array)
-    handler = lambda *a: _Handler(*a, directory=str(tmp_path))  # noqa: E731
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        for source in (f"{url}/scene.tif", f"/vsicurl/{url}/scene.tif"):
-            np.testing.assert_allclose(read_all(source)[0], array / 255, rtol=1e-6)
-        with pytest.raises(SceneError, match="cannot open"):
-            open_scene(f"{url}/missing.tif", options())
-        server.shutdown()
+    for source in (f"{server}/scene.tif", f"/vsicurl/{server}/scene.tif"):
+        np.testing.assert_allclose(read_all(source)[0], array / 255, rtol=1e-6)
+    with pytest.raises(SceneError, match="cannot open"):
+        open_scene(f"{server}/missing.tif", options())
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -624,8 +638,10 @@ def test_creation_options_are_the_users(tmp_path):
     out, *_ = write_class_raster(rows, tmp_path / "out.tif", LEGEND, {}, (("compress", "lzw"),))
     with rasterio.open(out) as dst:
         assert dst.compression.name == "lzw"
-    with pytest.raises(OutputError, match="cannot write"):
-        write_class_raster(rows, tmp_path / "bad.tif", LEGEND, {}, (("COMPRESS", "NONSENSE"),))
+    check_creation_options((("compress", "lzw"), ("BLOCKSIZE", "256")))
+    for name, value in (("COMPRESS", "NONSENSE"), ("TILED", "YES")):
+        with pytest.raises(UsageError, match=f"--co: .*{name}"):
+            check_creation_options(((name, value),))
 
 
 def test_probabilities_have_a_band_per_class(tmp_path):
@@ -676,9 +692,9 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("height", [900, 1100, 3000])
 def test_full_disk_is_one_line(tmp_path, small_disk, height):
     noise = np.random.default_rng(0).integers(0, 255, (height, 1200), dtype=np.uint8)
-    with pytest.raises(OutputError, match="the disk is full"):
+    with pytest.raises(OutputError, match=r"disk (is|may be) full"):
         write_rows(small_disk / "rows.tif", noise)
     (small_disk / "rows.tif").unlink()
     rows = write_rows(tmp_path / "rows.tif", noise, nodata=255)
-    with pytest.raises(OutputError, match="the disk is full"):
+    with pytest.raises(OutputError, match=r"disk (is|may be) full"):
         write_class_raster(rows, small_disk / "out.tif", LEGEND, {})

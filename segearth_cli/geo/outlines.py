@@ -88,9 +88,8 @@ def _offsets(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the sum of each run ``offsets[i]:offsets[i + 1]``, exactly for integers."""
-    totals = np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
-    return np.asarray(totals[offsets[1:]] - totals[offsets[:-1]])
+    """Return the sum of each run ``offsets[i]:offsets[i + 1]``; no run is empty."""
+    return np.asarray(np.add.reduceat(values, offsets[:-1]))
 
 
 def mean_confidence(rings: Rings, path: str | Path) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ from segearth_cli.geo.source import (
 from segearth_cli.geo.writer import (
     Legend,
     RowWriter,
+    check_creation_options,
     count_values,
     read_decimated,
     sieve,
@@ -51,6 +52,7 @@ __all__ = [
     "Legend",
     "RowWriter",
     "Scene",
+    "check_creation_options",
     "count_values",
     "open_scene",
     "read_decimated",
@@ -79,7 +81,7 @@ class _Region:
     def read(
         self, window: Window, shape: tuple[int, int]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return raw and validity, both [B, h, w], of a window of the region, decimated to a shape."""
+        """Return raw and validity, both [B, h, w], of a window, decimated to a shape."""
         indexes = list(range(1, self.channels + 1))
         absolute = Window(
             window.col_off + self.window.col_off,
@@ -168,9 +170,9 @@ class Scene:
         if not (0 <= row_off and 0 < rows and row_off + rows <= self.grid.height):
             raise ValueError(f"rows {row_off}..{row_off + rows} of {self.grid.height}")
         window = Window(0, row_off, self.grid.width, rows)
-        with environment(self._settings):
+        with rasterio.Env(**self._settings):
             raw, valid = self._region.read(window, (rows, self.grid.width))
-        return sensors.prepare(raw, valid.any(axis=0), self.scaling)
+        return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
 
     def overview(self, max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return image [3, h, w] and valid [h, w] of the whole scene, at most ``max_side`` long."""
@@ -178,9 +180,9 @@ class Scene:
         height, width = (
             max(1, round(side / factor)) for side in (self.grid.height, self.grid.width)
         )
-        with environment(self._settings):
+        with rasterio.Env(**self._settings):
             raw, valid = self._region.decimated(height, width)
-        return sensors.prepare(raw, valid.any(axis=0), self.scaling)
+        return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""

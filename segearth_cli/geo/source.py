@@ -32,6 +32,7 @@ from segearth_cli.options import SegmentOptions
 _REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "oss://")
 _REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
+_COARSER = 1.02  # times the pixel area: from here on pixels are averaged
 
 logger = logging.getLogger(__name__)
 
@@ -214,25 +215,38 @@ def warped(
 ) -> tuple[Any, Grid]:
     """Return the scene resampled to ``--gsd`` and ``--dst-crs``, with alpha as its last band."""
     crs = parse_crs(options.dst_crs, "--dst-crs") if options.dst_crs else None
+    settings: dict[str, Any] = {
+        "tolerance": 1e-6,  # pixels: a coarser approximation depends on how rows are read
+        "NUM_THREADS": str(options.threads or "ALL_CPUS"),
+        "UNIFIED_SRC_NODATA": "YES",  # 0 in one band of a valid pixel is a value
+    }
+    if grid.gcps and grid.crs is not None:
+        # WarpedVRT uses GCPs only for the grid that it chooses itself
+        place = {"crs": crs or grid.crs, "resampling": Resampling.cubic}
+        dataset = _warped_view(resources, dataset, place | settings)
+        grid = Grid(dataset.width, dataset.height, dataset.transform, dataset.crs)
+        if options.gsd is None:
+            return dataset, grid
     target = warp_target(grid, options.gsd, crs)
-    coarser = (target.pixel_area_m2 or 0.0) > 1.02 * (grid.pixel_area_m2 or 0.0)
+    coarser = (target.pixel_area_m2 or 0.0) > _COARSER * (grid.pixel_area_m2 or 0.0)
+    place = {
+        "src_crs": grid.crs,
+        "crs": target.crs,
+        "transform": target.transform,
+        "width": target.width,
+        "height": target.height,
+        "resampling": Resampling.average if coarser else Resampling.cubic,
+    }
+    return _warped_view(resources, dataset, place | settings), target
+
+
+def _warped_view(resources: ExitStack, dataset: Any, settings: dict[str, Any]) -> Any:
+    """Return a warped dataset whose last band is alpha; ``resources`` closes it."""
+    has_alpha = dataset.colorinterp[-1].name == "alpha"
     try:
-        warped = WarpedVRT(
-            dataset,
-            src_crs=grid.crs,
-            crs=target.crs,
-            transform=target.transform,
-            width=target.width,
-            height=target.height,
-            resampling=Resampling.average if coarser else Resampling.cubic,
-            tolerance=1e-6,  # pixels: a coarser approximation depends on how rows are read
-            NUM_THREADS=str(options.threads or "ALL_CPUS"),
-            add_alpha=not dataset.colorinterp[-1].name == "alpha",
-            UNIFIED_SRC_NODATA="YES",  # 0 in one band of a valid pixel is a value
-        )
+        return resources.enter_context(WarpedVRT(dataset, add_alpha=not has_alpha, **settings))
     except (RasterioError, CPLE_BaseError) as error:
         raise SceneError(f"the scene cannot be resampled: {reason(error)}") from error
-    return resources.enter_context(warped), target
 
 
 def region_asked(grid: Grid, options: SegmentOptions) -> tuple[Window, tuple[Any, ...] | None]:

@@ -175,7 +175,7 @@ def count_values(path: str | Path, values: int) -> NDArray[np.int64]:
     with _writing(Path(path)), rasterio.open(path) as src:
         for row in range(0, src.height, _TILE):
             rows = src.read(1, window=Window(0, row, src.width, min(_TILE, src.height - row)))
-            counts += np.bincount(rows.ravel(), minlength=values)
+            counts += np.bincount(rows.ravel(), minlength=values)[:values]
     return counts
 
 

@@ -51,8 +51,7 @@ class DenseEncoder(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        check_tower(visual, modulated_blocks)
-        self.visual = visual
+        self.visual = checked_tower(visual, modulated_blocks)
         self.attention = attention
         self.modulated_blocks = modulated_blocks
         self.residual = residual
@@ -93,16 +92,16 @@ class DenseEncoder(nn.Module):
         class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         tokens = torch.cat([class_token, patches], dim=1)
         position = resized_position_embedding(visual.positional_embedding, visual.grid_size, grid)
-        return visual.ln_pre(tokens + position.to(tokens.dtype))  # type: ignore[no-any-return]
+        return visual.ln_pre(tokens + position.to(tokens.dtype))
 
     def project(self, tokens: Tensor) -> Tensor:
         """``ln_post`` and the projection into the space shared with text: B x N x D."""
-        return self.visual.ln_post(tokens) @ self.visual.proj  # type: ignore[no-any-return]
+        return self.visual.ln_post(tokens) @ self.visual.proj
 
     def _modulated(self, tokens: Tensor) -> Tensor:
         """Sum of the modulated outputs of the last blocks, each on its normal input."""
         heads = ATTENTIONS[self.attention]
-        blocks = self.visual.transformer.resblocks
+        blocks = list(self.visual.transformer.resblocks)
         first = len(blocks) - self.modulated_blocks
         outputs = []
         for index, block in enumerate(blocks):
@@ -114,7 +113,7 @@ class DenseEncoder(nn.Module):
 
     def _gem(self, tokens: Tensor) -> Tensor:
         """GEM's self-self path beside the normal one, over the last ``GEM_DEPTH - 1`` blocks."""
-        blocks = self.visual.transformer.resblocks
+        blocks = list(self.visual.transformer.resblocks)
         first = len(blocks) - (min(GEM_DEPTH, len(blocks)) - 1)
         self_self = output = tokens
         for index, block in enumerate(blocks):
@@ -128,8 +127,8 @@ class DenseEncoder(nn.Module):
         return self_self if self.residual else output
 
 
-def check_tower(visual: nn.Module, modulated_blocks: int) -> None:
-    """Refuse vision towers whose dense features the reference does not define."""
+def checked_tower(visual: nn.Module, modulated_blocks: int) -> VisionTransformer:
+    """The vision tower, refused where the reference does not define its dense features."""
     if not isinstance(visual, VisionTransformer):
         raise ModelError(
             f"the vision tower is a {type(visual).__name__}; use a model whose tower is one of "
@@ -147,6 +146,7 @@ def check_tower(visual: nn.Module, modulated_blocks: int) -> None:
             f"modulated_blocks is {modulated_blocks}, but the vision tower has only {len(blocks)} "
             "blocks; give a smaller number"
         )
+    return visual
 
 
 def resized_position_embedding(
@@ -182,9 +182,9 @@ def modulated_output(
     q, k, v = project_heads(block.attn, block.ln_1(tokens))
     output = block.ls_1(merge_heads(block.attn, heads(q, k, v)))
     if not residual:
-        return output  # type: ignore[no-any-return]
+        return output
     tokens = tokens + output
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))  # type: ignore[no-any-return]
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
 def self_self_output(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def self_self_output(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
         return attend(inverse_temperature * x, x, v.float(), scale=1.0)
 
     output = (refined(q) + refined(k) + refined(v)) / 3
-    return block.ls_1(merge_heads(block.attn, output.to(tokens.dtype)))  # type: ignore[no-any-return]
+    return block.ls_1(merge_heads(block.attn, output.to(tokens.dtype)))
 
 
 def project_heads(attention: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,4 +213,4 @@ def project_heads(attention: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, 
 
 def merge_heads(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """Heads joined and projected: B n N d -> B N C."""
-    return attention.out_proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    return attention.out_proj(x.transpose(1, 2).flatten(2))

@@ -27,6 +27,7 @@ REMEDIES = {
     CARD: 'write one, for instance {"name": "my-model", "sensor": "optical"}',
     CONFIG: "copy the open_clip_config.json of the model's architecture there",
 }
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights, OpenAI's
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,39 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
         # every later warning of ours would be printed twice.
         logging.root.handlers[:] = handlers
     return model.eval(), tokenizer
+
+
+def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
+    """The weights of a ``.safetensors`` file or of a torch checkpoint, which may not run code.
+
+    Raises:
+        ModelError: damaged, or holds other things than weights.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} holds more than weights, which could run code, and is refused; save its "
+            "state_dict alone, best as safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise ModelError(f"{path} is not a checkpoint: {first_line(error)}") from error
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not content:
+        raise ModelError(f"{path} holds no weights by name; give a state_dict")
+    state = {
+        name.removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
 
 
 def first_line(error: Exception) -> str:

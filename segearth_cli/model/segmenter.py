@@ -158,7 +158,9 @@ def load_segmenter(
     settings = model_settings(folder, options, pick_precision(options.precision, device))
     encoder = DenseEncoder(clip.visual, settings.attention, settings.modulated_blocks)
     path = upsampler_path(folder, options)
-    upsampler = path and build_upsampler(read_upsampler_state(path), encoder.output_dim, str(path))
+    upsampler = (
+        build_upsampler(read_upsampler_state(path), encoder.output_dim, str(path)) if path else None
+    )
     segmenter = Segmenter(
         encoder,
         upsampler,
@@ -173,9 +175,7 @@ def load_segmenter(
     return segmenter.to(device).eval().requires_grad_(False), settings
 
 
-def model_settings(
-    folder: ModelFolder, options: ModelOptions, precision: str
-) -> ModelSettings:
+def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:
     """The folder's settings, each replaced by the user's where there is one."""
     card = folder.card
 

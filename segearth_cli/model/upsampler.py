@@ -6,7 +6,6 @@ means bilinear interpolation of the logits, which is all that patch features all
 """
 
 import math
-import pickle
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segearth_cli.errors import ModelError
+from segearth_cli.model.folder import read_checkpoint
 
 KEY_DIM = 32
 CHECKPOINT_PREFIX = "upsampler."
@@ -44,9 +44,7 @@ class JBU(nn.Module):
 
     def forward(self, features: Tensor, guidance: Tensor) -> Tensor:
         """Features at the guidance's size: B C h w, B 3 H W -> B C H W."""
-        resized = F.interpolate(
-            features, guidance.shape[-2:], mode="bicubic", align_corners=False
-        )
+        resized = F.interpolate(features, guidance.shape[-2:], mode="bicubic", align_corners=False)
         return weighted_sum(resized, self.kernel(guidance), self.radius)
 
     def kernel(self, guidance: Tensor) -> Tensor:
@@ -186,25 +184,14 @@ def read_upsampler_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"no upsampler at {path}; give a .safetensors or .ckpt file")
+    state = read_checkpoint(path)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = checkpoint.get("state_dict", checkpoint)
-        weights = {
-            key.removeprefix(CHECKPOINT_PREFIX): value.float()
-            for key, value in state.items()
-            if key.startswith(CHECKPOINT_PREFIX)
-        }
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} cannot be read as a checkpoint of weights: {reason}") from error
+        return state
+    weights = {
+        name.removeprefix(CHECKPOINT_PREFIX): value.float()
+        for name, value in state.items()
+        if name.startswith(CHECKPOINT_PREFIX)
+    }
     if not weights:
-        raise ModelError(f"{path} holds no weights named {CHECKPOINT_PREFIX}*; is it FeatUp's?")
+        raise ModelError(f"{path} holds no weights named {CHECKPOINT_PREFIX}*; give SimFeatUp's")
     return weights

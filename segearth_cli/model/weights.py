@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from segearth_cli.model.download import RemoteFile, fetch, mismatch
 from segearth_cli.model.folder import (
     ModelCard,
     ModelFolder,
-    first_line,
     load_clip,
     open_model_folder,
+    read_checkpoint,
     save_model_folder,
 )
 
@@ -59,7 +58,6 @@ UPSAMPLERS = {
         git_blob="d40f00838331331faa04a926ea5991f5203f91a8",
     )
 }
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights, OpenAI's
 
 
 @dataclass(frozen=True)
@@ -359,39 +357,6 @@ def _encoder_parts(path: Path, architecture: str) -> tuple[dict[str, "Tensor"], 
 def _shape(tensor: "Tensor") -> tuple[int, ...]:
     """The shape; a single number has none, however it was saved."""
     return tuple(tensor.shape) if tensor.numel() > 1 else ()
-
-
-def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
-    """The weights of a ``.safetensors`` file or of a torch checkpoint, which may not run code.
-
-    Raises:
-        ModelError: damaged, or holds other things than weights.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds more than weights, which could run code, and is refused; save its "
-            "state_dict alone, best as safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise ModelError(f"{path} is not a checkpoint: {first_line(error)}") from error
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not content:
-        raise ModelError(f"{path} holds no weights by name; give a state_dict")
-    state = {
-        name.removeprefix("module."): value
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
-    return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
 
 
 def _upsampler_state(path: Path) -> dict[str, "Tensor"]:
