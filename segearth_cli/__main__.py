@@ -2,4 +2,4 @@
 
 from segearth_cli.cli import app
 
-app()
+app(prog_name="segearth")

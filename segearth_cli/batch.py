@@ -28,21 +28,30 @@ class Failure:
     of_many: bool  # whether the message must name the source
 
 
-def expand_inputs(inputs: Iterable[str], lines: Iterable[str] = sys.stdin) -> list[str]:
-    """The scenes that the arguments name; ``-`` stands for one a line of ``lines``.
+def expand_inputs(inputs: Iterable[str], lines: Iterable[str] | None = None) -> list[str]:
+    """The scenes that the arguments name; ``-`` stands for one a line of ``lines`` (or stdin).
 
     Raises:
         UsageError: nothing is named, or a scene is named twice.
     """
     sources: list[str] = []
     for name in inputs:
-        sources += [line.strip() for line in lines if line.strip()] if name == "-" else [name]
+        sources += _lines(sys.stdin if lines is None else lines) if name == "-" else [name]
     if not sources:
         raise UsageError("no scene: standard input was empty; name one a line")
+    if "" in sources:
+        raise UsageError("the name of a scene is empty; check the variable that it comes from")
     twice = [source for source, count in Counter(sources).items() if count > 1]
     if twice:
         raise UsageError(f"{twice[0]} is named twice; name each scene once")
     return sources
+
+
+def _lines(stream: Iterable[str]) -> list[str]:
+    try:
+        return [line.strip() for line in stream if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the list of scenes is not {error.encoding} text") from error
 
 
 def options_per_scene(sources: Sequence[str], options: SegmentOptions) -> list[SegmentOptions]:
@@ -78,6 +87,10 @@ def segment_all(
     """Segment scene after scene; a scene that fails does not stop the others.
 
     A model is loaded once per kind of sensor.
+
+    Raises:
+        SegEarthError: what no scene can be segmented with, or an output that cannot be; nothing
+            has been computed then.
     """
     from segearth_cli.segment import segment
     from segearth_cli.stream import Model, load_model
@@ -86,16 +99,38 @@ def segment_all(
     def load(sensor: str) -> Model:
         return load_model(options, sensor)
 
-    for source, own in zip(sources, options_per_scene(sources, options), strict=True):
+    for source, own in checked(sources, options):
         try:
             yield segment(source, own, lambda _, sensor: load(sensor))
         except SegEarthError as error:
             yield Failure(source, error, len(sources) > 1)
 
 
-def plan_all(sources: Sequence[str], options: SegmentOptions) -> Iterator[Plan]:
-    """What each scene would take; nothing is computed or written."""
+def plan_all(sources: Sequence[str], options: SegmentOptions) -> Iterator[Plan | Failure]:
+    """What each scene would take; nothing is computed or written.
+
+    Raises:
+        SegEarthError: as `segment_all`.
+    """
     from segearth_cli.segment import plan
 
-    for source, own in zip(sources, options_per_scene(sources, options), strict=True):
-        yield plan(source, own)
+    for source, own in checked(sources, options):
+        try:
+            yield plan(source, own)
+        except SegEarthError as error:
+            yield Failure(source, error, len(sources) > 1)
+
+
+def checked(sources: Sequence[str], options: SegmentOptions) -> list[tuple[str, SegmentOptions]]:
+    """Each scene with its options, when nothing that can be known beforehand is wrong.
+
+    Raises:
+        SegEarthError: what is wrong.
+    """
+    from segearth_cli.segment import check_options, check_outputs
+
+    check_options(options)
+    scenes = list(zip(sources, options_per_scene(sources, options), strict=True))
+    for _, own in scenes:
+        check_outputs(sources, own)
+    return scenes

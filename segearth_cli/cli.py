@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -12,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from segearth_cli import __version__, terminal
-from segearth_cli.errors import SegEarthError
+from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.options import (
     ATTENTIONS,
     PRECISIONS,
@@ -26,25 +29,48 @@ from segearth_cli.options import (
 
 PARTLY_FAILED = 3
 INTERRUPTED = 130
+TERMINATED = 143  # 128 + SIGTERM, as shells count
+
+
+@contextlib.contextmanager
+def terminated_as_exit() -> Iterator[None]:
+    """A SIGTERM unwinds the stack, so that temporary folders go, before the program ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class ErrorBoundary(TyperGroup):
     """Prints expected errors as one line on stderr; anything else is a bug and keeps its trace."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The program's own options, which no environment variable sets."""
+        params = super().get_params(ctx)
+        for param in params:
+            vars(param).update(show_envvar=False, allow_from_autoenv=False)
+        return params
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; turn its expected errors into exit codes."""
+        terminal.speak_utf8()
         try:
-            return super().invoke(ctx)
+            with terminated_as_exit():
+                return super().invoke(ctx)
         except SegEarthError as error:
             terminal.print_error(str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             terminal.print_error("interrupted; nothing unfinished was written")
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:
-            # The reader of stdout has gone (`| head`): the interpreter must not flush into it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # the reader of stdout has gone: `| head`
             sys.exit(1)
+        finally:
+            terminal.finish_stdout()
 
 
 app = typer.Typer(
@@ -81,8 +107,8 @@ model_option = partial(option, rich_help_panel="Model")
 map_option = partial(option, rich_help_panel="Outputs")
 
 Verbose: TypeAlias = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
-Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Only warnings and errors.")]
-Json: TypeAlias = Annotated[bool, option("--json", help="Results as JSON lines on stdout.")]
+Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Print only warnings and errors.")]
+Json: TypeAlias = Annotated[bool, option("--json", help="Print results as JSON lines on stdout.")]
 
 ENVIRONMENT = "Every option can be set in the environment too, as in SEGEARTH_SEGMENT_MODEL=mini."
 
@@ -92,9 +118,9 @@ def segment_command(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             show_envvar=False,
-            help="Rasters, GDAL paths or URLs; - reads a list from stdin.",
+            help="Rasters: paths, GDAL paths or URLs; - reads them from stdin, one a line.",
         ),
     ],
     output: Annotated[
@@ -103,112 +129,140 @@ def segment_command(
             "-o",
             "--output",
             metavar="OUT",
-            help="Repeatable: .tif .gpkg .geojson .geojsonl .fgb .parquet .shp .png, or - for "
-            "features on stdout. A pattern with {stem} for several inputs.",
+            help="What to write, by suffix; repeatable. Class raster: .tif. Polygons: .gpkg "
+            ".geojson .geojsonl .fgb .parquet .shp, or - for GeoJSON lines on stdout. "
+            "Preview: .png. With several inputs a pattern such as {stem}.gpkg.",
         ),
     ] = None,
     classes: Annotated[
-        str | None, class_option(metavar="A,B|C,...", help="Class names; | joins synonyms.")
+        str | None,
+        class_option(metavar="A,B|C,...", help="What to look for; | joins synonyms of a class."),
     ] = None,
     classes_file: Annotated[
         Path | None,
-        class_option(metavar="FILE", help="A class per line, synonyms after commas."),
+        class_option(
+            metavar="FILE", help="The same as text: a class a line, synonyms after commas."
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        class_option(metavar="NAME", help="Classes and threshold of a known dataset."),
+        class_option(metavar="NAME", help="Classes and threshold of a known dataset, as loveda."),
     ] = None,
     background: Annotated[
-        str, class_option(metavar="A|B", help="Prompts of everything else; value 0 in the map.")
+        str, class_option(metavar="A|B", help="Words for everything else, value 0 of the map.")
     ] = "background",
     no_background: Annotated[
         bool, class_option("--no-background", help="Give every valid pixel one of the classes.")
     ] = False,
     threshold: Annotated[
         float | None,
-        class_option(metavar="0..1", help="Pixels less probable than this become 0."),
+        class_option(
+            metavar="0..1", help="Less certain pixels become 0. Default: 0, or the preset's."
+        ),
     ] = None,
     sensor: Annotated[str, scene_option(metavar="|".join(SENSORS), help="Kind of image.")] = "auto",
     bands: Annotated[
         str | None,
-        scene_option("-b", "--bands", metavar="4,3,2", help="Numbers or descriptions, red first."),
+        scene_option(
+            "-b",
+            "--bands",
+            metavar="4,3,2",
+            help="Bands to read, red first: numbers or descriptions.",
+        ),
     ] = None,
     stretch: Annotated[
         str,
         scene_option(
             metavar="HOW",
-            help="Values that become black and white, once per scene: auto, none, minmax, "
-            "LO,HI or percentiles pLO,HI.",
+            help="Values shown as black and white, the same for the whole scene: auto, none, "
+            "minmax, two values LO,HI or two percentiles pLO,HI.",
         ),
     ] = "auto",
     nodata: Annotated[
-        float | None, scene_option(metavar="VALUE", help="Of pixels without data.")
+        float | None,
+        scene_option(metavar="VALUE", help="Value of pixels without data, if not the file's own."),
     ] = None,
     gsd: Annotated[
-        float | None, scene_option(metavar="METRES", help="Resample to this pixel size.")
+        float | None, scene_option(metavar="METRES", help="Resample to this pixel size first.")
     ] = None,
     dst_crs: Annotated[
-        str | None, scene_option(metavar="CRS", help="Warp into this CRS first.")
+        str | None,
+        scene_option(metavar="CRS", help="Warp to this coordinate system first, as EPSG:32633."),
     ] = None,
     bbox: Annotated[
         str | None,
-        scene_option(metavar="LEFT,BOTTOM,RIGHT,TOP", help="Only this part of the scene."),
+        scene_option(metavar="LEFT,BOTTOM,RIGHT,TOP", help="Segment only this part of the scene."),
     ] = None,
     bbox_crs: Annotated[
-        str | None, scene_option(metavar="CRS", help="Of --bbox, if not the scene's.")
+        str | None,
+        scene_option(metavar="CRS", help="Coordinate system of --bbox, if not the scene's."),
     ] = None,
     aoi: Annotated[
-        str | None, scene_option(metavar="FILE", help="Only inside these polygons.")
+        str | None, scene_option(metavar="FILE", help="Segment only inside these polygons.")
     ] = None,
     model: Annotated[
-        str, model_option(metavar="NAME|FOLDER", help="See segearth models list.")
+        str,
+        model_option(
+            metavar="NAME|FOLDER", help="A name of segearth models list, or a model folder."
+        ),
     ] = "auto",
     attention: Annotated[
         str | None,
-        model_option(metavar="NAME", help=f"Of the last block: {', '.join(ATTENTIONS)}."),
+        model_option(metavar="NAME", help=f"Attention of the last block: {', '.join(ATTENTIONS)}."),
     ] = None,
     modulated_blocks: Annotated[
-        int | None, model_option(metavar="N", help="Last blocks that give features.")
+        int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
     ] = None,
     upsampler: Annotated[
-        str, model_option(metavar="auto|bilinear|PATH", help="Of the features.")
+        str, model_option(metavar="auto|bilinear|PATH", help="Upsampler of the features.")
     ] = "auto",
     global_bias: Annotated[
-        float | None, model_option(metavar="LAMBDA", help="Share of the class token taken off.")
+        float | None,
+        model_option(metavar="LAMBDA", help="Share of the class token that is taken off."),
     ] = None,
     logit_scale: Annotated[
-        float | None, model_option(metavar="FACTOR", help="Of the logits before the softmax.")
+        float | None,
+        model_option(
+            metavar="FACTOR", help="Sharpness of the softmax: the logits are multiplied by it."
+        ),
     ] = None,
     window: Annotated[
-        int | None, model_option(metavar="PIXELS", help="Side of a window; 0 = the whole scene.")
+        int | None,
+        model_option(metavar="PIXELS", help="Side of a window; 0: the whole scene at once."),
     ] = None,
     stride: Annotated[
-        int | None, model_option(metavar="PIXELS", help="From one window to the next.")
+        int | None, model_option(metavar="PIXELS", help="Step from one window to the next.")
     ] = None,
     device: Annotated[
         str, model_option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
     ] = "auto",
     precision: Annotated[
-        str, model_option(metavar="|".join(PRECISIONS), help="Of the encoder.")
+        str, model_option(metavar="|".join(PRECISIONS), help="Number format of the encoder.")
     ] = "auto",
     batch_size: Annotated[
-        int | None, model_option(metavar="WINDOWS", help="Through the network at once.")
+        int | None,
+        model_option(metavar="WINDOWS", help="Windows that run at once; the map stays the same."),
     ] = None,
     threads: Annotated[
-        int | None, model_option(metavar="N", help="CPU threads of the network.")
+        int | None, model_option(metavar="N", help="CPU threads. Default: as many as cores.")
     ] = None,
     probabilities: Annotated[
-        str | None, map_option(metavar="PATH", help="A .tif of percents, a band per class.")
+        str | None,
+        map_option(metavar="PATH", help="Also write a .tif of percents, a band per class."),
     ] = None,
     min_area: Annotated[
-        float, map_option(metavar="M2", help="Merge smaller patches into their neighbours.")
+        float,
+        map_option(metavar="M2", help="Merge patches smaller than this into their neighbours."),
     ] = 0.0,
     simplify: Annotated[
-        float, map_option(metavar="METRES", help="Straighten outlines; neighbours stay joined.")
+        float,
+        map_option(
+            metavar="METRES", help="Simplify outlines by this much; shared borders stay shared."
+        ),
     ] = 0.0,
     co: Annotated[
         list[str] | None,
-        map_option(metavar="NAME=VALUE", help="GDAL creation option of rasters; repeatable."),
+        map_option(metavar="NAME=VALUE", help="Creation option of GDAL's COG driver; repeatable."),
     ] = None,
     overwrite: Annotated[bool, map_option("--overwrite", help="Replace existing outputs.")] = False,
     dry_run: Annotated[
@@ -224,8 +278,11 @@ def segment_command(
     """
     from segearth_cli import batch
     from segearth_cli.model.prompts import choose_classes
+    from segearth_cli.segment import Plan
 
     terminal.log_to_stderr(verbose, quiet)
+    if json and "-" in (output or ()) and not dry_run:
+        raise UsageError("--json and -o - both write to stdout; give the polygons a file")
     wanted = choose_classes(classes, classes_file, preset, None if no_background else background)
     options = SegmentOptions(
         classes=wanted.classes,
@@ -248,6 +305,7 @@ def segment_command(
         overwrite=overwrite,
         creation_options=parse_pairs(co or []),
         threads=threads,
+        progress=not quiet,
         model=ModelOptions(
             model=model,
             attention=attention,
@@ -263,19 +321,18 @@ def segment_command(
         ),
     )
     sources = batch.expand_inputs(inputs)
-    if dry_run:
-        for plan in batch.plan_all(sources, options):
-            terminal.show_plan(plan, json)
-        return
+    outcomes = (batch.plan_all if dry_run else batch.segment_all)(sources, options)
     failures = []
-    for outcome in batch.segment_all(sources, options):
+    for outcome in outcomes:
         if isinstance(outcome, batch.Failure):
             terminal.show_failure(outcome, json)
             failures.append(outcome.error)
+        elif isinstance(outcome, Plan):
+            terminal.show_plan(outcome, json)
         else:
             terminal.show_result(outcome, json, quiet)
     if failures:
-        raise typer.Exit(failures[0].exit_code if len(sources) == 1 else PARTLY_FAILED)
+        raise typer.Exit(failures[0].exit_code if len(failures) == len(sources) else PARTLY_FAILED)
 
 
 @models_app.command("list")

@@ -7,6 +7,7 @@ import torch
 
 from segearth_cli.errors import UsageError
 
+CPU_PASS = 4  # windows; more are no faster
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,7 +63,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 def default_batch_size(device: torch.device) -> int:
     """Windows at once: enough to fill the device, few enough for a small one."""
-    return 4 if device.type == "cpu" else 32
+    return CPU_PASS if device.type == "cpu" else 32
+
+
+def pass_size(device: torch.device, batch_size: int, windows: int) -> int:
+    """Windows in every forward pass over a scene of ``windows``, the last one filled up.
+
+    bf16 matrix products of another size round differently: on a CPU the size is the same
+    whatever the batch size, so that the map is too.
+    """
+    return min(CPU_PASS if device.type == "cpu" else batch_size, windows)
 
 
 def use_threads(threads: int | None) -> None:

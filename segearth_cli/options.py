@@ -1,5 +1,7 @@
 """Every options dataclass: validated once, in ``__post_init__``; imports nothing heavy."""
 
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -57,8 +59,12 @@ class ModelOptions:
             f"--stride {self.stride} exceeds --window {self.window}: pixels would be skipped",
         )
         _require(
-            self.logit_scale is None or self.logit_scale > 0,
-            f"--logit-scale is {self.logit_scale}; it must be positive",
+            self.logit_scale is None or 0 < self.logit_scale < math.inf,
+            f"--logit-scale is {self.logit_scale}; it must be a positive number",
+        )
+        _require(
+            self.global_bias is None or math.isfinite(self.global_bias),
+            f"--global-bias is {self.global_bias}; it must be a number",
         )
 
 
@@ -90,6 +96,7 @@ class SegmentOptions:
     overwrite: bool = False
     creation_options: tuple[tuple[str, str], ...] = ()
     threads: int | None = None
+    progress: bool = True  # on stderr, where that is a terminal
     model: ModelOptions = field(default_factory=ModelOptions)
 
     def __post_init__(self) -> None:
@@ -100,9 +107,12 @@ class SegmentOptions:
             0.0 <= self.threshold <= 1.0,
             f"--threshold is {self.threshold}; it must lie between 0 and 1",
         )
-        _require(self.gsd is None or self.gsd > 0, f"--gsd is {self.gsd}; it must be positive")
+        _require(
+            self.gsd is None or 0 < self.gsd < math.inf,
+            f"--gsd is {self.gsd}; it must be a positive number of metres",
+        )
         for option, value in (("--min-area", self.min_area), ("--simplify", self.simplify)):
-            _require(value >= 0, f"{option} is {value}; it must not be negative")
+            _require(0 <= value < math.inf, f"{option} is {value}; it must be 0 or a larger number")
         _require(
             self.threads is None or self.threads >= 1,
             f"--threads is {self.threads}; it must be 1 or more",
@@ -110,29 +120,37 @@ class SegmentOptions:
         if self.bbox is not None:
             left, bottom, right, top = self.bbox
             _require(
-                left < right and bottom < top,
-                f"--bbox {left},{bottom},{right},{top} is empty; give left,bottom,right,top",
+                -math.inf < left < right < math.inf and -math.inf < bottom < top < math.inf,
+                f"--bbox {left},{bottom},{right},{top} is empty or endless; "
+                "give left,bottom,right,top",
             )
         _require(
             self.bbox is None or self.aoi is None, "--bbox and --aoi exclude each other; give one"
         )
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuse names of outputs that say too little, or the same twice."""
         for output in self.outputs:
             suffix = PurePath(output).suffix.lower()
             _require(
                 output == "-" or suffix in OUTPUT_SUFFIXES,
                 f"cannot tell what to write from {output!r}; end it with one of "
-                f"{' '.join(OUTPUT_SUFFIXES)}, or - for GeoJSON text sequences on stdout",
+                f"{' '.join(OUTPUT_SUFFIXES)}, or - for GeoJSON lines on stdout",
             )
         _require(
             self.probabilities is None or self.probabilities.lower().endswith(RASTER_SUFFIXES),
             f"--probabilities {self.probabilities!r} is a raster; end it with .tif",
         )
-        _require(
-            self.probabilities not in self.outputs, "--probabilities and -o name the same file"
-        )
-        _require(
-            len(set(self.outputs)) == len(self.outputs), "the same output is given twice with -o"
-        )
+        names = [*self.outputs, *filter(None, [self.probabilities])]
+        for name in names:
+            _require(
+                not name.startswith("/vsi") and "://" not in name,
+                f"{name} is no local file; write to one, and copy it there",
+            )
+        paths = [os.path.abspath(name) for name in names]
+        for name, path in zip(names, paths, strict=True):
+            _require(paths.count(path) == 1, f"{name} is written twice; name each output once")
 
 
 def parse_bands(text: str | None) -> tuple[str, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,14 @@ from segearth_cli import __version__, report
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo import raster, vector
+from segearth_cli.geo.grid import parse_crs
 from segearth_cli.geo.raster import Grid, Legend, RowWriter, Scene, open_scene
+from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import model_settings
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
+from segearth_cli.staging import Staging, publish
 from segearth_cli.stream import (
     PERCENT_NODATA,
     Model,
@@ -121,7 +124,8 @@ def segment(
         SegEarthError: what was expected to go wrong; nothing half-written is left behind.
     """
     started = time.perf_counter()
-    check_outputs(source, options)
+    check_options(options)
+    check_outputs([source], options)
     use_threads(options.threads)
     with contextlib.ExitStack() as stack:
         scene = stack.enter_context(open_scene(source, options))
@@ -132,7 +136,7 @@ def segment(
         class_map = write_class_map(scene, model, work, options)
         finished = write_outputs(scene, class_map, staging)
         if STDOUT in options.outputs:
-            vector.write_features(class_map.polygons, stdout or sys.stdout)
+            write_features(class_map, stdout or sys.stdout)
         publish(finished)
         counts, area = class_map.counts, scene.grid.pixel_area_m2
     names = dict(zip(model.legend.names, model.legend.values, strict=True))
@@ -153,7 +157,8 @@ def plan(source: str, options: SegmentOptions) -> Plan:
     Raises:
         SegEarthError: what would go wrong before the first window.
     """
-    check_outputs(source, options)
+    check_options(options)
+    check_outputs([source], options)
     vocabulary = build_vocabulary(options)
     device = pick_device(options.model.device)
     precision = pick_precision(options.model.precision, device)
@@ -181,23 +186,43 @@ def plan(source: str, options: SegmentOptions) -> Plan:
         )
 
 
-def check_outputs(source: str, options: SegmentOptions) -> None:
-    """Refuse outputs that cannot be, before any work is done.
+def check_options(options: SegmentOptions) -> None:
+    """Refuse options that no scene can be segmented with, before any work is done.
 
     Raises:
-        UsageError: no output is named, or a package that a format needs is missing.
-        OutputError: an output exists and ``overwrite`` is off, or is the scene itself.
+        UsageError: there is no such stretch, coordinate system, creation option, device or model,
+            or no output is named.
+        ModelError: the model is not on this machine, or a part of it is missing or damaged.
     """
     if not options.outputs and not options.probabilities:
         raise UsageError("say what to write, for instance -o map.gpkg or -o - for stdout")
+    build_vocabulary(options)
+    parse_stretch(options.stretch)
+    for name, crs in (("--dst-crs", options.dst_crs), ("--bbox-crs", options.bbox_crs)):
+        if crs is not None:
+            parse_crs(crs, name)
     raster.check_creation_options(options.creation_options)
+    pick_precision(options.model.precision, pick_device(options.model.device))
+    if options.model.model != "auto":
+        resolve_model(options.model.model)
+
+
+def check_outputs(sources: Sequence[str], options: SegmentOptions) -> None:
+    """Refuse outputs that cannot be, before any work is done; ``sources`` are what is read.
+
+    Raises:
+        UsageError: a package that a format needs is missing.
+        OutputError: an output exists and ``overwrite`` is off, or is one of the sources.
+    """
     for path in output_paths(options):
         vector.require_vector_support(path)
-        if path.is_dir():
+        if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
-        if path.exists() and Path(source).exists() and path.samefile(source):
-            raise OutputError(f"{path} is the scene itself; write to another file")
-        if path.exists() and not options.overwrite:
+        if not os.path.exists(path):
+            continue
+        if any(os.path.exists(source) and path.samefile(source) for source in sources):
+            raise OutputError(f"{path} is a scene to be read; write to another file")
+        if not options.overwrite:
             raise OutputError(f"{path} exists; use --overwrite to replace it")
 
 
@@ -205,31 +230,6 @@ def output_paths(options: SegmentOptions) -> list[Path]:
     """Every file that the options ask for."""
     names = [*options.outputs, *filter(None, [options.probabilities])]
     return [Path(name) for name in names if name != STDOUT]
-
-
-class Staging:
-    """Temporary folders beside the outputs, so that finished files only need to be renamed."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
-
-    def beside(self, destination: Path | None = None) -> Path:
-        """A new folder on the destination's file system, or anywhere; its parents are made.
-
-        Raises:
-            OutputError: the folder cannot be made.
-        """
-        parent = None if destination is None else destination.parent
-        try:
-            if parent is not None:
-                parent.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.TemporaryDirectory(prefix=".segearth-", dir=parent)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write into {parent or 'the temporary folder'}: {error.strerror}; "
-                "choose another folder"
-            ) from error
-        return Path(self._stack.enter_context(folder))
 
 
 def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOptions) -> ClassMap:
@@ -282,6 +282,22 @@ def write_outputs(scene: Scene, class_map: ClassMap, staging: Staging) -> dict[P
     return finished
 
 
+def write_features(class_map: ClassMap, stream: TextIO) -> None:
+    """Write the polygons as lines of GeoJSON to stdout.
+
+    Raises:
+        OutputError: it takes no more.
+        BrokenPipeError: its reader has gone.
+    """
+    try:
+        vector.write_features(class_map.polygons, stream)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+
 def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
     return raster.write_class_raster(
         class_map.classes,
@@ -325,22 +341,6 @@ WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
     ".png": _write_preview,
     "probabilities": _write_probabilities,
 }
-
-
-def publish(finished: dict[Path, Path]) -> None:
-    """Rename finished files into place.
-
-    Raises:
-        OutputError: a file cannot be put there.
-    """
-    for file, destination in finished.items():
-        sidecar = destination.with_name(destination.name + ".aux.xml")
-        if destination.suffix.lower() in RASTER_SUFFIXES and sidecar not in finished.values():
-            sidecar.unlink(missing_ok=True)  # statistics of the file that is being replaced
-        try:
-            file.replace(destination)
-        except OSError as error:
-            raise OutputError(f"cannot write {destination}: {error.strerror}") from error
 
 
 def describe(scene: Scene, model: Model, options: SegmentOptions) -> dict[str, str]:

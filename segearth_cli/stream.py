@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from segearth_cli.device import default_batch_size
+from segearth_cli.device import default_batch_size, pass_size
 from segearth_cli.geo.raster import Legend, Scene
 from segearth_cli.geo.tiling import RollingBlend, WindowGrid
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
@@ -25,6 +25,7 @@ from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmente
 from segearth_cli.options import SegmentOptions
 
 PERCENT_NODATA = 255
+MOST_WAITING = 8  # windows per window of a batch
 BASE_MEMORY = 900 << 20  # bytes: torch, GDAL and a batch of windows on its way
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,14 @@ def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterat
     batch = options.model.batch_size or default_batch_size(model.segmenter.device)
     blend = RollingBlend(grid, len(model.vocabulary.queries))
     valid: dict[int, NDArray[np.bool_]] = {}
-    logits = window_logits(read_windows(scene, grid, valid), model.segmenter, batch)
+    size = pass_size(model.segmenter.device, batch, len(grid))
+    logits = window_logits(read_windows(scene, grid, valid), model.segmenter, batch, size)
     progress = tqdm(
-        total=len(grid), unit="window", desc=Path(scene.source).name, disable=None, leave=False
+        total=len(grid),
+        unit="window",
+        desc=Path(scene.source).name,
+        disable=None if options.progress else True,  # None: where stderr is no terminal
+        leave=False,
     )
     with progress:
         for row, row_end in blend.row_ends():
@@ -139,24 +145,45 @@ def read_windows(
 
 
 def window_logits(
-    windows: Iterator[Window], segmenter: Segmenter, batch_size: int
+    windows: Iterator[Window], segmenter: Segmenter, batch_size: int, size: int
 ) -> Iterator[NDArray[np.float32] | None]:
-    """Logits of each window in order, Q x h x w; ``None`` where a window has no data."""
+    """Logits of each window in order, Q x h x w; ``None`` where a window has no data.
+
+    Up to ``batch_size`` windows with data are gathered, and run in passes of ``size``.
+    """
     waiting: list[Window] = []
 
     def run() -> Iterator[NDArray[np.float32] | None]:
         images = [window.image for window in waiting if window.has_data]
-        with torch.inference_mode():
-            results = iter(segmenter(torch.from_numpy(np.stack(images))).cpu() if images else [])
+        results = (
+            logits
+            for start in range(0, len(images), size)
+            for logits in run_pass(segmenter, images[start : start + size], size)
+        )
         for window in waiting:
-            yield next(results).numpy() if window.has_data else None
+            yield next(results) if window.has_data else None
         waiting.clear()
 
+    gathered = 0
     for window in windows:
         waiting.append(window)
-        if sum(window.has_data for window in waiting) == batch_size:
+        gathered += window.has_data
+        # A window that waits keeps its strip in memory: not too many, even without data.
+        if gathered == batch_size or len(waiting) == MOST_WAITING * batch_size:
             yield from run()
+            gathered = 0
     yield from run()
+
+
+def run_pass(
+    segmenter: Segmenter, images: list[NDArray[np.float32]], size: int
+) -> NDArray[np.float32]:
+    """Logits of some windows in a forward pass of ``size`` windows: B Q h w."""
+    batch = np.zeros((size, *images[0].shape), np.float32)
+    batch[: len(images)] = images
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = segmenter(torch.from_numpy(batch)).cpu().numpy()
+    return logits[: len(images)]
 
 
 def score_rows(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import math
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from segearth_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure
@@ -36,28 +42,60 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         style = self.STYLES.get(record.levelno, "bold red")
-        level = Text(f"{record.levelname.lower()}: ", style)
-        console().print(level + Text(" ".join(record.getMessage().split())))
+        level = (f"{record.levelname.lower()}: ", style)
+        console().print(Text.assemble(level, " ".join(record.getMessage().split())))
 
 
 def log_to_stderr(verbose: bool, quiet: bool) -> None:
     """Warnings (and with ``verbose`` the steps) on stderr, one line each."""
     logging.basicConfig(level=logging.WARNING, handlers=[LineHandler()], force=True)
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    level = logging.INFO if verbose and not quiet else logging.WARNING
     logging.getLogger("segearth_cli").setLevel(level)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's chatter about odd tags
 
 
+def speak_utf8() -> None:
+    """Data on stdout is UTF-8 whatever the terminal speaks; odd bytes in file names stay."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def finish_stdout() -> None:
+    """Flush stdout, or let go of what it does not take: the interpreter would try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_json(record: dict[str, Any]) -> None:
-    """One JSON object as a line on stdout."""
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    """One JSON object as a line on stdout.
+
+    Raises:
+        OutputError: stdout takes no more, for another reason than that its reader has gone.
+    """
+    try:
+        print(json.dumps(_plain(record), ensure_ascii=False), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+
+def _plain(value: Any) -> Any:
+    """The value with NaN and infinity as words: JSON has no numbers for them."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A plain table; every column but the first is aligned to the right."""
     made = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left")
+        made.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(Text, row))
     return made
@@ -82,7 +120,9 @@ def show_result(result: SegmentResult, as_json: bool, quiet: bool) -> None:
 
 def show_failure(failure: Failure, as_json: bool) -> None:
     """One scene that failed."""
-    print_error(f"{failure.source}: {failure.error}" if failure.of_many else str(failure.error))
+    message = str(failure.error)
+    unnamed = failure.of_many and failure.source not in message
+    print_error(f"{failure.source}: {message}" if unnamed else message)
     if as_json:
         record = {"status": "failed", "source": failure.source, "error": str(failure.error)}
         print_json(record)
@@ -91,7 +131,7 @@ def show_failure(failure: Failure, as_json: bool) -> None:
 def show_plan(plan: Plan, as_json: bool) -> None:
     """What one scene would take."""
     if as_json:
-        print_json(asdict(plan))
+        print_json({"status": "planned", **asdict(plan)})
         return
     rows = [
         ["size", f"{plan.width} x {plan.height} pixels"],

@@ -245,7 +245,7 @@ def _warped_view(resources: ExitStack, dataset: Any, settings: dict[str, Any]) -
     has_alpha = dataset.colorinterp[-1].name == "alpha"
     try:
         return resources.enter_context(WarpedVRT(dataset, add_alpha=not has_alpha, **settings))
-    except (RasterioError, CPLE_BaseError) as error:
+    except (RasterioError, CPLE_BaseError, OverflowError) as error:
         raise SceneError(f"the scene cannot be resampled: {reason(error)}") from error
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segearth_cli.device import autocast, pick_device, pick_precision
+from segearth_cli.errors import UsageError
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.prompts import Vocabulary, text_features
 from segearth_cli.model.upsampler import Upsampler, build_upsampler, read_upsampler_state
@@ -176,7 +177,11 @@ def load_segmenter(
 
 
 def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:
-    """The folder's settings, each replaced by the user's where there is one."""
+    """The folder's settings, each replaced by the user's where there is one.
+
+    Raises:
+        UsageError: windows so far apart that pixels would be left out.
+    """
     card = folder.card
 
     def chosen(name: str) -> Any:
@@ -185,6 +190,11 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
 
     window = chosen("window")
     stride = options.stride or (card.stride if options.window is None else max(window // 2, 1))
+    if window and stride > window:
+        raise UsageError(
+            f"a stride of {stride} pixels skips pixels between windows of {window}; "
+            f"give a --stride of {window} or less"
+        )
     return ModelSettings(
         name=card.name,
         digest=folder.digest(),

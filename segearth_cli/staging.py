@@ -1,0 +1,65 @@
+"""Outputs appear whole or not at all: made in a folder beside their places, renamed at the end."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from segearth_cli.errors import OutputError
+from segearth_cli.options import RASTER_SUFFIXES
+
+
+class Staging:
+    """Temporary folders beside the outputs, so that finished files only need to be renamed."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+
+    def beside(self, destination: Path | None = None) -> Path:
+        """A new folder on the destination's file system, or anywhere.
+
+        Its parents are made; those that stay empty go again.
+
+        Raises:
+            OutputError: the folder cannot be made.
+        """
+        parent = None if destination is None else destination.parent
+        try:
+            if parent is not None:
+                self._make(parent)
+            folder = tempfile.TemporaryDirectory(prefix=".segearth-", dir=parent)
+        except OSError as error:
+            in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "it or a folder above it is a file" if in_the_way else error.strerror
+            raise OutputError(
+                f"cannot write into {parent or 'the temporary folder'}: {why}; "
+                "choose another folder"
+            ) from error
+        return Path(self._stack.enter_context(folder))
+
+    def _make(self, folder: Path) -> None:
+        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            self._stack.callback(_remove_if_empty, path)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def publish(finished: dict[Path, Path]) -> None:
+    """Rename finished files into place.
+
+    Raises:
+        OutputError: a file cannot be put there.
+    """
+    for file, destination in finished.items():
+        sidecar = destination.with_name(destination.name + ".aux.xml")
+        if destination.suffix.lower() in RASTER_SUFFIXES and sidecar not in finished.values():
+            sidecar.unlink(missing_ok=True)  # statistics of the file that is being replaced
+        try:
+            file.replace(destination)
+        except OSError as error:
+            raise OutputError(f"cannot write {destination}: {error.strerror}") from error

@@ -1,0 +1,56 @@
+"""Small scenes to segment, and how the tests segment them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio import Affine
+
+from segearth_cli.options import ModelOptions, SegmentOptions
+
+CLASSES = (("building", "roof"), ("road",), ("water",))
+PIXEL_M2 = 4.0
+UTM = {"crs": "EPSG:32633", "transform": Affine(2, 0, 500_000, 0, -2, 5_400_000)}
+
+
+def blocks(bands: int = 3, height: int = 100, width: int = 130) -> np.ndarray:
+    """Noisy blocks of ten pixels, uint8 1..255: even random weights see several classes there."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (bands, height // 10 + 1, width // 10 + 1))
+    image = np.kron(colours, np.ones((10, 10)))[:, :height, :width]
+    return np.clip(image + rng.normal(0, 15, image.shape), 1, 255).astype(np.uint8)
+
+
+def write_scene(path: Path, array: np.ndarray | None = None, **profile: Any) -> str:
+    """A GeoTIFF of 2 m pixels in UTM, unless the profile says otherwise; its path."""
+    array = blocks() if array is None else array
+    count, height, width = array.shape
+    profile = {"driver": "GTiff", **UTM, **profile}
+    size = {"count": count, "height": height, "width": width}
+    with rasterio.open(path, "w", dtype=array.dtype, **size, **profile) as dst:
+        dst.write(array)
+    return str(path)
+
+
+def options_for(model: Path, *outputs: Path | str, **more: Any) -> SegmentOptions:
+    """Options that run the model on the CPU in float32; further ones by either class's names."""
+    names = ModelOptions.__dataclass_fields__.keys() & more.keys() - {"model"}
+    own = {name: more.pop(name) for name in names}
+    settings = ModelOptions(**{"model": str(model), "device": "cpu", "precision": "fp32", **own})
+    more.setdefault("classes", CLASSES)
+    return SegmentOptions(outputs=tuple(map(str, outputs)), model=settings, **more)
+
+
+def read(path: Path | str) -> np.ndarray:
+    """The first band."""
+    with rasterio.open(path) as src:
+        band: np.ndarray = src.read(1)
+    return band
+
+
+def names_in(folder: Path) -> list[str]:
+    """Everything in a folder, hidden and nested files too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

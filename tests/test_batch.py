@@ -1,0 +1,125 @@
+import io
+import logging
+
+import geopandas
+import pytest
+from scenes import blocks, names_in, options_for, read, write_scene
+
+from segearth_cli.batch import Failure, expand_inputs, options_per_scene, plan_all, segment_all
+from segearth_cli.errors import ModelError, OutputError, SceneError, UsageError
+from segearth_cli.segment import segment
+
+
+def test_a_dash_stands_for_the_lines_of_stdin():
+    lines = io.StringIO("b.tif\r\n\n  c d.tif \n")
+    assert expand_inputs(["a.tif", "-", "e.tif"], lines) == ["a.tif", "b.tif", "c d.tif", "e.tif"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text", "message"),
+    [
+        (["-"], b"\n \n", "standard input was empty"),
+        (["a.tif", "-"], b"a.tif\n", "a.tif is named twice"),
+        ([""], b"", "the name of a scene is empty"),
+        (["-"], b"\xff.tif\n", "not utf-8 text"),
+    ],
+)
+def test_lists_that_name_no_scenes(inputs, text, message):
+    lines = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        expand_inputs(inputs, lines)
+
+
+def test_outputs_are_named_after_the_scene(tiny_model):
+    options = options_for(tiny_model, "maps/{stem}.gpkg", "-", probabilities="{stem}/p.tif")
+    sources = ["in/north.tif", "/vsizip/all.zip/south.v2.tif", "https://host/east.tif"]
+    named = options_per_scene(sources, options)
+    assert [own.outputs[0] for own in named] == [
+        "maps/north.gpkg",
+        "maps/south.v2.gpkg",
+        "maps/east.gpkg",
+    ]
+    assert {own.outputs[1] for own in named} == {"-"}
+    assert named[0].probabilities == "north/p.tif"
+
+
+@pytest.mark.parametrize(
+    ("sources", "outputs", "message"),
+    [
+        (["a.tif", "b.tif"], ["map.gpkg"], r"2 scenes cannot all be written to 'map\.gpkg'"),
+        (["x/a.tif", "y/a.tif"], ["{stem}.gpkg"], "two scenes have the stem 'a'"),
+        (["a.tif", "a.jp2"], ["{stem}.gpkg"], "two scenes have the stem 'a'"),
+    ],
+)
+def test_scenes_that_would_share_an_output_are_refused(tiny_model, sources, outputs, message):
+    with pytest.raises(UsageError, match=message):
+        options_per_scene(sources, options_for(tiny_model, *outputs))
+
+
+def test_a_scene_that_fails_does_not_stop_the_others(tmp_path, tiny_model, caplog):
+    caplog.set_level(logging.INFO, "segearth_cli")
+    sources = [
+        write_scene(tmp_path / "a.tif"),
+        str(tmp_path / "missing.tif"),
+        write_scene(tmp_path / "c.tif", blocks(1)),
+    ]
+    options = options_for(tiny_model, tmp_path / "{stem}_map.tif")
+    first, second, third = segment_all(sources, options)
+    assert isinstance(second, Failure)
+    assert isinstance(second.error, SceneError)
+    assert second.of_many
+    assert first.outputs == (str(tmp_path / "a_map.tif"),)
+    assert caplog.text.count("model tiny") == 1  # loaded once
+    alone = options_for(tiny_model, tmp_path / "alone.tif")
+    segment(sources[2], alone)
+    assert (read(third.outputs[0]) == read(tmp_path / "alone.tif")).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"stretch": "p98,2"}, UsageError, "--stretch"),
+        ({"dst_crs": "nowhere"}, UsageError, "--dst-crs"),
+        ({"device": "cuda:99"}, UsageError, "--device"),
+        ({"creation_options": (("FOO", "BAR"),)}, UsageError, "--co"),
+        ({"classes": (("road",), ("road",))}, UsageError, "twice"),
+        ({"model": "no-such-model"}, UsageError, "no model or folder 'no-such-model'"),
+        ({"model": "vit-b-16"}, ModelError, "segearth models pull vit-b-16"),
+    ],
+)
+def test_what_no_scene_can_be_segmented_with_is_said_once(
+    tmp_path, tiny_model, more, error, message
+):
+    model = more.pop("model", tiny_model)
+    options = options_for(model, tmp_path / "{stem}.gpkg", **more)
+    for run in (segment_all, plan_all):
+        with pytest.raises(error, match=message):
+            next(run(["a.tif", "b.tif"], options))
+
+
+def test_outputs_are_checked_before_the_first_scene(tmp_path, tiny_model):
+    sources = [write_scene(tmp_path / "a.tif"), write_scene(tmp_path / "a_map.tif")]
+    (tmp_path / "a_map.gpkg").write_text("mine")
+    taken = options_for(tiny_model, tmp_path / "{stem}.gpkg")
+    with pytest.raises(OutputError, match=r"a_map\.gpkg exists; use --overwrite"):
+        next(segment_all(sources, taken))
+    over = options_for(tiny_model, tmp_path / "{stem}_map.tif", overwrite=True)
+    with pytest.raises(OutputError, match=r"a_map\.tif is a scene to be read"):
+        next(segment_all(sources, over))
+    assert names_in(tmp_path) == ["a.tif", "a_map.gpkg", "a_map.tif"]
+
+
+def test_plans_name_the_scenes_that_would_fail(tmp_path, tiny_model):
+    sources = [str(tmp_path / "missing.tif"), write_scene(tmp_path / "a.tif")]
+    missing, planned = plan_all(sources, options_for(tiny_model, tmp_path / "{stem}.gpkg"))
+    assert isinstance(missing, Failure)
+    assert planned.outputs == (str(tmp_path / "a.gpkg"),)
+    assert names_in(tmp_path) == ["a.tif"]
+
+
+def test_features_of_several_scenes_share_one_stream(tmp_path, tiny_model, capsys):
+    sources = [write_scene(tmp_path / f"{name}.tif") for name in "ab"]
+    list(segment_all(sources, options_for(tiny_model, "-")))
+    (tmp_path / "all.geojsonl").write_text(capsys.readouterr().out)
+    frame = geopandas.read_file(tmp_path / "all.geojsonl")
+    assert set(frame.source) == set(sources)

@@ -1,0 +1,430 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import pytest
+import rasterio
+from rasterio import Affine
+from scenes import blocks, names_in, read, write_scene
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from segearth_cli import __version__
+from segearth_cli.cli import app
+
+ROOT = Path(__file__).parents[1]
+WORDS = ("--classes", "building|roof,road,water")
+HEAVY = ("torch", "open_clip", "rasterio", "geopandas", "pandas", "numpy")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder."""
+    made = tmp_path / "work"
+    made.mkdir()
+    monkeypatch.chdir(made)
+    return made
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A scene in another folder than the outputs."""
+    return write_scene(tmp_path / "scene.tif")
+
+
+@pytest.fixture
+def run(tiny_model, folder):
+    """Run the command in this process; words and a model are set where none are given."""
+
+    def invoke(*args, env=None, stdin=None):
+        return CliRunner().invoke(app, [*map(str, args)], input=stdin, env=env)
+
+    def segment(*args, words=WORDS, model=tiny_model, **more):
+        own = ("--model", model) if model else ()
+        return invoke("segment", *words, *own, "--device", "cpu", *args, **more)
+
+    segment.any = invoke
+    return segment
+
+
+def command(*args):
+    return [sys.executable, "-m", "segearth_cli", *map(str, args)]
+
+
+def surroundings(**more):
+    """The environment of a subprocess that finds the package from any folder."""
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
+
+
+def only_line(text):
+    (line,) = text.splitlines()
+    return line
+
+
+# --- what is printed, and where ----------------------------------------------------------------
+
+
+def test_a_run_says_what_it_found_on_stderr_and_nothing_on_stdout(run, scene, folder):
+    result = run(scene, "-o", "map.gpkg", "-o", "map.tif")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0] == scene
+    assert lines[1].split() == ["class", "share", "area"]
+    assert [line.split()[0] for line in lines[2:6]] == ["background", "building", "road", "water"]
+    assert lines[6].startswith("wrote map.gpkg, map.tif in ")
+    assert len(lines) == 7
+    assert names_in(folder) == ["map.gpkg", "map.tif", "map.tif.aux.xml"]
+
+
+def test_quiet_leaves_warnings_and_verbose_says_the_steps(run, scene, tmp_path):
+    assert run(scene, "-o", "a.tif", "-q").stderr == ""
+    plain = write_scene(tmp_path / "plain.tif", crs=None, transform=Affine(1, 0, 5, 0, -1, 5))
+    warning = only_line(run(plain, "-o", "b.tif", "-q").stderr)
+    assert warning.startswith("warning: ")
+    assert "no coordinate system" in warning
+    spoken = run(scene, "-o", "c.tif", "-v").stderr
+    assert "info: model tiny: attention segearth, upsampler bilinear" in spoken
+    assert "bands 1,2,3, scaled from 0..255" in spoken
+
+
+def test_json_is_an_object_per_scene(run, scene, tmp_path):
+    other = write_scene(tmp_path / "other.tif", blocks(1, 40, 50))
+    missing = str(tmp_path / "missing.tif")
+    result = run(scene, missing, other, "-o", "{stem}.gpkg", "--json", "-q", "--nodata", "nan")
+    assert result.exit_code == 3
+    first, failed, second = map(json.loads, result.stdout.splitlines())
+    assert (first["status"], second["status"]) == ("done", "done")
+    assert (first["source"], first["outputs"]) == (scene, ["scene.gpkg"])
+    assert sum(first["pixels"].values()) == 13_000
+    assert first["area_m2"]["road"] == 4 * first["pixels"]["road"]
+    assert first["options"]["nodata"] == "nan"
+    error = f"cannot open {missing}: there is no such file"
+    assert failed == {"status": "failed", "source": missing, "error": error}
+    assert only_line(result.stderr) == f"error: {error}"
+
+
+def test_a_dash_writes_features_to_stdout(run, scene, folder):
+    result = run(scene, "-o", "-", "-o", "map.geojsonl")
+    assert result.exit_code == 0
+    assert result.stdout == Path("map.geojsonl").read_text()
+    assert {json.loads(line)["type"] for line in result.stdout.splitlines()} == {"Feature"}
+    assert "wrote stdout, map.geojsonl in" in result.stderr
+
+
+def test_stdout_carries_one_kind_of_data(run, scene):
+    result = run(scene, "-o", "-", "--json")
+    assert result.exit_code == 2
+    assert only_line(result.stderr) == (
+        "error: --json and -o - both write to stdout; give the polygons a file"
+    )
+
+
+def test_a_dry_run_says_how_and_writes_nothing(run, scene, folder):
+    table = run(scene, "-o", "new/map.gpkg", "--dry-run")
+    assert table.exit_code == 0
+    assert "130 x 100 pixels" in table.stderr
+    assert "12 of 64 x 64, every 32 pixels" in table.stderr
+    assert "0 background, 1 building, 2 road, 3 water" in table.stderr
+    result = run(scene, "-o", "new/map.gpkg", "-o", "-", "--dry-run", "--json")
+    plan = json.loads(only_line(result.stdout))
+    assert (plan["status"], plan["windows"], plan["gsd_m"]) == ("planned", 12, 2.0)
+    assert plan["outputs"] == ["new/map.gpkg", "-"]
+    assert names_in(folder) == []
+    Path("map.gpkg").write_text("")
+    assert run(scene, "-o", "map.gpkg", "--dry-run").exit_code == 1
+
+
+def test_models_are_listed_and_found(run):
+    rows = [json.loads(line) for line in run.any("models", "list", "--json").stdout.splitlines()]
+    assert "vit-b-16" in {row["name"] for row in rows}
+    result = run.any("models", "path", "vit-b-16")
+    assert result.exit_code == 1
+    assert "segearth models pull vit-b-16" in only_line(result.stderr)
+    assert run.any("models", "path", "nonesuch").exit_code == 2
+
+
+# --- inputs and outputs ------------------------------------------------------------------------
+
+
+def test_several_scenes_each_get_their_own_outputs(run, scene, tmp_path, folder):
+    other = write_scene(tmp_path / "other scene.tif", blocks(1))
+    outputs = ("-o", "{stem}/map.tif", "--probabilities", "{stem}/p.tif")
+    result = run("-", *outputs, stdin=f"{scene}\n{other}\n")
+    assert result.exit_code == 0
+    assert [name for name in names_in(folder) if not name.endswith(".xml")] == [
+        "other scene",
+        "other scene/map.tif",
+        "other scene/p.tif",
+        "scene",
+        "scene/map.tif",
+        "scene/p.tif",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "output", "code", "message"),
+    [
+        (["scene.tif", "absent.tif"], "{stem}.gpkg", 3, "absent.tif: there is no such file"),
+        (["absent.tif", "gone.tif"], "{stem}.gpkg", 1, "there is no such file"),
+        (["absent.tif"], "map.gpkg", 1, "there is no such file"),
+        (["scene.tif", "absent.tif"], "map.gpkg", 2, "put {stem} into the name"),
+        (["scene.tif", "scene.tif"], "{stem}.gpkg", 2, "scene.tif is named twice"),
+        (["scene.tif"], "map.jpg", 2, "cannot tell what to write from 'map.jpg'"),
+        (["scene.tif"], "/vsis3/bucket/map.tif", 2, "is no local file"),
+        (["scene.tif"], "scene.tif", 1, "is a scene to be read"),
+        (["scene.tif"], "./map.gpkg", 2, "is written twice"),
+    ],
+)
+def test_exit_codes(run, scene, tmp_path, folder, names, output, code, message):
+    outputs = ["-o", output, "-o", "map.gpkg"] if output == "./map.gpkg" else ["-o", output]
+    if output == "scene.tif":
+        outputs = ["-o", scene, "--overwrite"]
+    result = run(*(tmp_path / name for name in names), *outputs)
+    assert result.exit_code == code
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert message in errors[0]
+    assert names_in(folder) == (["scene.gpkg"] if code == 3 else [])
+
+
+def test_an_existing_output_needs_overwrite(run, scene):
+    assert run(scene, "-o", "map.tif").exit_code == 0
+    result = run(scene, "-o", "map.tif")
+    assert result.exit_code == 1
+    assert only_line(result.stderr) == "error: map.tif exists; use --overwrite to replace it"
+    assert run(scene, "-o", "map.tif", "--overwrite").exit_code == 0
+
+
+def test_options_come_from_the_environment(run, scene, tiny_model):
+    env = {
+        "SEGEARTH_SEGMENT_MODEL": str(tiny_model),
+        "SEGEARTH_SEGMENT_CLASSES": "river",
+        "SEGEARTH_SEGMENT_NO_BACKGROUND": "1",
+        "SEGEARTH_VERSION": "not for --version",
+    }
+    result = run(scene, "-o", "map.tif", words=(), model=None, env=env)
+    assert result.exit_code == 0
+    assert (read("map.tif") == 1).all()
+    with rasterio.open("map.tif") as src:
+        assert json.loads(src.tags()["SEGEARTH_CLASSES"]) == [["river"]]
+
+
+def test_classes_from_a_file_or_a_preset(run, scene):
+    Path("words.txt").write_text("# mine\nFluß, river\nroad\n\n", encoding="utf-8")
+    assert run(scene, "-o", "a.gpkg", words=("--classes-file", "words.txt")).exit_code == 0
+    assert set(geopandas.read_file("a.gpkg", layer="a").class_name) <= {"Fluß", "road"}
+    result = run(scene, "-o", "b.tif", "--json", words=("--preset", "loveda"))
+    assert list(json.loads(result.stdout)["pixels"])[:3] == ["background", "building", "road"]
+
+
+# --- usage errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--nonsense"], "No such option"),
+        (["--min-area", "abc"], "Invalid value for '--min-area'"),
+        (["--batch-size", "1.5"], "Invalid value for '--batch-size'"),
+    ],
+)
+def test_typers_own_usage_errors_exit_with_2(run, scene, args, message):
+    result = run(scene, "-o", "map.tif", *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
+    assert run("-o", "map.tif").exit_code == 2
+    assert run.any("segmet").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--bbox", "1,2,3"], "--bbox '1,2,3' is not four numbers"),
+        (["--bbox", "3,4,1,2"], "--bbox 3.0,4.0,1.0,2.0 is empty"),
+        (["--bbox", "0,0,inf,inf"], "is empty or endless"),
+        (["--bbox", "0,0,1,1", "--aoi", "x.gpkg"], "--bbox and --aoi exclude each other"),
+        (["--bands", "7"], "the scene has no band '7'; it has bands 1 to 3"),
+        (["--stretch", "5,1"], "the second number must be above the first"),
+        (["--co", "LZW"], "--co 'LZW' is not NAME=VALUE"),
+        (["--co", "FOO=BAR"], "FOO"),
+        (["--sensor", "radar"], "--sensor is 'radar'; choose one of auto, optical, sar"),
+        (["--attention", "best"], "--attention is 'best'; choose one of segearth"),
+        (["--threshold", "50"], "--threshold is 50.0; it must lie between 0 and 1"),
+        (["--min-area", "inf"], "--min-area is inf"),
+        (["--gsd", "0"], "--gsd is 0.0; it must be a positive number of metres"),
+        (["--logit-scale", "nan"], "--logit-scale is nan"),
+        (["--global-bias", "nan"], "--global-bias is nan"),
+        (["--window", "32", "--stride", "64"], "pixels would be skipped"),
+        (["--stride", "65"], "skips pixels between windows of 64"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--device", "cuda:99"], "torch finds no such device here"),
+        (["--model", "minni"], "no model or folder 'minni'"),
+        (["--classes-file", "words.txt"], "--classes and --classes-file exclude each other"),
+        (["--probabilities", "p.png"], "--probabilities 'p.png' is a raster; end it with .tif"),
+    ],
+)
+def test_wrong_options_are_one_line_on_stderr(run, scene, folder, args, message):
+    result = run(scene, "-o", "map.gpkg", *args)
+    assert result.exit_code == 2
+    line = only_line(result.stderr)
+    assert line.startswith("error: ")
+    assert message in line
+    assert result.stdout == ""
+    assert names_in(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "say what to look for with --classes, --classes-file or --preset"),
+        (("--classes", "a,,b"), "an empty class name in --classes 'a,,b'"),
+        (("--classes", "road,Road"), "'road' is named twice"),
+        (("--classes-file", "nowhere.txt"), "cannot read the classes of nowhere.txt"),
+        (("--preset", "nonesuch"), "no preset is named 'nonesuch'; choose one of openearthmap"),
+    ],
+)
+def test_wrong_words_are_one_line_on_stderr(run, scene, words, message):
+    result = run(scene, "-o", "map.gpkg", words=words)
+    assert result.exit_code == 2
+    assert message in only_line(result.stderr)
+
+
+def test_no_output_at_all(run, scene):
+    result = run(scene)
+    assert result.exit_code == 2
+    assert only_line(result.stderr).startswith("error: say what to write")
+
+
+# --- bad scenes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", "the file is empty (0 bytes)"),
+        ("text", "it is not a raster that GDAL can read"),
+        ("truncated", "the file may be damaged or cut short"),
+        ("missing", "there is no such file"),
+        ("folder", "it is not a raster that GDAL can read"),
+    ],
+)
+def test_bad_scenes_are_one_line_and_leave_nothing(run, scene, tmp_path, folder, kind, message):
+    bad = tmp_path / f"{kind} scene.tif"
+    content = Path(scene).read_bytes()
+    if kind == "folder":
+        bad.mkdir()
+    elif kind != "missing":
+        bad.write_bytes({"empty": b"", "text": b"hello\n"}.get(kind, content[: len(content) // 2]))
+    result = run(bad, "-o", "maps/map.gpkg", "-o", "map.tif")
+    assert result.exit_code == 1
+    line = only_line(result.stderr)
+    assert line.startswith("error: ")
+    assert str(bad) in line
+    assert message in line
+    assert names_in(folder) == []
+
+
+# --- the program as others run it --------------------------------------------------------------
+
+
+def every_command():
+    def walk(group, path):
+        for name, entry in getattr(group, "commands", {}).items():
+            yield [*path, name]
+            yield from walk(entry, [*path, name])
+
+    return [[], *walk(get_command(app), [])]
+
+
+@pytest.mark.parametrize("path", every_command(), ids=" ".join)
+def test_every_command_has_help(run, path):
+    result = run.any(*path, "--help")
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+    assert result.stderr == ""
+    assert run.any(*path, "-h").stdout == result.stdout
+
+
+def test_version(run):
+    assert run.any("--version").stdout == f"segearth {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["segment", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom segearth_cli.cli import app\n"
+        f"try:\n    app({arguments!r}, prog_name='segearth')\n"
+        f"finally:\n    sys.exit(str([m for m in {HEAVY!r} if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=surroundings()
+    )
+    assert done.stderr == "[]\n"
+    assert done.stdout
+
+
+@pytest.mark.slow
+def test_pipes_on_both_sides(scene, tiny_model, folder):
+    args = ("segment", "-", "-o", "-", "--model", tiny_model, "--classes", "Straße,水", "-q")
+    done = subprocess.run(
+        command(*args),
+        input=f"{scene}\n".encode(),
+        capture_output=True,
+        env=surroundings(PYTHONIOENCODING="ascii"),
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    features = [json.loads(line) for line in done.stdout.decode("utf-8").splitlines()]
+    assert {feature["properties"]["class_name"] for feature in features} <= {"Straße", "水"}
+    assert features
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_error_message(scene, tiny_model, folder):
+    args = ("segment", scene, "-o", "-", "--model", tiny_model, *WORDS, "-q")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command(*args), stdout=writing, stderr=-1, env=surroundings())
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["segment", "models"])
+def test_a_stdout_that_is_full_is_one_line(scene, tiny_model, folder, name):
+    arguments = {
+        "segment": (scene, "-o", "-", "--model", tiny_model, *WORDS, "-q"),
+        "models": ("list", "--json"),
+    }[name]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command(name, *arguments), stdout=full, stderr=-1, env=surroundings())
+    assert done.returncode == 1
+    line = only_line(done.stderr.decode())
+    assert line == "error: cannot write to stdout: No space left on device"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_model, folder, sent, code):
+    scene = write_scene(tmp_path / "long.tif", blocks(1, 600, 600))
+    args = ("-o", "new/map.tif", "-o", "map.gpkg", "--stride", "2", "--model", tiny_model, "-v")
+    process = subprocess.Popen(
+        command("segment", scene, *args, *WORDS), stderr=subprocess.PIPE, env=surroundings()
+    )
+    with process:
+        lines = [process.stderr.readline(), process.stderr.readline()]  # scene and model are open
+        assert lines[1].startswith(b"info: model tiny")
+        process.send_signal(sent)
+        rest = process.stderr.read().decode()
+    assert process.returncode == code
+    assert rest == ("error: interrupted; nothing unfinished was written\n" if code == 130 else "")
+    assert names_in(folder) == []

@@ -1,0 +1,84 @@
+"""The README's commands, run as they stand."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def console_commands():
+    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with sample_data, and a shell that finds this interpreter's segearth."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "sample_data", folder / "sample_data")
+    tools = folder / "bin"
+    tools.mkdir()
+    command = tools / "segearth"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segearth_cli "$@"\n')
+    command.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
+    return folder, environment
+
+
+def test_the_readme_shows_commands():
+    assert len(console_commands()) >= 5
+    assert "@@" not in README
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", console_commands())
+def test_a_command_of_the_readme(command, workplace):
+    folder, environment = workplace
+
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    # `head` ends the pipe early: segearth notices, without a traceback
+    assert done.returncode == 0 or "| head" in command, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme(workplace):
+    folder, environment = workplace
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("town.gpkg", "python.gpkg")],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert (folder / "python.gpkg").exists()
+
+
+def test_the_readme_installs_and_tests_as_ci_does():
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "pip install '.[test]' && pytest" in README
+    assert "'.[test]'" in ci
+    assert "pytest" in ci

@@ -1,0 +1,123 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from scenes import CLASSES, blocks, options_for, read, write_scene
+
+from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.tiling import WindowGrid, window_offsets
+from segearth_cli.model.prompts import Vocabulary
+from segearth_cli.segment import segment
+from segearth_cli.stream import class_legend, classify_rows, load_model, memory_estimate
+
+
+def whole_image_at_once(source, options):
+    """Class values and percents from one array of summed logits, window after window."""
+    model = load_model(options, "optical")
+    with open_scene(source, options) as scene:
+        image, valid = scene.read(0, scene.grid.height)
+    window, stride = model.settings.window, model.settings.stride
+    total = np.zeros((len(model.vocabulary.queries), *valid.shape), np.float32)
+    count = np.zeros(valid.shape, np.float32)
+    offsets = (window_offsets(side, window, stride) for side in valid.shape)
+    for row, column in product(*offsets):
+        place = (..., slice(row, row + window), slice(column, column + window))
+        if valid[place].any():
+            with torch.inference_mode():
+                total[place] += model.segmenter(torch.from_numpy(image[place])[None])[0].numpy()
+        count[place] += 1
+    probabilities = model.segmenter.class_probabilities(torch.from_numpy(total / count)).numpy()
+    classes = np.where(valid, probabilities.argmax(axis=0), 255)
+    return classes, np.where(valid, np.round(100 * probabilities), 255)
+
+
+@pytest.mark.parametrize("shape", [(100, 130), (64, 64), (40, 130), (150, 50), (30, 20)])
+def test_the_map_is_that_of_the_whole_image_at_once(tmp_path, tiny_model, shape):
+    image = blocks(3, *shape)
+    image[:, : shape[0] // 2, : shape[1] // 3] = 0
+    source = write_scene(tmp_path / "scene.tif", image, nodata=0)
+    percents = tmp_path / "percents.tif"
+    options = options_for(tiny_model, tmp_path / "map.tif", probabilities=str(percents))
+    classes, probabilities = whole_image_at_once(source, options)
+    segment(source, options)
+    assert len(np.unique(classes)) > 2
+    assert (read(tmp_path / "map.tif") == classes).all()
+    with rasterio.open(percents) as src:
+        assert (src.read() == probabilities).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_the_map_does_not_depend_on_the_batch_size(tmp_path, tiny_model, precision):
+    source = write_scene(tmp_path / "scene.tif")
+    maps = []
+    for batch_size in (1, 3, 16):
+        out = tmp_path / f"{batch_size}.tif"
+        segment(source, options_for(tiny_model, out, batch_size=batch_size, precision=precision))
+        maps.append(read(out))
+    assert (maps[0] == maps[1]).all()
+    assert (maps[0] == maps[2]).all()
+
+
+def test_the_map_does_not_depend_on_how_the_scene_lies_on_the_disk(tmp_path, tiny_model):
+    layouts = [
+        {"tiled": True, "blockxsize": 16, "blockysize": 16, "compress": "deflate"},
+        {"tiled": True, "blockxsize": 128, "blockysize": 64, "interleave": "band"},
+        {"blockysize": 1, "compress": "lzw", "predictor": 2},
+        {"blockysize": 100, "interleave": "band", "compress": "zstd"},
+    ]
+    maps = []
+    for index, layout in enumerate(layouts):
+        source = write_scene(tmp_path / f"scene{index}.tif", **layout)
+        segment(source, options_for(tiny_model, tmp_path / f"map{index}.tif"))
+        maps.append(read(tmp_path / f"map{index}.tif"))
+    assert all((other == maps[0]).all() for other in maps[1:])
+
+
+def test_windows_without_data_are_not_computed(tmp_path, tiny_model):
+    image = blocks(3, 64, 192)
+    image[:, :, 64:] = 0
+    source = write_scene(tmp_path / "scene.tif", image, nodata=0)
+    options = options_for(tiny_model, tmp_path / "map.tif", batch_size=2)
+    model, computed = load_model(options, "optical"), []
+
+    def look(module, inputs, output):
+        computed.extend(window for window in inputs[0] if window.any())  # passes are filled with 0
+
+    model.segmenter.register_forward_hook(look)
+    with open_scene(source, options) as scene:
+        (rows,) = classify_rows(scene, model, options)
+    assert len(computed) == 2  # of 5: those that start at columns 0 and 32
+    assert (rows.classes[:, :64] < 255).all()
+    assert (rows.classes[:, 64:] == 255).all()
+    assert (rows.confidence[:, 64:] == 255).all()
+
+
+def test_rows_come_as_soon_as_they_are_final(tmp_path, tiny_model):
+    source = write_scene(tmp_path / "scene.tif")
+    options = options_for(tiny_model, tmp_path / "map.tif")
+    model = load_model(options, "optical")
+    with open_scene(source, options) as scene:
+        heights = [len(rows.classes) for rows in classify_rows(scene, model, options)]
+    assert heights == [32, 4, 64]  # windows of 64 start at rows 0, 32 and 36 of 100
+
+
+@pytest.mark.parametrize(
+    ("classes", "background", "nodata", "dtype"),
+    [(254, True, 255, "uint8"), (255, True, 65535, "uint16"), (255, False, 65535, "uint16")],
+)
+def test_the_legend_is_uint16_from_255_classes_on(classes, background, nodata, dtype):
+    names = tuple((f"class {index}",) for index in range(classes + background))
+    legend = class_legend(Vocabulary(names, background, ((1, 2, 3),) * len(names)))
+    assert (legend.nodata, legend.dtype) == (nodata, dtype)
+    assert legend.values == tuple(range(classes + 1))
+    assert legend.names[0] == ("class 0" if background else "unclassified")
+
+
+def test_memory_grows_with_the_width_alone():
+    low, high, wide = (
+        memory_estimate(WindowGrid(height, width, 224, 112), len(CLASSES), 0)
+        for height, width in ((2_000, 2_000), (20_000, 2_000), (2_000, 20_000))
+    )
+    assert low == high < wide
