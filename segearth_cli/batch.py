@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.options import SegmentOptions
@@ -25,7 +27,6 @@ class Failure:
 
     source: str
     error: SegEarthError
-    of_many: bool  # whether the message must name the source
 
 
 def expand_inputs(inputs: Iterable[str], lines: Iterable[str] | None = None) -> list[str]:
@@ -60,16 +61,17 @@ def options_per_scene(sources: Sequence[str], options: SegmentOptions) -> list[S
     Raises:
         UsageError: several scenes would write the same output.
     """
-    names = [*options.outputs, *filter(None, [options.probabilities])]
-    fixed = [name for name in names if STEM not in name and name != "-"]
+    fixed = [name for name in options.written if STEM not in name and name != "-"]
     if len(sources) > 1 and fixed:
         raise UsageError(
             f"{len(sources)} scenes cannot all be written to {fixed[0]!r}; put {STEM} into the "
             f"name, for instance -o 'maps/{STEM}.gpkg'"
         )
-    stems = [PurePosixPath(source.replace("\\", "/")).stem for source in sources]
-    clash = next((stem for stem, count in Counter(stems).items() if count > 1), None)
-    if clash is not None and any(STEM in name for name in names):
+    stems = [stem_of(source) for source in sources]
+    # some file systems take names that differ in case alone for one
+    counts = Counter(stem.casefold() for stem in stems)
+    clash = next((stem for stem in stems if counts[stem.casefold()] > 1), None)
+    if clash is not None and any(STEM in name for name in options.written):
         raise UsageError(f"two scenes have the stem {clash!r}; their outputs would be the same")
     return [
         replace(
@@ -79,6 +81,15 @@ def options_per_scene(sources: Sequence[str], options: SegmentOptions) -> list[S
         )
         for stem in stems
     ]
+
+
+def stem_of(source: str) -> str:
+    """The name of a scene without folder and suffix, fit for a file's name.
+
+    Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` all that a name may hold.
+    """
+    place = urlsplit(source).path if "://" in source else source.replace("\\", "/")
+    return re.sub(r'[:"*?<>|]+', "_", PurePosixPath(place).stem).strip("_") or "scene"
 
 
 def segment_all(
@@ -101,9 +112,9 @@ def segment_all(
 
     for source, own in checked(sources, options):
         try:
-            yield segment(source, own, lambda _, sensor: load(sensor))
+            yield segment(source, own, load)
         except SegEarthError as error:
-            yield Failure(source, error, len(sources) > 1)
+            yield Failure(source, error)
 
 
 def plan_all(sources: Sequence[str], options: SegmentOptions) -> Iterator[Plan | Failure]:
@@ -118,7 +129,7 @@ def plan_all(sources: Sequence[str], options: SegmentOptions) -> Iterator[Plan |
         try:
             yield plan(source, own)
         except SegEarthError as error:
-            yield Failure(source, error, len(sources) > 1)
+            yield Failure(source, error)
 
 
 def checked(sources: Sequence[str], options: SegmentOptions) -> list[tuple[str, SegmentOptions]]:

@@ -149,8 +149,12 @@ def segment_command(
         class_option(metavar="NAME", help="Classes and threshold of a known dataset, as loveda."),
     ] = None,
     background: Annotated[
-        str, class_option(metavar="A|B", help="Words for everything else, value 0 of the map.")
-    ] = "background",
+        str | None,
+        class_option(
+            metavar="A|B",
+            help='Words for everything else, value 0 of the map. Default: "background".',
+        ),
+    ] = None,
     no_background: Annotated[
         bool, class_option("--no-background", help="Give every valid pixel one of the classes.")
     ] = False,
@@ -241,7 +245,7 @@ def segment_command(
     ] = "auto",
     batch_size: Annotated[
         int | None,
-        model_option(metavar="WINDOWS", help="Windows that run at once; the map stays the same."),
+        model_option(metavar="WINDOWS", help="Windows at once on a GPU; a CPU takes four."),
     ] = None,
     threads: Annotated[
         int | None, model_option(metavar="N", help="CPU threads. Default: as many as cores.")
@@ -283,7 +287,7 @@ def segment_command(
     terminal.log_to_stderr(verbose, quiet)
     if json and "-" in (output or ()) and not dry_run:
         raise UsageError("--json and -o - both write to stdout; give the polygons a file")
-    wanted = choose_classes(classes, classes_file, preset, None if no_background else background)
+    wanted = choose_classes(classes, classes_file, preset, background, no_background)
     options = SegmentOptions(
         classes=wanted.classes,
         colours=wanted.colours,
@@ -325,7 +329,7 @@ def segment_command(
     failures = []
     for outcome in outcomes:
         if isinstance(outcome, batch.Failure):
-            terminal.show_failure(outcome, json)
+            terminal.show_failure(outcome, json, alone=len(sources) == 1)
             failures.append(outcome.error)
         elif isinstance(outcome, Plan):
             terminal.show_plan(outcome, json)

@@ -1,13 +1,15 @@
 """Device, number format and autocast: the only file that names an accelerator."""
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
 
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import SegEarthError, UsageError
 
-CPU_PASS = 4  # windows; more are no faster
+CPU_PASS = 4  # windows
+ACCELERATOR_PASS = 16
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,7 +50,8 @@ def pick_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cpu":
-        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        return "bf16" if has_amx else "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "fp32"
@@ -61,18 +64,31 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-def default_batch_size(device: torch.device) -> int:
-    """Windows at once: enough to fill the device, few enough for a small one."""
-    return CPU_PASS if device.type == "cpu" else 32
+def pass_size(device: torch.device, batch_size: int | None, windows: int) -> int:
+    """Windows in every forward pass over a scene of ``windows``, the last pass filled up.
 
-
-def pass_size(device: torch.device, batch_size: int, windows: int) -> int:
-    """Windows in every forward pass over a scene of ``windows``, the last one filled up.
-
-    bf16 matrix products of another size round differently: on a CPU the size is the same
-    whatever the batch size, so that the map is too.
+    bf16 matrix products of another size round differently: a CPU, where more windows at once are
+    no faster, always takes the same number, so that the map does not depend on ``batch_size``.
     """
-    return min(CPU_PASS if device.type == "cpu" else batch_size, windows)
+    wanted = CPU_PASS if device.type == "cpu" else batch_size or ACCELERATOR_PASS
+    return min(wanted, windows)
+
+
+@contextlib.contextmanager
+def memory_guard(advice: str) -> Iterator[None]:
+    """Turn running out of memory, the device's or the machine's, into one line with advice.
+
+    Raises:
+        SegEarthError: there was not enough memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise SegEarthError(f"out of memory; {advice}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # how torch says it on a CPU
+            raise
+        raise SegEarthError(f"out of memory; {advice}") from error
 
 
 def use_threads(threads: int | None) -> None:

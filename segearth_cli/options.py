@@ -9,6 +9,7 @@ from segearth_cli.errors import UsageError
 
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEFAULT_BACKGROUND = ("background",)
 SENSORS = ("auto", "optical", "sar")
 RASTER_SUFFIXES = (".tif", ".tiff")
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".geojsonl", ".fgb", ".parquet", ".shp")
@@ -77,7 +78,7 @@ class SegmentOptions:
     """
 
     classes: tuple[tuple[str, ...], ...]
-    background: tuple[str, ...] | None = ("background",)
+    background: tuple[str, ...] | None = DEFAULT_BACKGROUND
     colours: tuple[tuple[int, int, int], ...] = ()  # as many as classes, or none: chosen by name
     threshold: float = 0.0
     sensor: str = "auto"
@@ -102,6 +103,11 @@ class SegmentOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be met, before any work is done."""
         _require(bool(self.classes), "no classes: name some, for instance --classes building,road")
+        for synonyms in (*self.classes, self.background or DEFAULT_BACKGROUND):
+            _require(
+                isinstance(synonyms, tuple) and len(synonyms) > 0,
+                f"the class {synonyms!r} is no tuple of synonyms such as ('building', 'house')",
+            )
         _one_of("--sensor", self.sensor, SENSORS)
         _require(
             0.0 <= self.threshold <= 1.0,
@@ -129,6 +135,11 @@ class SegmentOptions:
         )
         self._check_names()
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Everything that is written, the probabilities too."""
+        return self.outputs if self.probabilities is None else (*self.outputs, self.probabilities)
+
     def _check_names(self) -> None:
         """Refuse names of outputs that say too little, or the same twice."""
         for output in self.outputs:
@@ -142,7 +153,7 @@ class SegmentOptions:
             self.probabilities is None or self.probabilities.lower().endswith(RASTER_SUFFIXES),
             f"--probabilities {self.probabilities!r} is a raster; end it with .tif",
         )
-        names = [*self.outputs, *filter(None, [self.probabilities])]
+        names = self.written
         for name in names:
             _require(
                 not name.startswith("/vsi") and "://" not in name,

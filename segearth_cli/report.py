@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segearth_cli.errors import OutputError
-from segearth_cli.geo.raster import Legend
+from segearth_cli.geo.writer import Legend
 
 _LONGEST = 1600  # pixels, of the whole picture
 _SMALLEST = 480  # a tiny scene is enlarged to this

@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit, urlunsplit
 
 from segearth_cli import __version__, report
-from segearth_cli.device import pick_device, pick_precision, use_threads
+from segearth_cli.device import pass_size, pick_device, pick_precision, use_threads
 from segearth_cli.errors import OutputError, UsageError
-from segearth_cli.geo import raster, vector
-from segearth_cli.geo.grid import parse_crs
-from segearth_cli.geo.raster import Grid, Legend, RowWriter, Scene, open_scene
+from segearth_cli.geo import vector, writer
+from segearth_cli.geo.grid import Grid, parse_crs
+from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.sensors import parse_stretch
+from segearth_cli.geo.writer import Legend, RowWriter
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import model_settings
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
-from segearth_cli.staging import Staging, publish
+from segearth_cli.staging import Staging, files_of, publish
 from segearth_cli.stream import (
     PERCENT_NODATA,
     Model,
@@ -102,14 +105,14 @@ class ClassMap:
     @cached_property
     def counts(self) -> dict[int, int]:
         """Pixels of each raster value."""
-        counts = raster.count_values(self.classes, self.legend.nodata + 1)
+        counts = writer.count_values(self.classes, self.legend.nodata + 1)
         return dict(enumerate(counts.tolist()))
 
 
 def segment(
     source: str,
     options: SegmentOptions,
-    load: Callable[[SegmentOptions, str], Model] = load_model,
+    load: Callable[[str], Model] | None = None,
     stdout: TextIO | None = None,
 ) -> SegmentResult:
     """Segment one scene into the outputs that the options name.
@@ -117,7 +120,7 @@ def segment(
     Args:
         source: a path, GDAL virtual path or URL.
         options: what to look for and what to write.
-        load: the model for the options and the scene's sensor; many scenes can share one.
+        load: the model for the scene's sensor, which many scenes can share.
         stdout: where the output ``-`` goes.
 
     Raises:
@@ -132,7 +135,7 @@ def segment(
         logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
         work = staging.beside(*output_paths(options)[:1])
-        model = load(options, scene.sensor)
+        model = load(scene.sensor) if load else load_model(options, scene.sensor)
         class_map = write_class_map(scene, model, work, options)
         finished = write_outputs(scene, class_map, staging)
         if STDOUT in options.outputs:
@@ -142,7 +145,7 @@ def segment(
     names = dict(zip(model.legend.names, model.legend.values, strict=True))
     return SegmentResult(
         source=source,
-        outputs=(*options.outputs, *filter(None, [options.probabilities])),
+        outputs=options.written,
         pixels={name: counts[value] for name, value in names.items()},
         area_m2={name: area and counts[value] * area for name, value in names.items()},
         nodata_pixels=counts[model.legend.nodata],
@@ -180,9 +183,15 @@ def plan(source: str, options: SegmentOptions) -> Plan:
             window=settings.window,
             stride=settings.stride,
             windows=len(windows),
-            memory_bytes=memory_estimate(windows, len(vocabulary.queries), folder.size),
+            memory_bytes=2 * folder.size  # read, and as float32
+            + memory_estimate(
+                windows,
+                len(vocabulary.queries),
+                pass_size(device, options.model.batch_size, len(windows)),
+                0 if settings.upsampler == "bilinear" else folder.embed_dim,
+            ),
             classes=dict(zip(legend.values, legend.names, strict=True)),
-            outputs=(*options.outputs, *filter(None, [options.probabilities])),
+            outputs=options.written,
         )
 
 
@@ -194,14 +203,14 @@ def check_options(options: SegmentOptions) -> None:
             or no output is named.
         ModelError: the model is not on this machine, or a part of it is missing or damaged.
     """
-    if not options.outputs and not options.probabilities:
+    if not options.written:
         raise UsageError("say what to write, for instance -o map.gpkg or -o - for stdout")
     build_vocabulary(options)
     parse_stretch(options.stretch)
     for name, crs in (("--dst-crs", options.dst_crs), ("--bbox-crs", options.bbox_crs)):
         if crs is not None:
             parse_crs(crs, name)
-    raster.check_creation_options(options.creation_options)
+    writer.check_creation_options(options.creation_options)
     pick_precision(options.model.precision, pick_device(options.model.device))
     if options.model.model != "auto":
         resolve_model(options.model.model)
@@ -218,18 +227,16 @@ def check_outputs(sources: Sequence[str], options: SegmentOptions) -> None:
         vector.require_vector_support(path)
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
-        if not os.path.exists(path):
-            continue
-        if any(os.path.exists(source) and path.samefile(source) for source in sources):
-            raise OutputError(f"{path} is a scene to be read; write to another file")
-        if not options.overwrite:
-            raise OutputError(f"{path} exists; use --overwrite to replace it")
+        for file in files_of(path):
+            if any(os.path.exists(source) and file.samefile(source) for source in sources):
+                raise OutputError(f"{file} is a scene to be read; write to another file")
+            if not options.overwrite:
+                raise OutputError(f"{file} exists; use --overwrite to replace it")
 
 
 def output_paths(options: SegmentOptions) -> list[Path]:
     """Every file that the options ask for."""
-    names = [*options.outputs, *filter(None, [options.probabilities])]
-    return [Path(name) for name in names if name != STDOUT]
+    return [Path(name) for name in options.written if name != STDOUT]
 
 
 def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOptions) -> ClassMap:
@@ -266,7 +273,7 @@ def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOp
         if scene.grid.pixel_area_m2 is None:
             logger.warning("no coordinate system: --min-area %g means pixels", options.min_area)
         pixels = options.min_area / (scene.grid.pixel_area_m2 or 1.0)
-        raster.sieve(class_map.classes, round(pixels))
+        writer.sieve(class_map.classes, math.ceil(pixels - 1e-9))  # 1e-9: not for rounding's sake
     return class_map
 
 
@@ -299,7 +306,7 @@ def write_features(class_map: ClassMap, stream: TextIO) -> None:
 
 
 def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
-    return raster.write_class_raster(
+    return writer.write_class_raster(
         class_map.classes,
         place,
         class_map.legend,
@@ -311,7 +318,7 @@ def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
 def _write_probabilities(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
     legend = class_map.legend
     names = legend.names if class_map.options.background is not None else legend.names[1:]
-    return raster.write_probabilities(
+    return writer.write_probabilities(
         class_map.probabilities, place, names, class_map.tags, class_map.options.creation_options
     )
 
@@ -322,7 +329,7 @@ def _write_polygons(scene: Scene, class_map: ClassMap, place: Path) -> list[Path
 
 def _write_preview(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
     image, valid = scene.overview(PREVIEW_SIDE)
-    classes = raster.read_decimated(class_map.classes, valid.shape)
+    classes = writer.read_decimated(class_map.classes, valid.shape)
     report.write_preview(
         image,
         valid,
@@ -345,24 +352,25 @@ WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
 
 def describe(scene: Scene, model: Model, options: SegmentOptions) -> dict[str, str]:
     """How the map was made, for the tags of its files."""
-    settings = model.settings
+    asked = asdict(options)
+    for name in ("classes", "background", "colours", "outputs", "overwrite", "progress", "model"):
+        del asked[name]  # said better by the other tags, or of no matter to the map
+    settings = asdict(model.settings)
+    del settings["folder"]
     return {
         "SEGEARTH_VERSION": __version__,
-        "SEGEARTH_SOURCE": scene.source,
-        "SEGEARTH_MODEL": settings.name,
-        "SEGEARTH_MODEL_DIGEST": settings.digest,
+        "SEGEARTH_SOURCE": label(scene.source),
+        "SEGEARTH_SCENE": scene.description,
         "SEGEARTH_CLASSES": json.dumps(model.vocabulary.classes, ensure_ascii=False),
-        "SEGEARTH_ATTENTION": settings.attention,
-        "SEGEARTH_MODULATED_BLOCKS": str(settings.modulated_blocks),
-        "SEGEARTH_UPSAMPLER": settings.upsampler,
-        "SEGEARTH_GLOBAL_BIAS": str(settings.global_bias),
-        "SEGEARTH_LOGIT_SCALE": str(settings.logit_scale),
-        "SEGEARTH_WINDOW": str(settings.window),
-        "SEGEARTH_STRIDE": str(settings.stride),
-        "SEGEARTH_PRECISION": settings.precision,
-        "SEGEARTH_THRESHOLD": str(options.threshold),
-        "SEGEARTH_MIN_AREA_M2": str(options.min_area),
-        "SEGEARTH_SENSOR": scene.sensor,
-        "SEGEARTH_BANDS": ",".join(map(str, scene.bands)),
-        "SEGEARTH_STRETCH": scene.scaling.description,
+        "SEGEARTH_MODEL": json.dumps(settings),
+        "SEGEARTH_MODEL_DIGEST": model.settings.folder.digest(),
+        "SEGEARTH_OPTIONS": json.dumps(asked),
     }
+
+
+def label(source: str) -> str:
+    """The source's name for others to read: of a URL without user, password and query."""
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,4 +1,7 @@
-"""Outputs appear whole or not at all: made in a folder beside their places, renamed at the end."""
+"""Outputs appear whole or not at all: made in a folder beside their places, renamed at the end.
+
+Also which files belong to an output by their names: parts of it, or made from it by others.
+"""
 
 import contextlib
 import os
@@ -7,6 +10,29 @@ from pathlib import Path
 
 from segearth_cli.errors import OutputError
 from segearth_cli.options import RASTER_SUFFIXES
+
+_COMPANIONS = {
+    ".shp": tuple(
+        f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")
+    ),
+    ".gpkg": ("{name}-journal", "{name}-wal", "{name}-shm"),
+    ".png": ("{name}.aux.xml",),
+    **dict.fromkeys(RASTER_SUFFIXES, ("{name}.aux.xml", "{name}.ovr", "{name}.msk")),
+}
+
+
+def companions(path: Path) -> list[Path]:
+    """The files, there or not, that a GIS takes for parts of an output.
+
+    Left behind by an older one they would spoil it: a projection, an index, overviews.
+    """
+    names = _COMPANIONS.get(path.suffix.lower(), ())
+    return [path.with_name(name.format(stem=path.stem, name=path.name)) for name in names]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The output and its companions, as far as they are there."""
+    return [file for file in (path, *companions(path)) if os.path.exists(file)]
 
 
 class Staging:
@@ -50,16 +76,15 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def publish(finished: dict[Path, Path]) -> None:
-    """Rename finished files into place.
+    """Rename finished files into place; what belonged to a file that was there goes.
 
     Raises:
         OutputError: a file cannot be put there.
     """
     for file, destination in finished.items():
-        sidecar = destination.with_name(destination.name + ".aux.xml")
-        if destination.suffix.lower() in RASTER_SUFFIXES and sidecar not in finished.values():
-            sidecar.unlink(missing_ok=True)  # statistics of the file that is being replaced
         try:
+            for stale in set(companions(destination)) - set(finished.values()):
+                stale.unlink(missing_ok=True)
             file.replace(destination)
         except OSError as error:
             raise OutputError(f"cannot write {destination}: {error.strerror}") from error

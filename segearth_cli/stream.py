@@ -17,16 +17,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from segearth_cli.device import default_batch_size, pass_size
-from segearth_cli.geo.raster import Legend, Scene
+from segearth_cli.device import memory_guard, pass_size
+from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import RollingBlend, WindowGrid
+from segearth_cli.geo.writer import Legend
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
 from segearth_cli.options import SegmentOptions
 
 PERCENT_NODATA = 255
-MOST_WAITING = 8  # windows per window of a batch
-BASE_MEMORY = 900 << 20  # bytes: torch, GDAL and a batch of windows on its way
+MOST_WAITING = 8  # windows per window of a pass
+BASE_MEMORY = 1100 << 20  # bytes: torch, GDAL and its cache
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Window:
+class WindowImage:
     """One window on its way through the network."""
 
     row: int
@@ -90,20 +91,28 @@ def window_grid(scene: Scene, settings: ModelSettings) -> WindowGrid:
     return WindowGrid(scene.grid.height, scene.grid.width, settings.window, settings.stride)
 
 
-def memory_estimate(grid: WindowGrid, queries: int, model_bytes: int) -> int:
-    """Bytes of memory that a scene takes at most, but for its polygons."""
-    strip = grid.window_height * grid.width * 4  # float32
-    return BASE_MEMORY + 2 * model_bytes + (3 * queries + 8) * strip
+def memory_estimate(grid: WindowGrid, queries: int, windows: int, channels: int) -> int:
+    """Bytes of memory that a scene takes at most, but for its polygons and the model's weights.
+
+    ``windows`` go through the network at once; ``channels`` of features are brought to pixel
+    resolution, none by bilinear interpolation.
+    """
+    strip = grid.width * (3 * queries + 8)  # logits, image, probabilities
+    at_once = windows * grid.window_width * (2 * queries + 3 + 4 * channels)
+    return BASE_MEMORY + 4 * grid.window_height * (strip + at_once)  # float32
 
 
 def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterator[Rows]:
-    """The scene's map from top to bottom, as soon as rows are final."""
+    """The scene's map from top to bottom, as soon as rows are final.
+
+    Raises:
+        SegEarthError: the scene cannot be read, or there is not enough memory.
+    """
     grid = window_grid(scene, model.settings)
-    batch = options.model.batch_size or default_batch_size(model.segmenter.device)
+    size = pass_size(model.segmenter.device, options.model.batch_size, len(grid))
     blend = RollingBlend(grid, len(model.vocabulary.queries))
     valid: dict[int, NDArray[np.bool_]] = {}
-    size = pass_size(model.segmenter.device, batch, len(grid))
-    logits = window_logits(read_windows(scene, grid, valid), model.segmenter, batch, size)
+    logits = window_logits(read_windows(scene, grid, valid), model.segmenter, size)
     progress = tqdm(
         total=len(grid),
         unit="window",
@@ -111,7 +120,11 @@ def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterat
         disable=None if options.progress else True,  # None: where stderr is no terminal
         leave=False,
     )
-    with progress:
+    advice = (
+        f"{size} windows of {grid.window_height} x {grid.window_width} pixels were under way: "
+        "try a smaller --window, --bbox, --device cpu or, on a GPU, a smaller --batch-size"
+    )
+    with progress, memory_guard(advice):
         for row, row_end in blend.row_ends():
             for column in grid.columns:
                 window_logit = next(logits)
@@ -124,7 +137,7 @@ def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterat
 
 def read_windows(
     scene: Scene, grid: WindowGrid, valid: dict[int, NDArray[np.bool_]]
-) -> Iterator[Window]:
+) -> Iterator[WindowImage]:
     """Every window of the scene, row by row; each row of the scene is read once.
 
     ``valid`` receives the validity mask of each row of windows, by its first row.
@@ -141,25 +154,21 @@ def read_windows(
         valid[row] = mask
         for column in grid.columns:
             across = slice(column, column + grid.window_width)
-            yield Window(row, column, image[:, :, across], bool(mask[:, across].any()))
+            yield WindowImage(row, column, image[:, :, across], bool(mask[:, across].any()))
 
 
 def window_logits(
-    windows: Iterator[Window], segmenter: Segmenter, batch_size: int, size: int
+    windows: Iterator[WindowImage], segmenter: Segmenter, size: int
 ) -> Iterator[NDArray[np.float32] | None]:
     """Logits of each window in order, Q x h x w; ``None`` where a window has no data.
 
-    Up to ``batch_size`` windows with data are gathered, and run in passes of ``size``.
+    Windows with data run in passes of ``size``.
     """
-    waiting: list[Window] = []
+    waiting: list[WindowImage] = []
 
     def run() -> Iterator[NDArray[np.float32] | None]:
         images = [window.image for window in waiting if window.has_data]
-        results = (
-            logits
-            for start in range(0, len(images), size)
-            for logits in run_pass(segmenter, images[start : start + size], size)
-        )
+        results = iter(run_pass(segmenter, images, size) if images else ())
         for window in waiting:
             yield next(results) if window.has_data else None
         waiting.clear()
@@ -169,7 +178,7 @@ def window_logits(
         waiting.append(window)
         gathered += window.has_data
         # A window that waits keeps its strip in memory: not too many, even without data.
-        if gathered == batch_size or len(waiting) == MOST_WAITING * batch_size:
+        if gathered == size or len(waiting) == MOST_WAITING * size:
             yield from run()
             gathered = 0
     yield from run()

@@ -118,11 +118,11 @@ def show_result(result: SegmentResult, as_json: bool, quiet: bool) -> None:
     out.print(Text(f"wrote {places} in {result.seconds:.1f} s"))
 
 
-def show_failure(failure: Failure, as_json: bool) -> None:
-    """One scene that failed."""
+def show_failure(failure: Failure, as_json: bool, alone: bool) -> None:
+    """One scene that failed, the only one or one of several."""
     message = str(failure.error)
-    unnamed = failure.of_many and failure.source not in message
-    print_error(f"{failure.source}: {message}" if unnamed else message)
+    named = alone or failure.source in message
+    print_error(message if named else f"{failure.source}: {message}")
     if as_json:
         record = {"status": "failed", "source": failure.source, "error": str(failure.error)}
         print_json(record)

@@ -5,7 +5,14 @@ import geopandas
 import pytest
 from scenes import blocks, names_in, options_for, read, write_scene
 
-from segearth_cli.batch import Failure, expand_inputs, options_per_scene, plan_all, segment_all
+from segearth_cli.batch import (
+    Failure,
+    expand_inputs,
+    options_per_scene,
+    plan_all,
+    segment_all,
+    stem_of,
+)
 from segearth_cli.errors import ModelError, OutputError, SceneError, UsageError
 from segearth_cli.segment import segment
 
@@ -67,7 +74,6 @@ def test_a_scene_that_fails_does_not_stop_the_others(tmp_path, tiny_model, caplo
     first, second, third = segment_all(sources, options)
     assert isinstance(second, Failure)
     assert isinstance(second.error, SceneError)
-    assert second.of_many
     assert first.outputs == (str(tmp_path / "a_map.tif"),)
     assert caplog.text.count("model tiny") == 1  # loaded once
     alone = options_for(tiny_model, tmp_path / "alone.tif")
@@ -123,3 +129,25 @@ def test_features_of_several_scenes_share_one_stream(tmp_path, tiny_model, capsy
     (tmp_path / "all.geojsonl").write_text(capsys.readouterr().out)
     frame = geopandas.read_file(tmp_path / "all.geojsonl")
     assert set(frame.source) == set(sources)
+
+
+@pytest.mark.parametrize(
+    ("source", "stem"),
+    [
+        ("scenes/my town.tif", "my town"),
+        ("https://host/a/b.tif?X-Amz-Signature=q/w.e", "b"),
+        ("/vsicurl/https://host/c.tif", "c"),
+        ('NETCDF:"folder/d.nc":band', "d.nc"),
+        ("C:\\scenes\\e.tif", "e"),
+    ],
+)
+def test_the_stem_of_a_scene(source, stem):
+    assert stem_of(source).startswith(stem.partition(".")[0])
+    assert not set('/\\:"*?<>|') & set(stem_of(source))
+
+
+def test_stems_that_differ_in_case_alone_are_refused(tiny_model, tmp_path):
+    options = options_for(tiny_model, tmp_path / "{stem}.tif")
+
+    with pytest.raises(UsageError, match="the same"):
+        options_per_scene(["one/A.tif", "two/a.tif"], options)

@@ -1,22 +1,25 @@
 import json
 from importlib import resources
 
+import numpy as np
 import pytest
 
 from segearth_cli.errors import UsageError
+from segearth_cli.model.folder import load_clip, open_model_folder
 from segearth_cli.model.prompts import (
     build_vocabulary,
     choose_classes,
     parse_classes,
     read_classes,
     read_preset,
+    text_features,
     usual_colour,
 )
 from segearth_cli.options import SegmentOptions
 
 
-def vocabulary(text, background="background"):
-    choice = choose_classes(text, None, None, background)
+def vocabulary(text, background=None, no_background=False):
+    choice = choose_classes(text, None, None, background, no_background)
     return build_vocabulary(SegmentOptions(choice.classes, choice.background))
 
 
@@ -40,10 +43,11 @@ def test_a_class_named_background_is_the_background(name):
 def test_the_users_own_background():
     assert vocabulary("car", "street|ground").classes == (("street", "ground"), ("car",))
     assert vocabulary("car,street", "street").names == ("street", "car")
+    assert vocabulary("car,other", "ocean").names == ("ocean", "car", "other")
 
 
 def test_without_background_values_start_at_one():
-    words = vocabulary("building,road", None)
+    words = vocabulary("building,road", no_background=True)
 
     assert words.names == ("building", "road")
     assert words.values == (1, 2)
@@ -90,6 +94,13 @@ def test_classes_are_given_in_one_way(tmp_path):
         choose_classes("road", None, "loveda", None)
 
 
+def test_a_background_where_there_can_be_none_is_refused():
+    with pytest.raises(UsageError, match="--background and --no-background"):
+        choose_classes("road", None, None, "ocean", no_background=True)
+    with pytest.raises(UsageError, match="--background and --preset"):
+        choose_classes(None, None, "loveda", "ocean")
+
+
 def test_every_preset_gives_a_vocabulary():
     text = resources.files("segearth_cli").joinpath("presets.json").read_text()
     for preset in json.loads(text):
@@ -124,3 +135,25 @@ def test_colours_are_those_of_maps_and_all_different():
 
 def test_synonyms_parse():
     assert parse_classes("a|b,c d") == (("a", "b"), ("c d",))
+
+
+def test_text_features_are_unit_vectors_kept_on_disk(tiny_model, tmp_path):
+    model, tokenizer = load_clip(open_model_folder(tiny_model))
+    first = text_features(model, tokenizer, ("road", "river"), tmp_path, "digest")
+
+    assert first.shape == (2, 24)
+    assert np.allclose(first.norm(dim=1), 1, atol=1e-6)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    again = text_features(None, None, ("road", "river"), tmp_path, "digest")  # nothing to encode
+    assert again.equal(first)
+
+
+def test_a_damaged_or_unwritable_cache_is_done_without(tiny_model, tmp_path):
+    model, tokenizer = load_clip(open_model_folder(tiny_model))
+    expected = text_features(model, tokenizer, ("road",), tmp_path, "digest")
+    next(tmp_path.glob("*.npy")).write_bytes(b"")
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+
+    for cache in (tmp_path, in_the_way / "cache", None):
+        assert text_features(model, tokenizer, ("road",), cache, "digest").equal(expected)

@@ -13,17 +13,20 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
 from segearth_cli.errors import OutputError, SceneError, UsageError
-from segearth_cli.geo.raster import (
-    Grid,
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.sensors import NEUTRAL_GREY
+from segearth_cli.geo.source import gdal_settings
+from segearth_cli.geo.virtual import VirtualRaster
+from segearth_cli.geo.writer import (
     Legend,
     RowWriter,
     check_creation_options,
-    open_scene,
+    grid_of,
     sieve,
     write_class_raster,
     write_probabilities,
 )
-from segearth_cli.geo.sensors import NEUTRAL_GREY
 from segearth_cli.options import SegmentOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -163,6 +166,42 @@ def test_all_nodata_is_read_with_a_warning(tmp_path, caplog):
     assert "no valid pixel" in caplog.text
 
 
+def test_scaling_does_not_depend_on_overviews_nor_reads_the_whole_scene(tmp_path):
+    array = np.random.default_rng(0).gamma(1, 400, (1, 2000, 3000)).astype(np.uint16) + 1
+    path = scene_of(tmp_path, array, tiled=True)
+    with open_scene(path, options()) as scene:
+        plain = scene.scaling
+    assert plain.high[0] == pytest.approx(np.percentile(array, 98), rel=0.01)
+    with rasterio.open(path, "r+") as dst:
+        dst.build_overviews([2, 4, 8], rasterio.enums.Resampling.average)
+    with open_scene(path, options()) as scene:
+        assert scene.scaling == plain
+        raw, _ = scene._region.sample()
+    assert raw.size == 1024**2
+
+
+def test_little_data_in_a_large_scene_is_found(tmp_path, caplog):
+    array = np.zeros((1, 1500, 2500), np.uint16)
+    array[:, 70:90, 70:90] = pattern(1, 20, 20)
+    with open_scene(scene_of(tmp_path, array, nodata=0), options()) as scene:
+        assert 100 < scene.scaling.high[0] < 120
+    assert not caplog.records
+
+
+def test_undeclared_zeros_of_an_optical_scene_are_kept_and_said_to_be(tmp_path, caplog):
+    array = pattern()
+    array[:, :, :4] = 0
+    path = scene_of(tmp_path, array)
+    assert read_all(path)[1].all()
+    assert "say --nodata 0" in caplog.text
+    caplog.clear()
+    array[1, :, :4] = 1  # a colour, no collar
+    read_all(make(tmp_path / "cyan.tif", array))
+    read_all(path, nodata=0.0)
+    read_all(path, nodata=-1.0)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 1)])
 def test_one_row_one_column_one_pixel(tmp_path, shape):
     array = pattern(3, *shape)
@@ -210,6 +249,26 @@ def test_complex_scene_is_read_as_amplitude(tmp_path):
     np.testing.assert_allclose(image[0, 0, [0, -1]], np.log10([5, 50]) / 2, rtol=1e-5)
     assert valid.all()
     assert read_all(path, gsd=4.0)[0].shape == (3, 10, 10)
+
+
+@pytest.mark.parametrize("nodata", [None, -5.0])
+def test_nodata_of_a_complex_scene_counts_by_its_amplitude(tmp_path, nodata, caplog):
+    values = np.full((1, 20, 20), 3 + 6j, np.complex64)
+    values[0, :, :5] = nodata or 0
+    path = scene_of(tmp_path, values, nodata=nodata)
+    for gsd in (None, 2.5):
+        assert read_all(path, gsd=gsd)[1].mean() == pytest.approx(0.75, abs=0.07)
+    assert ("--nodata nan" in caplog.text) == (nodata is None)
+    assert read_all(path, nodata=np.nan)[1].all()
+
+
+def test_stretch_none_divides_radar_integers_and_refuses_floats(tmp_path):
+    digital = pattern(1, dtype="uint16") * 500
+    path = scene_of(tmp_path, digital, tags={"POLARISATION": "VV"})
+    np.testing.assert_allclose(read_all(path, stretch="none")[0][:1], digital / 65535, rtol=1e-5)
+    path = make(tmp_path / "db.tif", -pattern(1, dtype="float32"), descriptions=("VV",))
+    with pytest.raises(UsageError, match="--stretch auto"):
+        open_scene(path, options(stretch="none"))
 
 
 def test_two_optical_bands_are_grey_from_the_first(tmp_path, caplog):
@@ -276,6 +335,36 @@ def test_aoi_leaves_pixels_outside_invalid(tmp_path, caplog):
     assert "no coordinate system" in caplog.text
     with pytest.raises(SceneError, match="cannot read --aoi"):
         open_scene(path, options(aoi=str(tmp_path / "missing.gpkg")))
+
+
+def test_aoi_takes_polygons_however_broken_and_nothing_else(tmp_path):
+    import geopandas
+    import shapely
+
+    path = scene_of(tmp_path, pattern())
+    aoi = tmp_path / "aoi.geojson"
+
+    def write(*texts):
+        frame = geopandas.GeoDataFrame(geometry=shapely.from_wkt(texts), crs=32633)
+        frame.set_geometry(
+            shapely.transform(frame.geometry, lambda xy: xy * 2 + [500_000, 5_399_880])
+        ).to_file(aoi, driver="GeoJSON")
+        return str(aoi)
+
+    bow_tie = "POLYGON ((0 0, 20 20, 20 0, 0 20, 0 0))"
+    line, point = "LINESTRING (0 0, 50 60)", "POINT (40 40)"
+    square = "GEOMETRYCOLLECTION (POINT (45 45), MULTIPOLYGON (((30 0, 30 10, 40 10, 40 0, 30 0))))"
+    _, valid = read_all(path, aoi=write(bow_tie, bow_tie, line, point, square))
+    assert valid.shape == (20, 40)
+    assert valid.sum() == pytest.approx(200 + 100, abs=25)
+    with pytest.raises(SceneError, match="holds no polygons"):
+        open_scene(path, options(aoi=write(line, point)))
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SceneError, match="holds no polygons"):
+        open_scene(path, options(aoi=str(tmp_path / "table.csv")))
+    local = make(tmp_path / "local.tif", pattern(), crs=LOCAL, transform=UTM["transform"])
+    with pytest.raises(SceneError, match="local or geocentric"):
+        open_scene(local, options(aoi=write(bow_tie)))
 
 
 def test_gsd_averages_blocks_and_refines(tmp_path):
@@ -420,7 +509,7 @@ def test_rotated_grid_is_kept_and_can_be_straightened(tmp_path):
 def test_scene_without_crs_works_in_pixels_with_a_warning(tmp_path, caplog):
     path = make(tmp_path / "plain.png", pattern(), driver="PNG", crs=None)
     with open_scene(path, options(bbox=(5.0, 10.0, 15.0, 30.0))) as scene:
-        assert not scene.grid.is_georeferenced
+        assert scene.grid.crs is None
         assert scene.grid.pixel_area_m2 is None
         assert (scene.grid.width, scene.grid.height) == (10, 20)
     assert "no coordinate system" in caplog.text
@@ -428,6 +517,39 @@ def test_scene_without_crs_works_in_pixels_with_a_warning(tmp_path, caplog):
         open_scene(path, options(gsd=1.0))
     with pytest.raises(UsageError, match="--bbox-crs cannot be used"):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
+
+
+LOCAL = 'LOCAL_CS["site grid",UNIT["foot",0.3048]]'
+
+
+@pytest.mark.parametrize(("crs", "unit"), [(LOCAL, 0.3048), ("EPSG:4978", 1.0)])
+def test_local_and_geocentric_systems_have_a_unit_but_no_place(tmp_path, crs, unit):
+    place = {"crs": crs, "transform": UTM["transform"]}
+    path = make(tmp_path / "site.tif", pattern(), **place)
+    with open_scene(path, options(bbox=(500_000, 5_399_900, 500_020, 5_400_000))) as scene:
+        assert scene.grid.pixel_area_m2 == pytest.approx((2 * unit) ** 2)
+        assert (scene.grid.width, scene.grid.height) == (10, 50)
+        rows = write_rows(tmp_path / "rows.tif", classes(50, 10), scene.grid, nodata=255)
+    with rasterio.open(write_class_raster(rows, tmp_path / "out.tif", LEGEND, {})[0]) as dst:
+        assert grid_of(dst).pixel_area_m2 == pytest.approx((2 * unit) ** 2)
+    with open_scene(path, options(gsd=4.0)) as scene:
+        assert scene.grid.gsd_m == pytest.approx(4)
+        assert scene.read(0, 5)[1].all()
+    with pytest.raises(SceneError, match="--bbox-crs cannot be used"):
+        open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
+    with pytest.raises(SceneError, match="cannot be projected to EPSG:3857"):
+        open_scene(path, options(dst_crs="EPSG:3857"))
+
+
+def test_a_projection_over_grads_keeps_its_metres():
+    lambert = Grid(9, 9, Affine(2, 0, 600_000, 0, -2, 2_200_000), rasterio.CRS.from_epsg(27572))
+    assert lambert.pixel_area_m2 == 4.0
+
+
+def test_degrees_are_measured_on_their_own_body():
+    moon = rasterio.CRS.from_user_input("+proj=longlat +R=1737400 +no_defs")
+    grid = Grid(10, 10, Affine(0.001, 0, 20, 0, -0.001, 60), moon)
+    assert grid.gsd_m == pytest.approx(np.radians(0.001) * 1_737_400 * 0.5**0.5, rel=1e-3)
 
 
 # --- what is not a scene ---------------------------------------------------------------------
@@ -441,6 +563,7 @@ def test_files_that_are_no_rasters_are_one_line(tmp_path):
         (tmp_path / "text.tif", "not a raster that GDAL can read"),
         (tmp_path / "empty.tif", "empty"),
         (tmp_path, "cannot open"),
+        ("a" * 300 + ".tif", "there is no such file"),
         ("/vsizip/missing.zip/scene.tif", "cannot open"),
     ):
         with pytest.raises(SceneError, match=words) as caught:
@@ -516,6 +639,19 @@ def test_scene_behind_http(tmp_path, server):
         np.testing.assert_allclose(read_all(source)[0], array / 255, rtol=1e-6)
     with pytest.raises(SceneError, match="cannot open"):
         open_scene(f"{server}/missing.tif", options())
+
+
+def test_a_server_that_falls_silent_is_given_up_on(monkeypatch):
+    assert gdal_settings("https://example.org/scene.tif")["GDAL_HTTP_LOW_SPEED_TIME"] == "30"
+    assert "GDAL_HTTP_LOW_SPEED_TIME" not in gdal_settings("scene.tif")
+    monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "900")
+    assert "GDAL_HTTP_LOW_SPEED_TIME" not in gdal_settings("/vsicurl/https://example.org/s.tif")
+
+
+def test_half_floats_are_read_as_floats():
+    virtual = VirtualRaster("scene.tif", Grid(1, 1, Affine.identity()))
+    virtual.add_band(1, "float16")
+    assert 'dataType="Float32"' in virtual.text
 
 
 # --- writing ---------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from segearth_cli.geo.sensors import (
     Stretch,
     choose_bands,
     named_bands,
-    needs_sample,
     parse_stretch,
     prepare,
     scaling_of,
@@ -131,7 +130,7 @@ def test_malformed_stretch_is_a_usage_error(text):
 def scale(raw, stretch="auto", sensor="optical", **more):
     valid = np.ones(raw.shape[1:], bool)
     kind = parse_stretch(stretch)
-    return scaling_of(kind, sensor, raw.dtype.name, len(raw), (raw, valid), **more)
+    return scaling_of(kind, sensor, raw.dtype.name, (raw, valid), **more)
 
 
 def test_uint8_is_divided_by_255_whatever_it_holds():
@@ -141,7 +140,6 @@ def test_uint8_is_divided_by_255_whatever_it_holds():
     assert (image[:, 0, 2] == np.float32(NEUTRAL_GREY)).all()
     assert valid.tolist() == [[True, True, False]]
     assert image.dtype == np.float32
-    assert not needs_sample(Stretch("auto"), "uint8", "sar")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +154,6 @@ def test_other_types_are_stretched_between_percentiles_per_band(dtype):
     image, _ = prepare(raw, np.ones((101, 101), bool), scaling)
     assert image.min() == 0
     assert image.max() == 1
-    assert needs_sample(Stretch("auto"), dtype, "optical")
 
 
 def test_large_integers_keep_their_digits():
@@ -179,7 +176,7 @@ def test_constant_and_empty_bands_do_not_divide_by_zero():
     image, _ = prepare(constant, np.ones((4, 4), bool), scale(constant))
     np.testing.assert_allclose(image, 0.5)
     sample = (constant, np.zeros((4, 4), bool))
-    scaling = scaling_of(Stretch("auto"), "optical", "uint16", 1, sample)
+    scaling = scaling_of(Stretch("auto"), "optical", "uint16", sample)
     image, _ = prepare(*sample, scaling)
     assert (image == np.float32(NEUTRAL_GREY)).all()
 
@@ -217,6 +214,13 @@ def test_sar_amplitude_and_power_become_decibels_and_zero_is_safe():
     np.testing.assert_allclose(one, two, atol=0.01)
     assert one[0, 0, 0] == 0
     assert scale(power, "-25,0", sensor="sar").low == (-25.0,)
+
+
+def test_stretch_none_of_sar_takes_integers_as_they_are():
+    raw = np.array([[[0, 6553, 65535]]], np.uint16)
+    assert scale(raw, "none", sensor="sar") == Scaling("sar", (0.0,), (65535.0,))
+    with pytest.raises(UsageError, match="no full scale"):
+        scale(raw.astype(np.float32), "none", sensor="sar")
 
 
 def test_display_scaled_sar_stays_as_it_is():

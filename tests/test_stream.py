@@ -6,6 +6,8 @@ import rasterio
 import torch
 from scenes import CLASSES, blocks, options_for, read, write_scene
 
+from segearth_cli.device import memory_guard
+from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid, window_offsets
 from segearth_cli.model.prompts import Vocabulary
@@ -117,7 +119,20 @@ def test_the_legend_is_uint16_from_255_classes_on(classes, background, nodata, d
 
 def test_memory_grows_with_the_width_alone():
     low, high, wide = (
-        memory_estimate(WindowGrid(height, width, 224, 112), len(CLASSES), 0)
+        memory_estimate(WindowGrid(height, width, 224, 112), len(CLASSES), 4, 0)
         for height, width in ((2_000, 2_000), (20_000, 2_000), (2_000, 20_000))
     )
     assert low == high < wide
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_one_line_with_advice(failure):
+    with pytest.raises(SegEarthError, match="out of memory; use less"), memory_guard("use less"):
+        raise failure
+
+
+def test_other_errors_pass_the_memory_guard():
+    with pytest.raises(RuntimeError, match="a bug"), memory_guard("use less"):
+        raise RuntimeError("a bug")

@@ -4,6 +4,8 @@ from safetensors.torch import save_file
 
 from segearth_cli.errors import ModelError
 from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.folder import open_model_folder
+from segearth_cli.model.segmenter import upsampler_path
 from segearth_cli.model.upsampler import (
     JBU,
     JBUOne,
@@ -13,6 +15,7 @@ from segearth_cli.model.upsampler import (
     read_upsampler_state,
     weighted_sum,
 )
+from segearth_cli.options import ModelOptions
 
 
 @pytest.mark.parametrize(("name", "kind"), [("jbu_one", JBUOne), ("jbu_stack", JBUStack)])
@@ -90,9 +93,11 @@ def test_our_own_file_is_read(reference, tmp_path):
     assert torch.equal(upsampler.state_dict()["up3.range_temp"], weights["up3.range_temp"])
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tiny_model, tmp_path):
+    options = ModelOptions(upsampler=str(tmp_path / "up.ckpt"))
+
     with pytest.raises(ModelError, match=r"no upsampler at .*up\.ckpt"):
-        read_upsampler_state(tmp_path / "up.ckpt")
+        upsampler_path(open_model_folder(tiny_model), options)
 
 
 @pytest.mark.parametrize("name", ["broken.ckpt", "broken.safetensors"])

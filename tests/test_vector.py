@@ -23,13 +23,14 @@ from rasterio.features import rasterize
 
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo import outlines
-from segearth_cli.geo.raster import Grid, Legend
+from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.vector import (
     polygons,
     require_vector_support,
     write_features,
     write_vector,
 )
+from segearth_cli.geo.writer import Legend
 
 UTM = CRS.from_epsg(32633)
 NAMES = ("background", "building", "road", "water")
@@ -394,14 +395,20 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path, suffix):
         write_vector(frame, tmp_path / "missing" / f"map{suffix}", LEGEND)
 
 
-def test_a_local_coordinate_system_is_refused_for_geojson_only(tmp_path):
-    crs = CRS.from_wkt('LOCAL_CS["site",UNIT["foot",0.3048]]')
-    frame = make(tmp_path, RING, Grid(5, 4, Affine(1, 0, 0, 0, -1, 0), crs))
-    assert frame.area_m2.max() == pytest.approx(12 * 0.3048**2)
-    write_vector(frame, tmp_path / "map.gpkg", LEGEND)
-    with pytest.raises(OutputError, match=r"write \.gpkg instead"):
-        write_vector(frame, tmp_path / "map.geojson", LEGEND)
-    assert not (tmp_path / "map.geojson").exists()
+@pytest.mark.parametrize(
+    ("crs", "unit"), [('LOCAL_CS["site",UNIT["foot",0.3048]]', 0.3048), ("EPSG:4978", 1.0)]
+)
+def test_local_and_geocentric_systems_are_refused_for_geojson_only(tmp_path, crs, unit):
+    grid = Grid(5, 4, Affine(1, 0, 0, 0, -1, 0), CRS.from_user_input(crs))
+    frame = make(tmp_path, RING, grid)
+    assert frame.area_m2.max() == pytest.approx(12 * unit**2)
+    for suffix in FORMATS:
+        if "json" in suffix:
+            with pytest.raises(OutputError, match=r"write \.gpkg instead"):
+                write_vector(frame, tmp_path / f"map{suffix}", LEGEND)
+            assert not (tmp_path / f"map{suffix}").exists()
+        else:
+            assert len(read(write_vector(frame, tmp_path / f"map{suffix}", LEGEND)[0])) == 3
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -5,18 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyproj
 from numpy.typing import NDArray
-from pyproj import Geod
+from pyproj.exceptions import ProjError
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError
 from rasterio.transform import GCPTransformer
 from rasterio.warp import calculate_default_transform, transform_bounds
-from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
 
 _EDGE = 1e-4  # pixels: how far a box may miss a pixel's edge by rounding
 _STRETCH = 0.01  # a projection's scale error that is not worth correcting (UTM's is 0.0004)
@@ -36,11 +37,6 @@ class Grid:
     transform: Affine
     crs: CRS | None = None
     gcps: tuple[GroundControlPoint, ...] = ()
-
-    @property
-    def is_georeferenced(self) -> bool:
-        """Whether the pixels' place on the ground is known."""
-        return self.crs is not None
 
     @property
     def is_north_up(self) -> bool:
@@ -132,43 +128,68 @@ def parse_crs(text: str, option: str) -> CRS:
         ) from None
 
 
-def metres_per_unit(crs: CRS, x: float, y: float) -> tuple[float, float]:
+def is_on_earth(crs: CRS | pyproj.CRS) -> bool:
+    """Whether x and y alone are a place: not so in local (site) and geocentric systems."""
+    return bool(crs.is_geographic or crs.is_projected)
+
+
+def unit_of(crs: pyproj.CRS) -> float:
+    """Return the metres, or radians, of one unit of a CRS's horizontal axes."""
+    return float(crs.axis_info[0].unit_conversion_factor) if crs.axis_info else 1.0
+
+
+def metres_per_unit(crs: CRS | pyproj.CRS, x: float, y: float) -> tuple[float, float]:
     """Return the ground metres of one CRS unit along x and along y at a place.
 
-    Projected coordinates use the CRS's own unit, unless the projection stretches lengths there by
-    more than 1 % (Web Mercator away from the equator); degrees are measured on the ellipsoid.
+    Exactly the CRS's own unit, unless a projection stretches lengths there by more than 1 % (Web
+    Mercator away from the equator); degrees are measured on the CRS's ellipsoid.
     """
-    try:
-        unit = 1.0 if crs.is_geographic else float(crs.linear_units_factor[1])
-        step = 1e-3 if crs.is_geographic else 100.0 / unit
-        lon, lat = transform_points(crs, "EPSG:4326", [x, x + step, x], [y, y, y + step])
-        geod = Geod(ellps="WGS84")
-        metres = [geod.inv(lon[0], lat[0], lon[i], lat[i])[2] / step for i in (1, 2)]
-    except (RasterioError, CRSError):  # a local system that has a unit but no place on Earth
+    crs = pyproj.CRS.from_user_input(crs)
+    unit = unit_of(crs)
+    if not is_on_earth(crs):
         return unit, unit
-    if not all(math.isfinite(m) and m > 0 for m in metres):
-        return unit, unit
-    if not crs.is_geographic and all(abs(m / unit - 1) < _STRETCH for m in metres):
-        return unit, unit
-    return metres[0], metres[1]
+    geod = crs.get_geod() or pyproj.Geod(ellps="WGS84")
+    unit_m = unit * geod.a if crs.is_geographic else unit
+    step = 1e-3 if crs.is_geographic else 100.0 / unit
+    lon, lat = degrees(crs, np.array([x, x + step, x]), np.array([y, y, y + step]))
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):  # outside the projection
+        return unit_m, unit_m
+    metres_x, metres_y = (float(geod.inv(lon[0], lat[0], lon[i], lat[i])[2]) / step for i in (1, 2))
+    if not all(math.isfinite(m) and m > 0 for m in (metres_x, metres_y)):
+        return unit_m, unit_m
+    if crs.is_projected and all(abs(m / unit - 1) < _STRETCH for m in (metres_x, metres_y)):
+        return unit_m, unit_m
+    return metres_x, metres_y
+
+
+def degrees(
+    crs: pyproj.CRS, xs: NDArray[Any], ys: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return longitudes and latitudes on the CRS's own ellipsoid, not finite where none are."""
+    geodetic = crs if crs.is_geographic else crs.geodetic_crs or crs
+    if geodetic is not crs:
+        try:
+            transformer = pyproj.Transformer.from_crs(crs, geodetic, always_xy=True)
+        except ProjError:
+            return np.full_like(xs, np.nan), np.full_like(ys, np.nan)
+        xs, ys = transformer.transform(xs, ys)
+    unit = np.degrees(unit_of(geodetic))  # some count in grads
+    return xs * unit, ys * unit
 
 
 def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
     """Return the window of whole pixels that encloses a box, clipped to the grid.
 
     ``box_crs`` None means the grid's own. Raises SceneError with the grid's bounds when they do
-    not meet, UsageError for a CRS of the box on a grid that has none.
+    not meet or nothing relates the two systems, UsageError for a CRS of the box on a grid that has
+    none.
     """
     if box_crs is not None and grid.crs is None:
         raise UsageError("--bbox-crs cannot be used: the scene has no coordinate system")
     bounds = grid.bounds
     shown = bounds
-    if box_crs is not None and box_crs != grid.crs:
-        shown = transform_bounds(grid.crs, box_crs, *bounds, densify_pts=21)
-        try:
-            box = transform_bounds(box_crs, grid.crs, *box, densify_pts=21)
-        except RasterioError:
-            raise SceneError(_apart(shown)) from None
+    if box_crs is not None and grid.crs is not None and box_crs != grid.crs:
+        shown, box = _related(bounds, grid.crs, box, box_crs)
     # clipped first: GCP polynomials mean nothing far outside the scene
     inside = (
         max(box[0], bounds[0]),
@@ -185,6 +206,23 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
     if left >= right or top >= bottom:
         raise SceneError(_apart(shown))
     return Window(left, top, right - left, bottom - top)
+
+
+def _related(bounds: Box, crs: CRS, box: Box, box_crs: CRS) -> tuple[Box, Box]:
+    """Return a grid's bounds in the box's CRS, and the box in the grid's."""
+    try:
+        if not (is_on_earth(crs) and is_on_earth(box_crs)):
+            raise CRSError("a local or geocentric system")
+        shown: Box = transform_bounds(crs, box_crs, *bounds, densify_pts=21)
+    except GDAL_ERRORS as error:
+        raise SceneError(
+            "--bbox-crs cannot be used: nothing relates it to the scene's coordinate system; "
+            "give --bbox in the scene's own coordinates"
+        ) from error
+    try:
+        return shown, transform_bounds(box_crs, crs, *box, densify_pts=21)
+    except GDAL_ERRORS:
+        raise SceneError(_apart(shown)) from None
 
 
 def _apart(bounds: Box) -> str:
@@ -224,9 +262,13 @@ def _projected(grid: Grid, crs: CRS) -> Grid:
     placed: dict[str, Any] = {"gcps": list(grid.gcps)} if grid.gcps else {}
     box = () if grid.gcps else grid.bounds
     try:
+        if crs != grid.crs and not (is_on_earth(grid.crs) and is_on_earth(crs)):
+            raise CRSError("local and geocentric systems have no place on the map")
         transform, width, height = calculate_default_transform(
             grid.crs, crs, grid.width, grid.height, *box, **placed
         )
-    except RasterioError as error:
-        raise SceneError(f"the scene cannot be projected to {crs.to_string()}: {error}") from error
+    except GDAL_ERRORS as error:
+        raise SceneError(
+            f"the scene cannot be projected to {crs.to_string()}: {reason(error)}"
+        ) from error
     return Grid(int(width), int(height), transform, crs)

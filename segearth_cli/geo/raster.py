@@ -1,12 +1,10 @@
-"""Scenes: any GDAL raster as rows of a 3-channel image and a validity mask.
-
-Also the one place to import grids and raster writers from.
-"""
+"""Scenes: any GDAL raster as rows of a 3-channel image and a validity mask."""
 
 import logging
 import math
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -14,55 +12,35 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.features import geometry_mask
 from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo import sensors
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.source import (
     band_facts,
     environment,
     file_grid,
     gdal_settings,
+    is_silent_on_nodata,
     opened,
     picked_bands,
-    reason,
     region_asked,
     undeclared_nodata,
     warped,
 )
-from segearth_cli.geo.writer import (
-    Legend,
-    RowWriter,
-    check_creation_options,
-    count_values,
-    read_decimated,
-    sieve,
-    write_class_raster,
-    write_probabilities,
-)
 from segearth_cli.options import SegmentOptions
 
-__all__ = [
-    "Grid",
-    "Legend",
-    "RowWriter",
-    "Scene",
-    "check_creation_options",
-    "count_values",
-    "open_scene",
-    "read_decimated",
-    "sieve",
-    "write_class_raster",
-    "write_probabilities",
-]
+_LATTICE = 16  # windows along each side that a large scene's statistics come from
+_SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most files
+_SAMPLE_PIXELS = (_LATTICE * _SAMPLE_SIDE) ** 2  # a scene of as many is sampled whole
+_TOO_FEW = 0.01  # valid share of the windows below which data may lie between them
+_ZERO_SHARE = 0.01  # undeclared zeros worth a word
 
-_SAMPLE_PIXELS = 1_000_000  # enough for percentiles, whatever the scene's size
-_ZERO_SHARE = 0.01  # undeclared zeros in a SAR scene worth a word
+_Sample = tuple[NDArray[Any], NDArray[np.bool_]]  # raw and valid, both [B, H, W]
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +56,7 @@ class _Region:
     alpha: int | None
     shapes: tuple[Any, ...] | None
 
-    def read(
-        self, window: Window, shape: tuple[int, int]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def read(self, window: Window, shape: tuple[int, int]) -> _Sample:
         """Return raw and validity, both [B, h, w], of a window, decimated to a shape."""
         indexes = list(range(1, self.channels + 1))
         absolute = Window(
@@ -96,7 +72,7 @@ class _Region:
             valid: NDArray[np.bool_] = masks > 0
             if self.alpha:
                 valid &= self.dataset.read(self.alpha, out_shape=shape, **options) > 0
-        except (RasterioError, CPLE_BaseError) as error:
+        except GDAL_ERRORS as error:
             raise SceneError(
                 f"cannot read {self.source}: {reason(error)}; the file may be damaged or cut short"
             ) from error
@@ -113,17 +89,51 @@ class _Region:
         inside: NDArray[np.bool_] = geometry_mask(self.shapes, shape, transform, invert=True)
         return inside
 
-    def decimated(self, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def decimated(self, height: int, width: int) -> _Sample:
         """Return raw and valid of the whole region as at most height x width pixels."""
         window = Window(0, 0, self.window.width, self.window.height)
         return self.read(window, (min(height, window.height), min(width, window.width)))
 
-    def sample(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return raw and valid of the whole region, decimated to about a megapixel."""
-        pixels = self.window.width * self.window.height
-        factor = max(1.0, math.sqrt(pixels / _SAMPLE_PIXELS))
-        sides = (math.ceil(side / factor) for side in (self.window.height, self.window.width))
-        return self.decimated(*sides)
+    def sample(self) -> _Sample:
+        """Return raw and valid of pixels from all over the region, about a million at most.
+
+        Whole windows at full resolution: what overviews a file has changes nothing, and little of
+        it is read. Where too few of them hold data, single pixels of every part are looked at.
+        """
+        height, width = int(self.window.height), int(self.window.width)
+        if height * width <= _SAMPLE_PIXELS:
+            return self.decimated(height, width)
+        raw, valid = _joined(self.read(w, (w.height, w.width)) for w in self._lattice())
+        if valid.any(axis=0).mean() > _TOO_FEW:
+            return raw, valid
+        step = math.ceil(math.sqrt(height * width / _SAMPLE_PIXELS))
+        rows = (self.read(Window(0, row, width, 1), (1, width)) for row in range(0, height, step))
+        return _joined((raw[..., ::step], valid[..., ::step]) for raw, valid in rows)
+
+    def _lattice(self) -> Iterator[Window]:
+        """Yield windows spread evenly over the region."""
+        side_y, rows = _offsets(self.window.row_off, self.window.height)
+        side_x, cols = _offsets(self.window.col_off, self.window.width)
+        for row in rows:
+            for col in cols:
+                yield Window(col, row, side_x, side_y)
+
+
+def _offsets(start: int, length: int) -> tuple[int, list[int]]:
+    """Return the side of windows along one axis and where they begin, relative to ``start``.
+
+    Beginnings are multiples of the side in the file, so that a window lies within one tile.
+    """
+    side = min(_SAMPLE_SIDE, int(length))
+    count = min(_LATTICE, int(length) // side)
+    middles = (int((i + 0.5) * length / count) - side // 2 + int(start) for i in range(count))
+    return side, [max(0, middle // side * side - int(start)) for middle in middles]
+
+
+def _joined(parts: Iterable[_Sample]) -> _Sample:
+    """Return parts of equal height side by side."""
+    raws, valids = zip(*parts, strict=True)
+    return np.concatenate(raws, axis=2), np.concatenate(valids, axis=2)
 
 
 class Scene:
@@ -218,9 +228,10 @@ def open_scene(source: str, options: SegmentOptions) -> Scene:
             bands = sensors.choose_bands(facts, options.bands, known)
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
+            silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
             virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, nodata)
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
-        dataset = resources.enter_context(rasterio.open(virtual.text))
+        dataset = resources.enter_context(opened(source, virtual))
         if options.gsd is not None or options.dst_crs is not None:
             dataset, grid = warped(resources, dataset, grid, options)
             alpha = dataset.count
@@ -228,23 +239,24 @@ def open_scene(source: str, options: SegmentOptions) -> Scene:
         grid = grid.crop(window)
         region = _Region(source, dataset, window, channels, alpha, shapes)
         dtype = dataset.dtypes[0]
-        sample = region.sample() if sensors.needs_sample(stretch, dtype, known) else None
-        sensor = known or (sensors.sensor_by_values(*sample) if sample else "optical")
+        sample = region.sample()
+        sensor = known or sensors.sensor_by_values(*sample)
         region, bands, sample = _settled(region, bands, sample, sensor, options)
-        _warn_about_values(sample, sensor, source, assumed)
         complex_values = any(facts.dtypes[b - 1].startswith("complex") for b in bands)
+        doubtful = options.nodata is None and (silent or sensor == "sar")
+        _warn_about_values(sample, source, assumed, complex_values, doubtful)
         amplitude = complex_values or any(
             "amplitude" in facts.descriptions[b - 1].lower() for b in bands
         )
         scaling = sensors.scaling_of(
-            stretch, sensor, dtype, region.channels, sample, amplitude, int(bits) if bits else None
+            stretch, sensor, dtype, sample, amplitude, int(bits) if bits else None
         )
         return Scene(region, grid, bands, scaling, settings, resources.pop_all())
 
 
 def _settled(
-    region: _Region, bands: tuple[int, ...], sample: Any, sensor: str, options: SegmentOptions
-) -> tuple[_Region, tuple[int, ...], Any]:
+    region: _Region, bands: tuple[int, ...], sample: _Sample, sensor: str, options: SegmentOptions
+) -> tuple[_Region, tuple[int, ...], _Sample]:
     """Drop the second band of what turned out not to be SAR: grey needs one."""
     if sensor == "sar" or len(bands) != 2:
         return region, bands, sample
@@ -254,8 +266,7 @@ def _settled(
             "(or --sensor sar for two polarisations)"
         )
     logger.warning("of the 2 bands only band %d is used, as grey; choose with --bands", bands[0])
-    region = _Region(region.source, region.dataset, region.window, 1, region.alpha, region.shapes)
-    return region, bands[:1], None if sample is None else (sample[0][:1], sample[1][:1])
+    return replace(region, channels=1), bands[:1], (sample[0][:1], sample[1][:1])
 
 
 def _known_sensor(facts: sensors.BandFacts, options: SegmentOptions) -> str | None:
@@ -267,22 +278,27 @@ def _known_sensor(facts: sensors.BandFacts, options: SegmentOptions) -> str | No
     return sensors.sensor_by_facts(facts, wanted)
 
 
-def _warn_about_values(sample: Any, sensor: str, source: str, assumed: float | None) -> None:
-    """Say what the values leave in doubt; ``assumed`` is a nodata value that no one declared."""
-    if sample is None:
-        return
+def _warn_about_values(
+    sample: _Sample, source: str, assumed: float | None, is_complex: bool, doubtful: bool
+) -> None:
+    """Say what the values leave in doubt.
+
+    ``assumed`` is a nodata value that no one declared, ``doubtful`` whether zeros could be one.
+    """
     raw, valid = sample
-    if not valid.any():
+    zeros, covered = (raw == 0).all(axis=0), valid.any(axis=0)
+    if not covered.any():
         logger.warning("%s has no valid pixel in the region asked for", source)
-    elif assumed is not None and not valid.any(axis=0).all():
+    elif assumed is not None and zeros.any():
         logger.warning(
             "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "
-            "measurement, say --nodata -1",
+            "measurement, say --nodata %s",
             assumed,
-            100 * (1 - valid.any(axis=0).mean()),
+            100 * zeros.mean(),
             source,
+            "nan" if is_complex else "-1",
         )
-    elif sensor == "sar" and (raw[valid] == 0).mean() > _ZERO_SHARE:
+    elif doubtful and zeros[covered].mean() > _ZERO_SHARE:
         logger.warning(
             "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say --nodata 0",
             100 * _ZERO_SHARE,

@@ -242,41 +242,33 @@ class Scaling:
         return ", ".join(spans) + unit
 
 
-def needs_sample(stretch: Stretch, dtype: str, sensor: str | None) -> bool:
-    """Tell whether the scaling (or the sensor) can only be known from the scene's values."""
-    if sensor is None and np.dtype(dtype).kind == "f":
-        return True
-    if sensor == "sar" and dtype != "uint8":
-        return True
-    return stretch.kind in ("minmax", "percentiles") or (
-        stretch.kind == "auto" and dtype != "uint8"
-    )
-
-
 def scaling_of(
     stretch: Stretch,
     sensor: str,
     dtype: str,
-    bands: int,
-    sample: tuple[NDArray[Any], NDArray[np.bool_]] | None = None,
+    sample: tuple[NDArray[Any], NDArray[np.bool_]],
     amplitude: bool = False,
     bits: int | None = None,
 ) -> Scaling:
     """Return the scene's one scaling.
 
-    ``sample`` is (raw, valid), both [B, H, W], of the decimated scene, needed where `needs_sample`
-    says so. ``amplitude`` marks float SAR values as amplitudes, ``bits`` a type that is not
-    used in full (a 1-bit mask stored as uint8).
+    ``sample`` is (raw, valid), both [B, H, W], of pixels from all over the scene. ``amplitude``
+    marks float SAR values as amplitudes, ``bits`` a type that is not used in full (a 1-bit mask
+    stored as uint8). Raises UsageError for ``none`` on float SAR values.
     """
+    raw, valid = sample
+    bands = len(raw)
+    if stretch.kind == "none" and sensor == "sar" and np.dtype(dtype).kind == "f":
+        raise UsageError(
+            "--stretch none cannot be used: radar values in floating point have no full scale; "
+            "use --stretch auto, or values in decibels, for instance --stretch -25,0"
+        )
+    usable = valid & np.isfinite(raw)
+    values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
     decibels = 0
-    values: list[NDArray[np.float64]] = [np.empty(0)] * bands
-    if sample is not None:
-        raw, valid = sample
-        usable = valid & np.isfinite(raw)
-        values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
-        if sensor == "sar" and dtype != "uint8":
-            decibels = _log_factor(values, dtype, amplitude)
-            values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]
+    if sensor == "sar" and dtype != "uint8" and stretch.kind != "none":
+        decibels = _log_factor(values, dtype, amplitude)
+        values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]
     if stretch.kind == "values":
         spans = [(stretch.low, stretch.high)] * bands
     elif stretch.kind == "none" or (stretch.kind == "auto" and dtype == "uint8"):

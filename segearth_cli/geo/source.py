@@ -10,25 +10,25 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo import sensors
-from segearth_cli.geo.grid import Grid, parse_crs, warp_target, window_of_box
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, window_of_box
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.options import SegmentOptions
 
+_CACHE_MB = 256  # GDAL's own default grows with the machine's memory
 _REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "oss://")
 _REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
@@ -51,13 +51,15 @@ def gdal_settings(source: str) -> dict[str, Any]:
     No GDAL_NUM_THREADS: decoding GeoTIFF in threads, GDAL (3.10) returns zeros, and no error, for
     a remote read that fails.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_MB}
     if source.startswith(_REMOTE) or source.startswith(_REMOTE_VSI):
-        settings = {
+        settings |= {
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
             "GDAL_HTTP_MAX_RETRY": "3",
             "GDAL_HTTP_RETRY_DELAY": "1",
             "GDAL_HTTP_CONNECTTIMEOUT": "30",
+            "GDAL_HTTP_LOW_SPEED_TIME": "30",  # seconds below the limit: a server that fell silent
+            "GDAL_HTTP_LOW_SPEED_LIMIT": "1",  # bytes a second
         }
     taken = rasterio.env.getenv() if rasterio.env.hasenv() else {}
     return {
@@ -67,19 +69,12 @@ def gdal_settings(source: str) -> dict[str, Any]:
     }
 
 
-def reason(error: BaseException) -> str:
-    """Return the first line of the deepest message that GDAL gave."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "GDAL failed"
-
-
 @contextmanager
-def opened(source: str) -> Iterator[Any]:
-    """Open a raster; raises SceneError for what is none."""
+def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
+    """Open a raster, or what is made of it; raises SceneError for what is none."""
     try:
-        src = rasterio.open(source)
-    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        src = rasterio.open(virtual.text if virtual else source)
+    except (*GDAL_ERRORS, ValueError) as error:
         raise SceneError(f"cannot open {source}: {_why_not(source, error)}") from error
     with src:
         if src.count == 0:
@@ -94,11 +89,10 @@ def opened(source: str) -> Iterator[Any]:
 
 
 def _why_not(source: str, error: BaseException) -> str:
-    path = Path(source)
     local = not source.startswith("/vsi") and "://" not in source
-    if local and not path.exists() and ":" not in source:
+    if local and not os.path.exists(source) and ":" not in source:
         return "there is no such file"
-    if local and path.is_file() and path.stat().st_size == 0:
+    if local and os.path.isfile(source) and os.path.getsize(source) == 0:
         return "the file is empty (0 bytes)"
     message = reason(error)
     if "not recognized as being in a supported file format" in message:
@@ -166,10 +160,10 @@ def picked_bands(
         *(np.float32 for b in bands if facts.dtypes[b - 1].startswith("complex")),
     ).name
     for band in bands:
-        if facts.dtypes[band - 1].startswith("complex"):
-            virtual.add_amplitude(band, facts.dtypes[band - 1])
-            continue
         missing = src.nodatavals[band - 1] if nodata is None else nodata
+        if facts.dtypes[band - 1].startswith("complex"):
+            virtual.add_amplitude(band, facts.dtypes[band - 1], missing)
+            continue
         if missing is None and np.dtype(dtype).kind == "f":
             missing = math.nan
         virtual.add_band(band, dtype, missing)
@@ -182,14 +176,18 @@ def picked_bands(
     return virtual, len(bands), len(bands) + 1
 
 
+def is_silent_on_nodata(src: Any, bands: tuple[int, ...]) -> bool:
+    """Whether the file declares no nodata value, mask or alpha for its bands."""
+    return all(set(src.mask_flag_enums[b - 1]) == {MaskFlags.all_valid} for b in bands)
+
+
 def undeclared_nodata(src: Any, bands: tuple[int, ...], sensor: str | None) -> float | None:
-    """Return 0 for SAR digital numbers (uint16) whose file says nothing about nodata.
+    """Return 0 for SAR digital numbers (uint16, complex) whose file is silent on nodata.
 
     In such products, Sentinel-1's among them, 0 is what was not measured.
     """
-    silent = all(set(src.mask_flag_enums[b - 1]) == {MaskFlags.all_valid} for b in bands)
-    digital = all(src.dtypes[b - 1] == "uint16" for b in bands)
-    return 0.0 if sensor == "sar" and silent and digital else None
+    digital = all(src.dtypes[b - 1].startswith(("uint16", "complex")) for b in bands)
+    return 0.0 if sensor == "sar" and digital and is_silent_on_nodata(src, bands) else None
 
 
 def _has_mask(src: Any, band: int) -> bool:
@@ -245,7 +243,7 @@ def _warped_view(resources: ExitStack, dataset: Any, settings: dict[str, Any]) -
     has_alpha = dataset.colorinterp[-1].name == "alpha"
     try:
         return resources.enter_context(WarpedVRT(dataset, add_alpha=not has_alpha, **settings))
-    except (RasterioError, CPLE_BaseError, OverflowError) as error:
+    except (*GDAL_ERRORS, OverflowError) as error:
         raise SceneError(f"the scene cannot be resampled: {reason(error)}") from error
 
 
@@ -260,23 +258,9 @@ def region_asked(grid: Grid, options: SegmentOptions) -> tuple[Window, tuple[Any
 
 
 def _area_of_interest(grid: Grid, path: str) -> tuple[Window, tuple[Any, ...]]:
-    import geopandas
     import shapely
 
-    try:
-        frame = geopandas.read_file(path)
-    except Exception as error:
-        raise SceneError(f"cannot read --aoi {path}: {reason(error)}") from error
-    frame = frame[~(frame.geometry.is_empty | frame.geometry.isna())]
-    if frame.empty:
-        raise SceneError(f"--aoi {path} holds no polygons")
-    if frame.crs is None:
-        logger.warning("--aoi %s has no coordinate system: taking the scene's", path)
-    elif grid.crs is None:
-        logger.warning("the scene has no coordinate system: taking --aoi %s as it is", path)
-    else:
-        frame = frame.to_crs(CRS.from_user_input(grid.crs).to_wkt())
-    outline = shapely.segmentize(frame.geometry.union_all(), _longest_edge(grid))
+    outline = shapely.segmentize(_outline(grid, path), _longest_edge(grid))
     left, bottom, right, top = (float(value) for value in outline.bounds)
     window = window_of_box(grid, (left, bottom, right, top), None)
 
@@ -286,6 +270,42 @@ def _area_of_interest(grid: Grid, path: str) -> tuple[Window, tuple[Any, ...]]:
 
     pixels = shapely.transform(outline, to_pixels)
     return window, (json.loads(shapely.to_geojson(pixels)),)
+
+
+def _outline(grid: Grid, path: str) -> Any:
+    """Return the union of a file's polygons in the grid's CRS, as a shapely geometry."""
+    import geopandas
+    import shapely
+    from pyproj.exceptions import CRSError, ProjError
+
+    try:
+        frame = geopandas.read_file(path)
+    except Exception as error:
+        raise SceneError(f"cannot read --aoi {path}: {reason(error)}") from error
+    if not isinstance(frame, geopandas.GeoDataFrame):  # a table
+        raise SceneError(f"--aoi {path} holds no polygons")
+    placed = [crs is not None and is_on_earth(crs) for crs in (frame.crs, grid.crs)]
+    if frame.crs is None:
+        logger.warning("--aoi %s has no coordinate system: taking the scene's", path)
+    elif grid.crs is None:
+        logger.warning("the scene has no coordinate system: taking --aoi %s as it is", path)
+    elif any(placed) and not all(placed):
+        raise SceneError(
+            f"--aoi {path} cannot be placed on the scene: one of the two is in a local or "
+            "geocentric coordinate system"
+        )
+    try:
+        if all(placed):
+            frame = frame.to_crs(CRS.from_user_input(grid.crs).to_wkt())
+        parts = shapely.make_valid(frame.geometry.dropna().to_numpy())
+        parts = shapely.get_parts(shapely.get_parts(parts))  # of collections of multipolygons
+        polygonal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+        outline = shapely.union_all(parts[polygonal & ~shapely.is_empty(parts)])
+    except (CRSError, ProjError, shapely.errors.ShapelyError) as error:
+        raise SceneError(f"--aoi {path} cannot be placed on the scene: {reason(error)}") from error
+    if outline.is_empty:
+        raise SceneError(f"--aoi {path} holds no polygons")
+    return outline
 
 
 def _longest_edge(grid: Grid) -> float:

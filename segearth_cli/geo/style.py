@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from segearth_cli.geo.raster import Legend
+from segearth_cli.geo.writer import Legend
 
 _FILL_ALPHA = 150  # of 255
 _OUTLINE_MM = 0.2

@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from itertools import pairwise
 from json import dumps
 from pathlib import Path
-from shutil import disk_usage
 from tempfile import TemporaryFile
 from typing import Any, TextIO
 
@@ -25,20 +24,21 @@ import pandas as pd
 import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyproj import CRS, Geod, Transformer
+from pyproj import CRS, Geod
 from pyproj.exceptions import CRSError, ProjError
 
 from segearth_cli.errors import OutputError, UsageError
-from segearth_cli.geo.grid import metres_per_unit
+from segearth_cli.geo.failures import DISK_FULL, disk_is_full
+from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, unit_of
 from segearth_cli.geo.outlines import Rings, mean_confidence, noded, simplified, trace
-from segearth_cli.geo.raster import Grid, Legend
 from segearth_cli.geo.style import save_default_style
+from segearth_cli.geo.writer import Legend
+from segearth_cli.staging import companions, files_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_STRETCH = 0.01  # planar areas are used where the projection keeps lengths this well
 _DECIMALS = 7  # of a degree: RFC 7946's advice, a centimetre
-_FULL = 1 << 20  # bytes: a disk with less left is called full
+_PROBE = 4096  # bytes: one block of a disk
 _FEATURES = 10_000  # written at a time
 
 
@@ -86,7 +86,7 @@ def polygons(
 
 def _tolerance_pixels(grid: Grid, simplify_m: float) -> float:
     if grid.pixel_area_m2 is None:
-        log.warning("the scene has no coordinate system: --simplify %g means pixels", simplify_m)
+        logger.warning("the scene has no coordinate system: --simplify %g means pixels", simplify_m)
         return simplify_m
     return simplify_m / math.sqrt(grid.pixel_area_m2)
 
@@ -103,13 +103,10 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
     """Return the area of every polygon in square metres, NaN without a CRS."""
     if crs is None:
         return np.full(len(rings.values), np.nan)
-    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0  # metres or radians
+    unit = unit_of(crs)
     if not crs.is_geographic and not _stretches(grid, crs, unit):
         return np.asarray(shapely.area(rings.geometry()) * unit**2)
-    lon, lat = rings.xy.T * np.degrees(unit)
-    if not crs.is_geographic:
-        to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-        lon, lat = to_degrees.transform(*rings.xy.T)
+    lon, lat = degrees(crs, *rings.xy.T)
     geod = crs.get_geod() or Geod(ellps="WGS84")
     ends = rings.ring_offsets.tolist()
     areas = [
@@ -120,12 +117,9 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
 
 
 def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
-    """Whether the projection draws lengths over 1 % too long or short at the scene's centre."""
-    if not crs.is_projected:  # a local system: its unit, but no place on Earth
-        return False
+    """Whether the projection draws lengths too long or short at the scene's centre."""
     x, y = _ground(np.array([[grid.width / 2, grid.height / 2]]), grid)[0]
-    scale = np.array(metres_per_unit(grid.crs, float(x), float(y))) / unit
-    return not np.allclose(scale, 1, rtol=0, atol=_STRETCH)
+    return metres_per_unit(crs, float(x), float(y)) != (unit, unit)
 
 
 def require_vector_support(destination: str | Path) -> None:
@@ -140,19 +134,17 @@ def write_vector(
     frame: geopandas.GeoDataFrame,
     destination: str | Path,
     legend: Legend,
-    *,
-    layer: str | None = None,
 ) -> list[Path]:
     """Write `polygons` in the format of the destination's suffix; return the files made.
 
-    Files of the same name are replaced. ``layer`` names the layer of a GeoPackage or FlatGeobuf
-    (default: the destination's stem). A GeoPackage gets the legend's colours as QGIS style.
+    Files of the same name are replaced. The layer is named after the file. A GeoPackage gets the
+    legend's colours as QGIS style.
     Raises OutputError, and leaves no file, when the disk is full or the folder is not writable.
     """
     path = Path(destination)
     require_vector_support(path)
     _warn_of_pixels(frame, path.name)
-    layer = _layer_name(path.stem if layer is None else layer)
+    layer = _layer_name(path.stem)
     try:
         _remove(path)
         _WRITERS[path.suffix.lower()](frame, path, layer, legend)
@@ -163,7 +155,7 @@ def write_vector(
     except BaseException:  # Ctrl-C
         _remove(path)
         raise
-    return _files(path)
+    return files_of(path)
 
 
 def write_features(frame: geopandas.GeoDataFrame, stream: TextIO) -> None:
@@ -191,6 +183,8 @@ def _features(frame: geopandas.GeoDataFrame) -> Iterator[str]:
 
 def _lon_lat(geometry: geopandas.GeoSeries) -> NDArray[Any]:
     if geometry.crs is not None:
+        if not is_on_earth(geometry.crs):
+            raise OutputError(_NO_LON_LAT)
         try:
             geometry = geometry.to_crs("OGC:CRS84")
         except (CRSError, ProjError) as error:
@@ -244,11 +238,11 @@ def _write_ogr(
         pyogrio.write_dataframe(
             frame, path, layer=layer, driver=driver, geometry_type="Polygon", **options
         )
-    written = pyogrio.read_info(path, force_feature_count=True)["features"]
-    if written != len(frame):
-        raise OSError(f"only {written} of {len(frame)} polygons arrived")
-    with TemporaryFile(dir=path.parent) as probe:  # GDAL keeps silent if the end did not fit
-        probe.write(bytes(_FULL))
+    fids, _ = pyogrio.read_bounds(path, layer=layer)
+    if len(fids) != len(frame):
+        raise OSError(f"only {len(fids)} of {len(frame)} polygons arrived")
+    with TemporaryFile(dir=path.parent) as probe:  # GDAL keeps silent if the end did not fit,
+        probe.write(bytes(_PROBE))  # and then nothing else does
 
 
 _WRITERS: dict[str, Callable[[geopandas.GeoDataFrame, Path, str, Legend], None]] = {
@@ -259,17 +253,10 @@ _WRITERS: dict[str, Callable[[geopandas.GeoDataFrame, Path, str, Legend], None]]
     ".parquet": _write_parquet,
     ".shp": _write_shp,
 }
-_PARTS = {".shp": (".shx", ".dbf", ".prj", ".cpg")}
-_JOURNALS = ("-journal", "-wal", "-shm")
-
-
-def _files(path: Path) -> list[Path]:
-    parts = [path.with_suffix(suffix) for suffix in _PARTS.get(path.suffix.lower(), ())]
-    return [part for part in (path, *parts) if part.exists()]
 
 
 def _remove(path: Path) -> None:
-    for part in (*_files(path), *(path.with_name(path.name + end) for end in _JOURNALS)):
+    for part in (path, *companions(path)):
         part.unlink(missing_ok=True)
 
 
@@ -282,11 +269,11 @@ def _layer_name(name: str) -> str:
 
 def _warn_of_pixels(frame: geopandas.GeoDataFrame, name: str) -> None:
     if frame.crs is None:
-        log.warning("%s has no coordinate system: its coordinates are the scene's own", name)
+        logger.warning("%s has no coordinate system: its coordinates are the scene's own", name)
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    if path.parent.is_dir() and disk_usage(path.parent).free < _FULL:
-        return "the disk is full; free some space or write elsewhere"
+    if disk_is_full(path.parent, error):
+        return DISK_FULL
     reason = " ".join(str(error).split())
     return f"{reason}; check that the folder exists, is writable and has room"

@@ -21,6 +21,7 @@ _GDAL_TYPES = {
     "int32": "Int32",
     "uint64": "UInt64",
     "int64": "Int64",
+    "float16": "Float32",  # GDAL knows halves from 3.11 on
     "float32": "Float32",
     "float64": "Float64",
 }
@@ -92,13 +93,15 @@ class VirtualRaster:
                 ET.SubElement(names, "Category").text = category
         self._source(band, "SimpleSource", source_band)
 
-    def add_amplitude(self, source_band: int, dtype: str) -> None:
-        """Add the absolute value of a complex band, float32."""
+    def add_amplitude(self, source_band: int, dtype: str, nodata: float | None = None) -> None:
+        """Add the absolute value of a complex band, float32; ``nodata`` is the band's own."""
         band = self._band("Float32", subClass="VRTDerivedRasterBand")
         ET.SubElement(band, "PixelFunctionType").text = "mod"
         transfer = "CFloat64" if dtype == "complex128" else "CFloat32"
         ET.SubElement(band, "SourceTransferType").text = transfer
-        ET.SubElement(band, "NoDataValue").text = "nan"
+        ET.SubElement(band, "NoDataValue").text = _number(
+            math.nan if nodata is None else abs(nodata)
+        )
         self._source(band, "SimpleSource", source_band)
 
     def add_colour(self, source_band: int, component: int) -> None:

@@ -1,16 +1,15 @@
 """Rasters that segearth writes: temporary ones by rows, class rasters and probabilities as COG."""
 
-import errno
 import json
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 from types import TracebackType
 from typing import Any
 
@@ -19,18 +18,18 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import sieve as gdal_sieve
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from segearth_cli.errors import OutputError, UsageError
+from segearth_cli.geo.failures import DISK_FULL, GDAL_ERRORS, disk_is_full
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.virtual import Colour, VirtualRaster
+from segearth_cli.staging import companions, files_of
 
 _TILE = 256  # pixels; rows are handed to GDAL in whole tiles
-_FULL = 1 << 20  # bytes: a disk with less left is called full
 _OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
 
 
@@ -138,7 +137,7 @@ class RowWriter:
         if kind is None:
             self.close()
         else:
-            with _quiet():
+            with suppress(*GDAL_ERRORS, OSError), _quiet():
                 self._dataset.close()
 
 
@@ -271,7 +270,7 @@ def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> Non
             with rasterio.open(virtual.text) as src:
                 options = _cog_options("MODE", creation_options)
                 rasterio.shutil.copy(src, copy.name, driver="COG", **options)
-    except (RasterioError, CPLE_BaseError) as error:
+    except GDAL_ERRORS as error:
         raise UsageError(f"--co: {error}") from error
     finally:
         gdal_logger.removeHandler(heard)
@@ -310,12 +309,12 @@ def _write_cog(
     creation_options: tuple[tuple[str, str], ...],
 ) -> list[Path]:
     options = _cog_options(resampling, creation_options)
-    sidecar = destination.with_name(f"{destination.name}.aux.xml")
-    sidecar.unlink(missing_ok=True)
+    for stale in companions(destination):
+        stale.unlink(missing_ok=True)
     with _writing(destination), rasterio.open(virtual.text) as src:
         rasterio.shutil.copy(src, destination, driver="COG", **options)
     _check_whole(destination)
-    return [path for path in (destination, sidecar) if path.exists()]
+    return files_of(destination)
 
 
 def grid_of(src: Any) -> Grid:
@@ -354,7 +353,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (RasterioError, CPLE_BaseError, OSError) as error:
+    except (*GDAL_ERRORS, OSError) as error:
         raise OutputError(f"cannot write {path}: {_reason(path, error)}") from error
 
 
@@ -364,9 +363,9 @@ def _reason(path: Path, error: Exception) -> str:
         return f"there is no folder {path.parent}"
     cause = error.__cause__ or error
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
-    free = shutil.disk_usage(path.parent).free
-    if free < _FULL or getattr(cause, "errno", None) == errno.ENOSPC:
-        return "the disk is full; free some space or write elsewhere"
+    if disk_is_full(path.parent, error):
+        return DISK_FULL
     if "TIFF" in reason or "block" in reason.lower():
-        return f"{reason}; the disk may be full ({free / 1e6:.0f} MB are free there)"
+        free_mb = disk_usage(path.parent).free / 1e6
+        return f"{reason}; the disk may be full ({free_mb:.0f} MB are free there)"
     return reason

@@ -116,6 +116,11 @@ class ModelFolder:
         return next(file for name in WEIGHTS if (file := self.path / name).is_file())
 
     @property
+    def embed_dim(self) -> int:
+        """Channels of the features that image and text share."""
+        return int(_read_json(self.config)["model_cfg"]["embed_dim"])
+
+    @property
     def upsampler(self) -> Path | None:
         """The folder's own upsampler; ``None`` means bilinear."""
         file = self.path / UPSAMPLER
@@ -164,6 +169,13 @@ def open_model_folder(path: Path) -> ModelFolder:
             f"{path / CONFIG} does not describe a CLIP model: model_cfg needs embed_dim, "
             "vision_cfg and text_cfg, as open_clip writes it"
         )
+    for name in ("vision_cfg", "text_cfg"):
+        tower = towers[name]
+        if not isinstance(tower, dict) or any(key.startswith(("hf_", "timm_")) for key in tower):
+            raise ModelError(
+                f"{path / CONFIG} describes a {name} that is not one of open_clip's own "
+                "transformers; use a plain CLIP ViT"
+            )
     folder = ModelFolder(path, ModelCard.read(path / CARD))
     for file in folder.files:
         if file.suffix == ".safetensors":
@@ -219,6 +231,20 @@ def save_model_folder(
     return open_model_folder(destination)
 
 
+# What open_clip raises over a description or weights that make no sense.
+UNLOADABLE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    OSError,
+    LookupError,
+    pickle.PickleError,
+)
+
+
 def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
     """The folder's CLIP model, in evaluation mode on the CPU, and its tokenizer.
 
@@ -226,13 +252,14 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
         ModelError: weights and architecture do not fit together, or the file is damaged.
     """
     import open_clip
+    from safetensors import SafetensorError
 
     source = f"local-dir:{folder.path}"
     handlers = list(logging.root.handlers)
     try:
         model = open_clip.create_model(source, require_pretrained=True, weights_only=True)
         tokenizer = open_clip.get_tokenizer(source)
-    except (RuntimeError, ValueError, TypeError, OSError, LookupError, pickle.PickleError) as error:
+    except (*UNLOADABLE, SafetensorError) as error:
         raise ModelError(
             f"the model folder {folder.path} cannot be loaded: {first_line(error)}; its weights "
             f"and {CONFIG} must belong together"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segearth_cli.errors import UsageError
-from segearth_cli.options import SegmentOptions
+from segearth_cli.options import DEFAULT_BACKGROUND, SegmentOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Colour = tuple[int, int, int]
 
@@ -35,8 +39,8 @@ USUAL_COLOURS: dict[str, Colour] = {
     "house": (214, 47, 39),
     "city": (168, 50, 50),
     "village": (222, 120, 90),
-    "road": (110, 110, 110),
-    "street": (110, 110, 110),
+    "road": (255, 190, 0),
+    "street": (255, 190, 0),
     "pavement": (168, 168, 168),
     "railway": (60, 60, 60),
     "water": (38, 115, 210),
@@ -49,10 +53,10 @@ USUAL_COLOURS: dict[str, Colour] = {
     "greenery": (76, 165, 60),
     "grass": (150, 205, 90),
     "grassland": (150, 205, 90),
-    "cropland": (240, 200, 80),
-    "farmland": (240, 200, 80),
-    "agricultural": (240, 200, 80),
-    "field": (240, 200, 80),
+    "cropland": (225, 205, 140),
+    "farmland": (225, 205, 140),
+    "agricultural": (225, 205, 140),
+    "field": (225, 205, 140),
     "land": (205, 170, 125),
     "bareland": (190, 150, 105),
     "barren": (190, 150, 105),
@@ -115,7 +119,9 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
     has_background = options.background is not None
     if options.background is not None:
         wanted = options.background[0].casefold()
-        own = names.index(wanted) if wanted in names else _background_index(names)
+        own = names.index(wanted) if wanted in names else None
+        if own is None and options.background == DEFAULT_BACKGROUND:
+            own = next((i for i, name in enumerate(names) if name in BACKGROUND_NAMES), None)
         if own is None:
             background, colour = options.background, BACKGROUND_COLOUR
         else:
@@ -126,10 +132,6 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
     if len(classes) == int(has_background):
         raise UsageError("the only class is the background; name something to look for")
     return Vocabulary(tuple(classes), has_background, tuple(colours))
-
-
-def _background_index(names: list[str]) -> int | None:
-    return next((i for i, name in enumerate(names) if name in BACKGROUND_NAMES), None)
 
 
 def parse_classes(text: str) -> tuple[tuple[str, ...], ...]:
@@ -188,15 +190,20 @@ class ClassChoice:
 
 
 def choose_classes(
-    text: str | None, file: Path | None, preset: str | None, background: str | None
+    text: str | None,
+    file: Path | None,
+    preset: str | None,
+    background: str | None = None,
+    no_background: bool = False,
 ) -> ClassChoice:
     """The classes of the one way in which they were given.
 
     Args:
         text: as ``parse_classes`` reads it.
         file: as ``read_classes`` reads it.
-        preset: a name of ``presets.json``; its own background, or lack of one, comes first.
-        background: ``|``-separated prompts of everything else; ``None`` for no such class.
+        preset: a name of ``presets.json``, which has a background of its own or none.
+        background: ``|``-separated words for everything else.
+        no_background: leave the class of everything else out.
 
     Raises:
         UsageError: they were given in no way or in several, or cannot be understood.
@@ -209,12 +216,15 @@ def choose_classes(
             if not given
             else f"{' and '.join(given)} exclude each other; give one"
         )
+    if background is not None and (no_background or preset is not None):
+        other = "--no-background" if no_background else "--preset, which has its own,"
+        raise UsageError(f"--background and {other} exclude each other; give one")
     if preset is not None:
         choice = read_preset(preset)
-        return choice if background is not None else replace(choice, background=None)
+        return replace(choice, background=None) if no_background else choice
     classes = parse_classes(text) if text is not None else read_classes(Path(str(file)))
-    prompts = None if background is None else _synonyms(background.split("|"), "--background")
-    return ClassChoice(classes, prompts)
+    words = _synonyms(background.split("|"), "--background") if background else DEFAULT_BACKGROUND
+    return ClassChoice(classes, None if no_background else words)
 
 
 def read_preset(name: str) -> ClassChoice:
@@ -254,19 +264,17 @@ def text_features(
     import open_clip
     import torch
 
-    templates = open_clip.OPENAI_IMAGENET_TEMPLATES
     rows = []
     for query in queries:
-        prompts = [template(query) for template in templates]
+        prompts = [template(query) for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
         key = hashlib.sha256("\0".join([model_digest, *prompts]).encode()).hexdigest()
-        cached = cache / f"{key}.npy" if cache is not None else None
-        if cached is not None and cached.is_file():
-            rows.append(torch.from_numpy(np.load(cached)))
-            continue
-        row = encode_prompts(model, tokenizer, prompts)
-        if cached is not None:
-            keep(cached, row.numpy())
-        rows.append(row)
+        path = cache / f"{key}.npy" if cache is not None else None
+        row = kept(path) if path is not None else None
+        if row is None:
+            row = encode_prompts(model, tokenizer, prompts).numpy()
+            if path is not None:
+                keep(path, row)
+        rows.append(torch.from_numpy(row))
     return torch.stack(rows)
 
 
@@ -284,10 +292,25 @@ def encode_prompts(model: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
         return F.normalize(torch.cat(batches).mean(dim=0), dim=-1).cpu()
 
 
-def keep(path: Path, array: np.ndarray[Any, Any]) -> None:
-    """Write a cache file whole or not at all; other processes may be doing the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def kept(path: Path) -> NDArray[np.float32] | None:
+    """A cached array; ``None`` where there is none, or a damaged one."""
+    try:
+        array: NDArray[np.float32] = np.load(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.info("the cached text features in %s are unusable: %s", path, error)
+        return None
+    return array
+
+
+def keep(path: Path, array: NDArray[np.float32]) -> None:
+    """Cache an array, whole or not at all; a cache that cannot be written is done without."""
     part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as stream:
-        np.save(stream, array)
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            np.save(stream, array)
+        part.replace(path)
+    except OSError as error:
+        logger.info("text features are not kept in %s: %s", path.parent, error.strerror)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segearth_cli.device import autocast, pick_device, pick_precision
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.prompts import Vocabulary, text_features
 from segearth_cli.model.upsampler import Upsampler, build_upsampler, read_upsampler_state
@@ -23,7 +23,7 @@ class ModelSettings:
     """The model's settings as they run: the folder's own, unless the user said otherwise."""
 
     name: str
-    digest: str
+    folder: ModelFolder
     attention: str
     modulated_blocks: int
     upsampler: str  # bilinear, or its file
@@ -181,6 +181,7 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
 
     Raises:
         UsageError: windows so far apart that pixels would be left out.
+        ModelError: there is no such upsampler file.
     """
     card = folder.card
 
@@ -197,7 +198,7 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
         )
     return ModelSettings(
         name=card.name,
-        digest=folder.digest(),
+        folder=folder,
         attention=chosen("attention"),
         modulated_blocks=chosen("modulated_blocks"),
         upsampler=str(upsampler_path(folder, options) or "bilinear"),
@@ -213,4 +214,7 @@ def upsampler_path(folder: ModelFolder, options: ModelOptions) -> Path | None:
     """The upsampler's file: the folder's own by ``auto``; none means bilinear."""
     if options.upsampler == "bilinear":
         return None
-    return folder.upsampler if options.upsampler == "auto" else Path(options.upsampler)
+    path = folder.upsampler if options.upsampler == "auto" else Path(options.upsampler)
+    if path is not None and not path.is_file():
+        raise ModelError(f"no upsampler at {path}; give a .safetensors or .ckpt file")
+    return path

@@ -180,10 +180,8 @@ def read_upsampler_state(path: Path) -> dict[str, Tensor]:
     """Upsampler weights of our ``.safetensors`` or of the authors' Lightning ``.ckpt``.
 
     Raises:
-        ModelError: the file is missing, damaged, or holds no upsampler.
+        ModelError: the file is damaged, or holds no upsampler.
     """
-    if not path.is_file():
-        raise ModelError(f"no upsampler at {path}; give a .safetensors or .ckpt file")
     state = read_checkpoint(path)
     if path.suffix == ".safetensors":
         return state

@@ -1,0 +1,27 @@
+"""How GDAL and disks fail: the errors to catch, and one line of what they mean."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from rasterio._err import CPLE_BaseError  # public in no module, and what warping and CRSs raise
+from rasterio.errors import CRSError, RasterioError
+
+GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
+DISK_FULL = "the disk is full; free some space or write elsewhere"
+_FULL = 1 << 20  # bytes: when writing failed with less left, that was the cause
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of the deepest message that GDAL gave."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "GDAL failed"
+
+
+def disk_is_full(folder: Path, error: BaseException) -> bool:
+    """Whether writing into a folder failed for want of room: GDAL itself does not say so."""
+    cause = error.__cause__ or error
+    if getattr(cause, "errno", None) == errno.ENOSPC:
+        return True
+    return folder.is_dir() and shutil.disk_usage(folder).free < _FULL

@@ -1,0 +1,48 @@
+import contextlib
+
+import pytest
+from scenes import names_in, options_for
+
+from segearth_cli.errors import OutputError
+from segearth_cli.segment import check_outputs
+from segearth_cli.staging import Staging, companions, publish
+
+COMPANIONS = [
+    ("map.shp", "map.dbf"),
+    ("map.shp", "map.qix"),
+    ("map.gpkg", "map.gpkg-wal"),
+    ("map.tif", "map.tif.ovr"),
+    ("map.tif", "map.tif.aux.xml"),
+]
+
+
+@pytest.mark.parametrize(("output", "companion"), COMPANIONS)
+def test_a_file_that_would_go_with_an_output_needs_overwrite(tmp_path, output, companion):
+    (tmp_path / companion).write_text("not ours")
+    options = options_for(tmp_path, tmp_path / output)
+    with pytest.raises(OutputError, match=f"{companion} exists; use --overwrite"):
+        check_outputs([], options)
+    check_outputs([], options_for(tmp_path, tmp_path / output, overwrite=True))
+
+
+@pytest.mark.parametrize(("output", "companion"), COMPANIONS)
+def test_nothing_of_a_replaced_file_stays(tmp_path, output, companion):
+    for name in (output, companion, "other.dbf"):
+        (tmp_path / name).write_text("old")
+    with contextlib.ExitStack() as stack:
+        made = Staging(stack).beside(tmp_path / output) / output
+        made.write_text("new")
+        publish({made: tmp_path / output})
+    assert names_in(tmp_path) == sorted([output, "other.dbf"])
+    assert (tmp_path / output).read_text() == "new"
+
+
+def test_parts_that_were_made_stay(tmp_path):
+    with contextlib.ExitStack() as stack:
+        folder = Staging(stack).beside(tmp_path / "map.shp")
+        made = {folder / f"map.{end}": tmp_path / f"map.{end}" for end in ("dbf", "shp", "shx")}
+        for file in made:
+            file.write_text("new")
+        publish(made)
+    assert names_in(tmp_path) == ["map.dbf", "map.shp", "map.shx"]
+    assert companions(tmp_path / "map.geojson") == []
