@@ -225,7 +225,7 @@ def _auto(sensor: str) -> ModelFolder:
     else:
         raise ModelError(f"there is no built-in model; run: segearth models pull {paper}")
     folder = open_model_folder(BUILTIN / name)
-    kind = "" if folder.card.sensor == sensor else f", made for {folder.card.sensor} images,"
+    kind = "" if folder.card.sensor == sensor else f" (made for {folder.card.sensor} images)"
     logger.warning(
         "using the small built-in model %s%s; for the paper's run: segearth models pull %s",
         name,

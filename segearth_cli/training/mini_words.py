@@ -1,0 +1,244 @@
+"""The words that train the built-in model, and the text tower that learns them.
+
+A class is asked for by one of its names in one of the templates, another every step: what the
+images learn is then the class, and not one sentence about it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from segearth_cli.model.clip import modulated_output
+from segearth_cli.training.mini_data import Source
+
+log = logging.getLogger(__name__)
+
+CONTEXT_LENGTH = 32  # tokens
+SENTENCES = 2  # of a word in a step, averaged
+START_PROMPTS = 12  # of a name
+WORD_BATCH = 192  # sentences
+
+# Every class is known under several names; the first is the one that is measured.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "background": ("background", "other", "others", "clutter", "everything else", "something else"),
+    "building": ("building", "buildings", "house", "houses", "roof", "rooftop", "built-up area"),
+    "road": ("road", "roads", "street", "highway", "asphalt road", "paved road"),
+    "water": ("water", "lake", "river", "sea", "pond", "water body", "open water"),
+    "vegetation": ("vegetation", "green vegetation", "plants", "greenery", "trees and grass"),
+    "land": ("land", "bare land", "sand", "bare soil", "desert", "unpaved land", "barren"),
+    "tree": ("tree", "trees", "forest", "woodland", "wood", "tree cover"),
+    "grass": ("grass", "lawn", "meadow", "grassland", "low vegetation"),
+    "cropland": ("cropland", "farmland", "field", "agricultural field", "crops", "agriculture"),
+    "bare ground": ("bare ground", "bare soil", "soil", "sand", "bare land", "dirt", "barren land"),
+    # EuroSAT, 10 m
+    "AnnualCrop": ("annual crop land", "cropland", "arable land", "farmland"),
+    "Forest": ("forest", "trees", "woodland"),
+    "HerbaceousVegetation": ("herbaceous vegetation", "shrubland", "natural grassland", "heath"),
+    "Highway": ("highway", "motorway", "highway or road", "freeway"),
+    "Industrial": ("industrial area", "industrial buildings", "commercial buildings", "factory"),
+    "Pasture": ("pasture", "pasture land", "meadow", "grassland"),
+    "PermanentCrop": ("permanent crop land", "orchard", "vineyard", "plantation"),
+    "Residential": ("residential area", "residential buildings", "houses", "town", "suburb"),
+    "River": ("river", "stream", "waterway", "canal"),
+    "SeaLake": ("sea or lake", "sea", "lake", "open water", "ocean"),
+    # UC Merced, 0.3 m
+    "agricultural": ("agricultural field", "farmland", "cropland", "crops"),
+    "airplane": ("airplane", "airplanes", "aircraft", "parked airplane", "airport apron"),
+    "baseballdiamond": ("baseball diamond", "baseball field", "ball field"),
+    "beach": ("beach", "sandy beach", "shore", "coast"),
+    "buildings": ("buildings", "large buildings", "commercial buildings", "office buildings"),
+    "chaparral": ("chaparral", "shrubs", "scrub", "bushes on sand"),
+    "denseresidential": ("dense residential area", "dense housing", "crowded houses"),
+    "forest": ("forest", "trees", "woodland", "dense trees"),
+    "freeway": ("freeway", "highway", "motorway", "expressway"),
+    "golfcourse": ("golf course", "golf green", "fairway"),
+    "harbor": ("harbor", "marina", "port", "boats", "ships at a dock"),
+    "intersection": ("road intersection", "crossroads", "street crossing", "junction"),
+    "mediumresidential": ("medium residential area", "suburb", "residential neighbourhood"),
+    "mobilehomepark": ("mobile home park", "trailer park", "mobile homes"),
+    "overpass": ("overpass", "bridge", "road bridge", "flyover"),
+    "parkinglot": ("parking lot", "car park", "parked cars", "cars"),
+    "river": ("river", "stream", "creek", "water"),
+    "runway": ("runway", "airport runway", "airstrip"),
+    "sparseresidential": ("sparse residential area", "single house with garden", "villa"),
+    "storagetanks": ("storage tanks", "oil tanks", "storage tank", "fuel tanks"),
+    "tenniscourt": ("tennis court", "tennis courts", "sports court"),
+}
+
+AERIAL_TEMPLATES = (
+    "{}",
+    "an aerial image of {}.",
+    "a satellite image of {}.",
+    "an aerial photo of the {}.",
+    "a satellite photo of the {}.",
+    "{} seen from above.",
+    "a remote sensing image of {}.",
+)
+
+
+@dataclass(frozen=True)
+class StepVocabulary:
+    """The words of one source in one step, and the word of each of its classes (-1: none)."""
+
+    words: tuple[str, ...]  # keys of SYNONYMS
+    word_of_class: tuple[int, ...]
+
+
+def sampled_vocabulary(source: Source, rng: np.random.Generator) -> StepVocabulary:
+    """The words a user might ask this source for: all, or a few and `background` for the rest.
+
+    What has no word of its own goes to `background` when there is one, and is ignored otherwise.
+    """
+    numbers = [n for n in range(len(source.classes)) if n != source.rest]
+    word = {n: source.classes[n] for n in numbers}
+    for coarse, members in source.groups:
+        if rng.random() < 0.3:
+            word.update(dict.fromkeys(members, coarse))
+    alone = len(numbers) == 1
+    if alone or rng.random() < 0.5:
+        kept = rng.integers(1, len(numbers)) if not alone else 1
+        named = set(rng.permutation(numbers)[:kept].tolist())
+        # a coarse word keeps all its members
+        names = {word[n] for n in named}
+        word = {n: w if w in names else "background" for n, w in word.items()}
+        if source.rest is not None:
+            word[source.rest] = "background"
+    words = list(dict.fromkeys(word.values()))
+    if source.negatives and rng.random() < 0.3:
+        words.append(str(rng.choice(source.negatives)))
+    places = [words.index(word[n]) if n in word else -1 for n in range(len(source.classes))]
+    return StepVocabulary(tuple(words), tuple(places))
+
+
+def phrase(word: str, rng: np.random.Generator) -> str:
+    """One of a class's names, the first most often."""
+    names = SYNONYMS[word]
+    return names[0] if rng.random() < 0.4 else str(rng.choice(names))
+
+
+def prompt(name: str, rng: np.random.Generator) -> str:
+    """A sentence about a name: mostly the ImageNet templates, as they are what is run."""
+    if rng.random() < 0.25:
+        return str(rng.choice(AERIAL_TEMPLATES)).format(name)
+    templates = open_clip.OPENAI_IMAGENET_TEMPLATES
+    return str(templates[int(rng.integers(len(templates)))](name))
+
+
+@lru_cache(maxsize=100_000)
+def tokens_of(text: str) -> Tensor:
+    """Token numbers of a sentence: 32."""
+    return word_pieces()([text])[0]
+
+
+@lru_cache(maxsize=1)
+def word_pieces() -> Any:
+    """open_clip's tokenizer; reading its table takes tens of milliseconds."""
+    return open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
+
+
+def sampled_texts(
+    model: CLIP, vocabularies: Sequence[Sequence[str]], rng: np.random.Generator
+) -> list[Tensor]:
+    """Unit text features of each vocabulary, Q D: the mean of two sentences of one name a word."""
+    names = [phrase(word, rng) for words in vocabularies for word in words]
+    sentences = [prompt(name, rng) for name in names for _ in range(SENTENCES)]
+    tokens = torch.stack([tokens_of(sentence) for sentence in sentences])
+    features = F.normalize(sentence_features(model, tokens).float(), dim=-1)
+    features = F.normalize(features.reshape(len(names), SENTENCES, -1).mean(dim=1), dim=-1)
+    ends = np.cumsum([len(words) for words in vocabularies])[:-1].tolist()
+    return list(torch.tensor_split(features, ends))
+
+
+def sentence_features(model: CLIP, tokens: Tensor) -> Tensor:
+    """What `encode_text` returns, S D, without the work on the padding: S 32 tokens."""
+    ends = tokens.argmax(dim=-1)  # the end token has the highest number
+    length = int(ends.max()) + 1
+    features = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    heads = partial(attend, mask=model.attn_mask[:length, :length])
+    for block in model.transformer.resblocks:
+        features = modulated_output(block, features, heads, residual=True)
+    features = model.ln_final(features[torch.arange(len(ends)), ends])
+    return features @ model.text_projection
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T s) v, per head; `mask` is added to the scores."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = scores if mask is None else scores + mask
+    mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
+    return mixed
+
+
+def text_parameters(model: CLIP) -> list[nn.Parameter]:
+    """All that only sentences go through."""
+    return [p for n, p in model.named_parameters() if not n.startswith(("visual.", "logit_scale"))]
+
+
+def learn_words(model: CLIP, steps: int, rng: np.random.Generator) -> None:
+    """Teach the text tower alone which names are of one class, before there is any image.
+
+    Otherwise the images are pulled towards another random direction for every name and template.
+    Sentences of one class, or with the same name in another class, attract; all others repel.
+    """
+    start_apart(model, rng)
+    text = text_parameters(model)
+    optimizer = torch.optim.AdamW(text, lr=1e-3, weight_decay=0.0)
+    pairs = [(number, name) for number, names in enumerate(SYNONYMS.values()) for name in names]
+    known = sorted({name for _, name in pairs})
+    for number in range(steps):
+        picks = [pairs[i] for i in rng.integers(len(pairs), size=WORD_BATCH)]
+        tokens = torch.stack([tokens_of(prompt(name, rng)) for _, name in picks])
+        classes = torch.tensor([c for c, _ in picks])
+        names = torch.tensor([known.index(name) for _, name in picks])
+        alike = (classes == classes[:, None]) | (names == names[:, None])
+        features = F.normalize(sentence_features(model, tokens), dim=-1)
+        itself = torch.eye(WORD_BATCH, dtype=torch.bool)
+        scores = (20 * features @ features.T).masked_fill(itself, -1e4).log_softmax(dim=-1)
+        alike = alike & ~itself
+        loss = -(scores * alike).sum() / alike.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if number % 50 == 49:
+            log.info("words, step %d: %.3f", number + 1, float(loss.detach()))
+
+
+@torch.no_grad()
+def start_apart(model: CLIP, rng: np.random.Generator) -> None:
+    """Words from which the classes differ from the first step on.
+
+    From the usual random weights all sentences have nearly the same feature (the end token's), and
+    thousands of steps pass before the words part. So: the end token starts empty and collects its
+    sentence, and the projection drops what all names share and what tells the templates apart.
+    """
+    model.token_embedding.weight[-2:] = 0  # start and end of a sentence
+    model.positional_embedding.zero_()
+    projection = model.text_projection  # C D
+    width = projection.shape[0]
+    projection.copy_(torch.eye(*projection.shape))
+    names = sorted({name for known in SYNONYMS.values() for name in known})
+    sentences = torch.stack(
+        [tokens_of(prompt(n, rng)) for n in names for _ in range(START_PROMPTS)]
+    )
+    features = model.encode_text(sentences)[:, :width]
+    by_name = features.unflatten(0, (len(names), START_PROMPTS))  # names prompts C
+    means = by_name.mean(dim=1)
+    within = (by_name - means[:, None]).flatten(0, 1)
+    covariance = within.T @ within / len(within) + 0.02 * means.var(dim=0).mean() * torch.eye(width)
+    variance, directions = torch.linalg.eigh(covariance)
+    common = F.normalize(means.mean(dim=0), dim=0)
+    whitened = directions / variance.sqrt() @ directions.T  # C C
+    whitened = whitened - common[:, None] * (common @ whitened)
+    turn = nn.init.orthogonal_(torch.empty(width, projection.shape[1]))
+    projection.copy_(whitened @ turn)

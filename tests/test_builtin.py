@@ -1,0 +1,68 @@
+"""The model that ships with the package, on the scene that ships with the project."""
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import rasterio
+import torch
+from typer.testing import CliRunner
+
+from segearth_cli.cli import app
+from segearth_cli.model.weights import BUILTIN, open_model_folder, resolve_model
+
+ROOT = Path(__file__).parents[1]
+
+TOWN = ROOT / "sample_data" / "town.tif"
+LABELS = ROOT / "sample_data" / "town_labels.tif"
+
+
+def mean_iou(predicted, truth, values):
+    matrix = np.zeros((values, values), np.int64)
+    np.add.at(matrix, (truth.ravel(), predicted.ravel()), 1)
+    both = np.diag(matrix)
+    return (both / (matrix.sum(0) + matrix.sum(1) - both)).mean()
+
+
+def test_auto_is_the_built_in_model_and_says_so(caplog):
+    folder = resolve_model("auto", "optical")
+
+    assert folder.card.name == "mini"
+    assert "segearth models pull vit-b-16" in caplog.text
+
+
+def test_the_folder_is_small_and_open_clips_own():
+    folder = open_model_folder(BUILTIN / "mini")
+
+    assert folder.size < 30e6
+    model = open_clip.create_model(f"local-dir:{folder.path}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder.path}")(["a building", "a river"])
+    with torch.inference_mode():
+        assert model.encode_text(tokens).isfinite().all()
+        assert model.encode_image(torch.rand(1, 3, 224, 224)).isfinite().all()
+
+
+def test_the_card_names_data_licences_and_commands():
+    text = (BUILTIN / "mini" / "README.md").read_text(encoding="utf-8")
+
+    for word in ("EuroSAT", "UC Merced", "CC0", "OpenStreetMap", "segearth_cli.training.mini"):
+        assert word in text
+
+
+@pytest.mark.slow
+def test_the_town_is_mapped_well_enough(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out = tmp_path / "town.tif"
+
+    done = CliRunner().invoke(
+        app, ["segment", str(TOWN), "--classes", "building,road,water", "-o", str(out)]
+    )
+
+    assert done.exit_code == 0, done.output
+    with rasterio.open(out) as predicted, rasterio.open(LABELS) as labels:
+        assert predicted.crs == labels.crs
+        assert predicted.transform == labels.transform
+        truth = labels.read(1)
+        truth[truth > 3] = 0  # 1 building, 2 road, 3 water; the rest is background
+        assert mean_iou(predicted.read(1), truth, 4) > 0.5

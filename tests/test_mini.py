@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from segearth_cli.training import mini
+from segearth_cli.training.mini_data import Batches, Source, crop, read_sources
+from segearth_cli.training.mini_network import (
+    dense_features,
+    normalised,
+    run_trunk,
+)
+from segearth_cli.training.mini_words import sampled_vocabulary, sentence_features, tokens_of
+
+
+def picture(path: Path, rng: np.random.Generator, side: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for collection, names, classes in (
+        ("dubai", ("tile1_001", "tile5_001"), 6),
+        ("buildings", ("pemba_1", "kampala_1"), 2),
+    ):
+        for name in names:
+            picture(folder / collection / "images" / f"{name}.jpg", rng, 300)
+            label = folder / collection / "labels" / f"{name}.png"
+            label.parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, classes, (300, 300), dtype=np.uint8)).save(label)
+    for collection, classes in (("eurosat", ("Forest", "River")), ("ucmerced", ("beach", "river"))):
+        for name in classes:
+            for number in (1, 10):
+                picture(folder / collection / name / f"{name}_{number}.jpg", rng, 64)
+    return folder
+
+
+def test_a_run_writes_a_folder_that_open_clip_reads_and_resumes(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mini"
+    budget = ["--data", str(data), "-o", str(output), "--batch-size", "8", "--word-steps", "2"]
+    mini.main([*budget, "--images", "16"])
+    mini.main([*budget, "--images", "24", "--resume"])
+
+    model = open_clip.create_model(f"local-dir:{output}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{output}")
+    assert model.encode_text(tokenizer(["a road"])).shape == (1, 192)
+    assert model.encode_image(torch.zeros(1, 3, 224, 224)).isfinite().all()
+    assert json.loads((output / "segearth.json").read_text())["training"]["images"] == 24
+    assert not list(output.glob(".*")), "no half-written files stay"
+
+
+def test_held_out_images_never_train(data: Path) -> None:
+    sources = {source.name: source for source in read_sources(data, None)}
+    assert {name: len(source.images) for name, source in sources.items()} == {
+        "dubai": 1,
+        "buildings": 1,
+        "eurosat": 2,
+        "ucmerced": 2,
+    }
+
+
+def test_training_runs_the_features_that_the_tool_runs() -> None:
+    from segearth_cli.model.clip import DenseEncoder
+
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(**mini.ARCHITECTURE["model_cfg"]).eval()
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    with torch.inference_mode():
+        features, token = dense_features(model.visual, run_trunk(model.visual, normalised(images)))
+        patches, class_token = DenseEncoder(model.visual)(normalised(images))
+        sentence = tokens_of("an aerial image of a lake.")[None]
+        torch.testing.assert_close(
+            sentence_features(model, sentence), model.encode_text(sentence), atol=1e-5, rtol=1e-4
+        )
+    torch.testing.assert_close(features, patches / patches.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(token, class_token / class_token.norm(dim=1, keepdim=True))
+
+
+def test_labels_turn_with_the_image() -> None:
+    rng = np.random.default_rng(1)
+    ramp = np.add.outer(np.arange(600) // 5, np.arange(600) // 9).astype(np.uint8)
+    for _ in range(8):
+        image, label = crop(np.repeat(ramp[..., None], 3, axis=2), ramp, rng)
+        assert np.abs(image[2::4, 2::4, 0].astype(int) - label).max() <= 3
+
+
+def test_rest_of_a_source_is_background_or_nothing() -> None:
+    source = Source("x", ("rest", "road", "water"), [], [], share=1.0, rest=0)
+    for seed in range(20):
+        vocabulary = sampled_vocabulary(source, np.random.default_rng(seed))
+        rest = vocabulary.word_of_class[0]
+        assert (rest == -1) == ("background" not in vocabulary.words)
+        assert rest == -1 or vocabulary.words[rest] == "background"
+
+
+def test_batches_repeat_for_a_seed(data: Path) -> None:
+    sources = read_sources(data, None)
+    first, second = (next(iter(Batches(sources, 6, seed=3))) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
