@@ -644,6 +644,7 @@ def test_scene_behind_http(tmp_path, server):
 def test_a_server_that_falls_silent_is_given_up_on(monkeypatch):
     assert gdal_settings("https://example.org/scene.tif")["GDAL_HTTP_LOW_SPEED_TIME"] == "30"
     assert "GDAL_HTTP_LOW_SPEED_TIME" not in gdal_settings("scene.tif")
+    assert gdal_settings("scene.tif")["GDAL_CACHEMAX"] > 1 << 20  # bytes, not megabytes
     monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "900")
     assert "GDAL_HTTP_LOW_SPEED_TIME" not in gdal_settings("/vsicurl/https://example.org/s.tif")
 

@@ -28,7 +28,7 @@ from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, win
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.options import SegmentOptions
 
-_CACHE_MB = 256  # GDAL's own default grows with the machine's memory
+_CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
 _REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "oss://")
 _REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
@@ -51,7 +51,7 @@ def gdal_settings(source: str) -> dict[str, Any]:
     No GDAL_NUM_THREADS: decoding GeoTIFF in threads, GDAL (3.10) returns zeros, and no error, for
     a remote read that fails.
     """
-    settings: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_MB}
+    settings: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_BYTES}
     if source.startswith(_REMOTE) or source.startswith(_REMOTE_VSI):
         settings |= {
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
