@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segearth_cli.errors import OutputError
 from segearth_cli.geo.writer import Legend
+from segearth_cli.staging import shown
 
 _LONGEST = 1600  # pixels, of the whole picture
 _SMALLEST = 480  # a tiny scene is enlarged to this
@@ -55,7 +56,7 @@ def write_preview(
         picture.save(destination, format="PNG", optimize=True)
     except OSError as error:
         Path(destination).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {destination}: {error}") from error
+        raise OutputError(f"cannot write {shown(Path(destination))}: {error}") from error
 
 
 def _rgb(image: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:

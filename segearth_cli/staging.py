@@ -11,6 +11,8 @@ from pathlib import Path
 from segearth_cli.errors import OutputError
 from segearth_cli.options import RASTER_SUFFIXES
 
+PREFIX = ".segearth-"
+
 _COMPANIONS = {
     ".shp": tuple(
         f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")
@@ -28,6 +30,11 @@ def companions(path: Path) -> list[Path]:
     """
     names = _COMPANIONS.get(path.suffix.lower(), ())
     return [path.with_name(name.format(stem=path.stem, name=path.name)) for name in names]
+
+
+def shown(path: Path) -> Path:
+    """A file's name for messages: without the staging folder it may still be in."""
+    return Path(*(part for part in path.parts if not part.startswith(PREFIX)))
 
 
 def files_of(path: Path) -> list[Path]:
@@ -53,7 +60,7 @@ class Staging:
         try:
             if parent is not None:
                 self._make(parent)
-            folder = tempfile.TemporaryDirectory(prefix=".segearth-", dir=parent)
+            folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
         except OSError as error:
             in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
             why = "it or a folder above it is a file" if in_the_way else error.strerror

@@ -5,7 +5,7 @@ from scenes import names_in, options_for
 
 from segearth_cli.errors import OutputError
 from segearth_cli.segment import check_outputs
-from segearth_cli.staging import Staging, companions, publish
+from segearth_cli.staging import Staging, companions, publish, shown
 
 COMPANIONS = [
     ("map.shp", "map.dbf"),
@@ -46,3 +46,11 @@ def test_parts_that_were_made_stay(tmp_path):
         publish(made)
     assert names_in(tmp_path) == ["map.dbf", "map.shp", "map.shx"]
     assert companions(tmp_path / "map.geojson") == []
+
+
+def test_messages_name_the_place_and_not_the_staging_folder(tmp_path):
+    with contextlib.ExitStack() as stack:
+        staged = Staging(stack).beside(tmp_path / "map.tif") / "map.tif"
+
+        assert staged != tmp_path / "map.tif"
+        assert shown(staged) == tmp_path / "map.tif"

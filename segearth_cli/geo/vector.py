@@ -33,7 +33,7 @@ from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, u
 from segearth_cli.geo.outlines import Rings, mean_confidence, noded, simplified, trace
 from segearth_cli.geo.style import save_default_style
 from segearth_cli.geo.writer import Legend
-from segearth_cli.staging import companions, files_of
+from segearth_cli.staging import companions, files_of, shown
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def write_vector(
     except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
         reason = _reason(error, path)
         _remove(path)
-        raise OutputError(f"cannot write {path}: {reason}") from error
+        raise OutputError(f"cannot write {shown(path)}: {reason}") from error
     except BaseException:  # Ctrl-C
         _remove(path)
         raise

@@ -27,7 +27,7 @@ from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.failures import DISK_FULL, GDAL_ERRORS, disk_is_full
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.virtual import Colour, VirtualRaster
-from segearth_cli.staging import companions, files_of
+from segearth_cli.staging import companions, files_of, shown
 
 _TILE = 256  # pixels; rows are handed to GDAL in whole tiles
 _OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
@@ -351,10 +351,31 @@ def _quiet() -> Iterator[None]:
 def _writing(path: Path) -> Iterator[None]:
     """Turn every way in which writing a file fails into one line about that file."""
     try:
-        with _quiet():
+        with _quiet(), _libtiff_silenced():
             yield
     except (*GDAL_ERRORS, OSError) as error:
-        raise OutputError(f"cannot write {path}: {_reason(path, error)}") from error
+        raise OutputError(f"cannot write {shown(path)}: {_reason(path, error)}") from error
+
+
+@contextmanager
+def _libtiff_silenced() -> Iterator[None]:
+    """Without the lines that libtiff itself writes to stderr when a disk is full.
+
+    It does so beside GDAL's error handling, which reports the failure as well.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # stderr is closed: nothing can be written there
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _reason(path: Path, error: Exception) -> str:
