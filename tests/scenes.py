@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,8 @@ def read(path: Path | str) -> np.ndarray:
 def names_in(folder: Path) -> list[str]:
     """Everything in a folder, hidden and nested files too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def interruptible() -> None:
+    """Undo, in a new process, what shells do to those in the background: ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

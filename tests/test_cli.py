@@ -9,7 +9,7 @@ import geopandas
 import pytest
 import rasterio
 from rasterio import Affine
-from scenes import blocks, names_in, read, write_scene
+from scenes import blocks, interruptible, names_in, read, write_scene
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -418,7 +418,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_model, folder, sent, c
     scene = write_scene(tmp_path / "long.tif", blocks(1, 600, 600))
     args = ("-o", "new/map.tif", "-o", "map.gpkg", "--stride", "2", "--model", tiny_model, "-v")
     process = subprocess.Popen(
-        command("segment", scene, *args, *WORDS), stderr=subprocess.PIPE, env=surroundings()
+        command("segment", scene, *args, *WORDS),
+        stderr=subprocess.PIPE,
+        env=surroundings(),
+        preexec_fn=interruptible,
     )
     with process:
         lines = [process.stderr.readline(), process.stderr.readline()]  # scene and model are open

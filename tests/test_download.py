@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from model_server import BODY, Server, git_blob, names, serving, sha256
+from scenes import interruptible
 
 from segearth_cli.errors import ModelError, OutputError
 from segearth_cli.model import download as downloads
@@ -114,6 +115,7 @@ class TestDownload:
         process = subprocess.Popen(
             [sys.executable, "-c", code, url, sha256(BODY), str(target)],
             stderr=subprocess.DEVNULL,
+            preexec_fn=interruptible,
         )
         assert server.half_sent.wait(20)
         process.send_signal(signal.SIGINT)
