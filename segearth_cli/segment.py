@@ -41,6 +41,7 @@ from segearth_cli.stream import (
 
 STDOUT = "-"
 PREVIEW_SIDE = 1000  # pixels
+GSD_TOLERANCE = 1.5  # times the resolution that a model was made for
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def segment(
         staging = Staging(stack)
         work = staging.beside(*output_paths(options)[:1])
         model = load(scene.sensor) if load else load_model(options, scene.sensor)
+        warn_of_resolution(scene, model)
         class_map = write_class_map(scene, model, work, options)
         finished = write_outputs(scene, class_map, staging)
         if STDOUT in options.outputs:
@@ -152,6 +154,24 @@ def segment(
         seconds=time.perf_counter() - started,
         options=options,
     )
+
+
+def warn_of_resolution(scene: Scene, model: Model) -> None:
+    """Say so when pixels are far larger or smaller than those the model was made for."""
+    gsd_m = scene.grid.gsd_m
+    made_for = model.settings.folder.card.extra.get("gsd_m")
+    if gsd_m is None or made_for is None:
+        return
+    finest, coarsest = made_for
+    if not finest / GSD_TOLERANCE <= gsd_m <= coarsest * GSD_TOLERANCE:
+        logger.warning(
+            "%s has pixels of %.3g m; %s was made for %g to %g m: expect a poor map",
+            scene.source,
+            gsd_m,
+            model.settings.name,
+            finest,
+            coarsest,
+        )
 
 
 def plan(source: str, options: SegmentOptions) -> Plan:

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from segearth_cli.cli import app
 from segearth_cli.model.weights import BUILTIN, open_model_folder, resolve_model
+from segearth_cli.options import ModelOptions, SegmentOptions
+from segearth_cli.segment import segment
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +68,13 @@ def test_the_town_is_mapped_well_enough(tmp_path, monkeypatch):
         truth = labels.read(1)
         truth[truth > 3] = 0  # 1 building, 2 road, 3 water; the rest is background
         assert mean_iou(predicted.read(1), truth, 4) > 0.5
+
+
+def test_a_scene_of_another_resolution_gets_a_warning(tmp_path, caplog):
+    options = SegmentOptions(
+        (("water",),), outputs=(str(tmp_path / "map.tif"),), gsd=10, model=ModelOptions("mini")
+    )
+
+    segment(str(TOWN), options)
+
+    assert "pixels of 10 m; mini was made for 0.1 to 1 m" in caplog.text

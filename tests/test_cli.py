@@ -314,7 +314,7 @@ def test_no_output_at_all(run, scene):
         ("text", "it is not a raster that GDAL can read"),
         ("truncated", "the file may be damaged or cut short"),
         ("missing", "there is no such file"),
-        ("folder", "it is not a raster that GDAL can read"),
+        ("folder", "it is a folder; name the rasters in it"),
     ],
 )
 def test_bad_scenes_are_one_line_and_leave_nothing(run, scene, tmp_path, folder, kind, message):

@@ -106,7 +106,7 @@ class TestNames:
     def test_unknown_name_is_answered_with_the_nearest(self) -> None:
         with pytest.raises(UsageError, match="did you mean vit-b-16"):
             resolve_model("vit-b16")
-        with pytest.raises(UsageError, match=r"Names: auto, .*mini"):
+        with pytest.raises(UsageError, match=r"known names: auto, .*mini"):
             pull("no-such-model")
 
     def test_list(self, builtin: Path, own_cache: Path) -> None:

@@ -227,7 +227,10 @@ def _related(bounds: Box, crs: CRS, box: Box, box_crs: CRS) -> tuple[Box, Box]:
 
 def _apart(bounds: Box) -> str:
     corners = ",".join(f"{value:.10g}" for value in bounds)
-    return f"the box does not touch the scene, whose bounds in that coordinate system are {corners}"
+    return (
+        f"the box does not touch the scene, whose bounds in that coordinate system are {corners}; "
+        "for a box in degrees say --bbox-crs EPSG:4326"
+    )
 
 
 def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:

@@ -92,6 +92,8 @@ def _why_not(source: str, error: BaseException) -> str:
     local = not source.startswith("/vsi") and "://" not in source
     if local and not os.path.exists(source) and ":" not in source:
         return "there is no such file"
+    if local and os.path.isdir(source):
+        return f"it is a folder; name the rasters in it, for instance {source.rstrip('/')}/*.tif"
     if local and os.path.isfile(source) and os.path.getsize(source) == 0:
         return "the file is empty (0 bytes)"
     message = reason(error)

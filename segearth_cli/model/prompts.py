@@ -164,7 +164,10 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
 def _synonyms(words: list[str], origin: str) -> tuple[str, ...]:
     synonyms = tuple(" ".join(word.split()) for word in words)
     if not all(synonyms):
-        raise UsageError(f"an empty class name in {origin}; separate names with single commas")
+        raise UsageError(
+            f"an empty class name in {origin}; separate names with single commas, and "
+            "put quotes around a list with spaces"
+        )
     return synonyms
 
 

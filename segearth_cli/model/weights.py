@@ -271,7 +271,7 @@ def _unknown(name: str) -> str:
     names = sorted({row.name for row in list_models()})
     close = difflib.get_close_matches(name, names, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
-    return f"no model or folder {name!r}; {guess}Names: auto, {', '.join(names)}"
+    return f"no model or folder {name!r}; {guess}known names: auto, {', '.join(names)}"
 
 
 def _gather(

@@ -44,6 +44,7 @@ from segearth_cli.training.mini_words import learn_words, text_parameters
 log = logging.getLogger(__name__)
 
 AVERAGE_EVERY = 4  # steps
+GSD_M = (0.1, 1.0)  # of the images with dense labels: what the model is made for
 TEXT_SPEED = 0.2  # learning rate of the text tower beside the image tower's
 
 
@@ -239,11 +240,12 @@ def export(state: State, sources: list[Source], options: MiniOptions) -> None:
         licence="MIT",
         made_by="python -m segearth_cli.training.mini --data DIR --scenes DIR -o mini",
         extra={
+            "gsd_m": GSD_M,
             "training": {
                 "images": state.images,
                 "seconds": round(state.seconds),
                 "data": [source.name for source in sources],
-            }
+            },
         },
     )
     content = {
