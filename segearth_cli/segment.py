@@ -159,7 +159,7 @@ def segment(
 def warn_of_resolution(scene: Scene, model: Model) -> None:
     """Say so when pixels are far larger or smaller than those the model was made for."""
     gsd_m = scene.grid.gsd_m
-    made_for = model.settings.folder.card.extra.get("gsd_m")
+    made_for = model.settings.folder.card.gsd_m
     if gsd_m is None or made_for is None:
         return
     finest, coarsest = made_for

@@ -55,8 +55,6 @@ class Rows:
 class WindowImage:
     """One window on its way through the network."""
 
-    row: int
-    column: int
     image: NDArray[np.float32]  # 3 h w
     has_data: bool
 
@@ -154,7 +152,7 @@ def read_windows(
         valid[row] = mask
         for column in grid.columns:
             across = slice(column, column + grid.window_width)
-            yield WindowImage(row, column, image[:, :, across], bool(mask[:, across].any()))
+            yield WindowImage(image[:, :, across], bool(mask[:, across].any()))
 
 
 def window_logits(

@@ -1,11 +1,13 @@
 """What several tests need: the reference's numbers, a tiny scene, the command line."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from model_server import TINY as PULLED
 from open_clip.transformer import QuickGELU, VisionTransformer
 
 from segearth_cli.model.folder import ModelCard, save_model_folder
@@ -100,3 +102,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("models") / "tiny"
     state = open_clip.CLIP(**TINY).state_dict()
     return save_model_folder(destination, state, config, card).path
+
+
+@pytest.fixture(scope="session")
+def tiny_state() -> dict[str, Any]:
+    """Random weights of the smallest model that can be pulled from the server of the tests."""
+    torch.manual_seed(0)
+    return open_clip.CLIP(**PULLED).state_dict()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, tiny_state: dict[str, Any]) -> Path:
+    """A model folder of those weights, which a test may damage."""
+    card = ModelCard("tiny", licence="MIT", extra={"trained_on": "nothing"})
+    return save_model_folder(tmp_path / "tiny", tiny_state, {"model_cfg": PULLED}, card).path

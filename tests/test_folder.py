@@ -13,21 +13,6 @@ from segearth_cli.errors import ModelError, OutputError
 from segearth_cli.model.folder import ModelCard, load_clip, open_model_folder, save_model_folder
 
 
-@pytest.fixture(scope="module")
-def tiny_state() -> dict[str, Any]:
-    import open_clip
-    import torch
-
-    torch.manual_seed(0)
-    return open_clip.CLIP(**TINY).state_dict()
-
-
-@pytest.fixture
-def tiny_folder(tmp_path: Path, tiny_state: dict[str, Any]) -> Path:
-    card = ModelCard("tiny", licence="MIT", extra={"trained_on": "nothing"})
-    return save_model_folder(tmp_path / "tiny", tiny_state, {"model_cfg": TINY}, card).path
-
-
 class TestFolder:
     def test_open_clip_loads_what_was_saved(
         self, tiny_folder: Path, tiny_state: dict[str, Any]
@@ -102,6 +87,8 @@ class TestFolder:
             {"global_bias": None},
             {"logit_scale": -1},
             {"window": 1.5},
+            {"gsd_m": "coarse"},
+            {"gsd_m": [1, 0.1]},
             {"stride": True},
             {"attention": ["segearth"]},
         ],

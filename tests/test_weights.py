@@ -17,13 +17,11 @@ from segearth_cli.model import weights
 from segearth_cli.model.download import RemoteFile
 from segearth_cli.model.weights import (
     KnownModel,
-    ModelCard,
     list_models,
     load_clip,
     model_path,
     pull,
     resolve_model,
-    save_model_folder,
 )
 
 
@@ -40,21 +38,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def tiny_state() -> dict[str, Any]:
-    import open_clip
-    import torch
-
-    torch.manual_seed(0)
-    return open_clip.CLIP(**TINY).state_dict()
-
-
-@pytest.fixture
-def tiny_folder(tmp_path: Path, tiny_state: dict[str, Any]) -> Path:
-    card = ModelCard("tiny", licence="MIT", extra={"trained_on": "nothing"})
-    return save_model_folder(tmp_path / "tiny", tiny_state, {"model_cfg": TINY}, card).path
 
 
 class TestNames:

@@ -45,6 +45,7 @@ class ModelCard:
     logit_scale: float = 50.0
     window: int = 224  # pixels; 0 = the whole scene at once
     stride: int = 112  # pixels
+    gsd_m: tuple[float, float] | None = None  # finest and coarsest pixels it was made for
     description: str = ""
     licence: str = ""
     made_by: str = ""
@@ -67,6 +68,7 @@ class ModelCard:
                 ),
                 ("window", self.window, _is_whole(self.window, 0)),
                 ("stride", self.stride, _is_whole(self.stride, 1)),
+                ("gsd_m", self.gsd_m, self.gsd_m is None or _is_range(self.gsd_m)),
             )
             if not right
         ]
@@ -370,6 +372,15 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_range(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(map(_is_number, value))
+        and 0 < value[0] <= value[1]
+    )
 
 
 def _is_whole(value: object, least: int) -> bool:

@@ -29,17 +29,17 @@ class JBU(nn.Module):
     def __init__(self, radius: int) -> None:
         super().__init__()
         self.radius = radius
-        neighbours = (2 * radius + 1) ** 2
+        neighbourhood = (2 * radius + 1) ** 2
         self.range_temp = nn.Parameter(torch.tensor(0.0))
         self.sigma_spatial = nn.Parameter(torch.tensor(1.0))
         self.range_proj = nn.Sequential(
             nn.Conv2d(3, KEY_DIM, 1), nn.GELU(), nn.Dropout2d(0.1), nn.Conv2d(KEY_DIM, KEY_DIM, 1)
         )
         self.fixup_proj = nn.Sequential(
-            nn.Conv2d(neighbours + 3, neighbours, 1),
+            nn.Conv2d(neighbourhood + 3, neighbourhood, 1),
             nn.GELU(),
             nn.Dropout2d(0.1),
-            nn.Conv2d(neighbours, neighbours, 1),
+            nn.Conv2d(neighbourhood, neighbourhood, 1),
         )
 
     def forward(self, features: Tensor, guidance: Tensor) -> Tensor:

@@ -239,8 +239,8 @@ def export(state: State, sources: list[Source], options: MiniOptions) -> None:
         description="Small CLIP trained from scratch; works offline, far below the paper's model.",
         licence="MIT",
         made_by="python -m segearth_cli.training.mini --data DIR --scenes DIR -o mini",
+        gsd_m=GSD_M,
         extra={
-            "gsd_m": GSD_M,
             "training": {
                 "images": state.images,
                 "seconds": round(state.seconds),
