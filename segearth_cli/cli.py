@@ -20,11 +20,14 @@ from segearth_cli.options import (
     ATTENTIONS,
     PRECISIONS,
     SENSORS,
+    BenchOptions,
     ModelOptions,
     SegmentOptions,
     parse_bands,
     parse_bbox,
+    parse_memory,
     parse_pairs,
+    parse_size,
 )
 
 PARTLY_FAILED = 3
@@ -247,6 +250,14 @@ def segment_command(
         int | None,
         model_option(metavar="WINDOWS", help="Windows at once on a GPU; a CPU takes four."),
     ] = None,
+    exact: Annotated[
+        bool,
+        model_option("--exact", help="Float32 and every channel: no approximation for speed."),
+    ] = False,
+    max_memory: Annotated[
+        str | None,
+        model_option(metavar="SIZE", help="Take wide scenes in panels to stay below this, as 2GB."),
+    ] = None,
     threads: Annotated[
         int | None, model_option(metavar="N", help="CPU threads. Default: as many as cores.")
     ] = None,
@@ -309,6 +320,7 @@ def segment_command(
         overwrite=overwrite,
         creation_options=parse_pairs(co or []),
         threads=threads,
+        max_memory=parse_memory(max_memory),
         progress=not quiet,
         model=ModelOptions(
             model=model,
@@ -322,6 +334,7 @@ def segment_command(
             device=device,
             precision=precision,
             batch_size=batch_size,
+            exact=exact,
         ),
     )
     sources = batch.expand_inputs(inputs)
@@ -337,6 +350,108 @@ def segment_command(
             terminal.show_result(outcome, json, quiet)
     if failures:
         raise typer.Exit(failures[0].exit_code if len(failures) == len(sources) else PARTLY_FAILED)
+
+
+@app.command("bench", epilog=ENVIRONMENT)
+def bench_command(
+    scene: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SCENE", show_envvar=False, help="A raster. Left out: a synthetic one."
+        ),
+    ] = None,
+    size: Annotated[
+        str, scene_option(metavar="WIDTHxHEIGHT", help="Pixels of the synthetic scene.")
+    ] = "1500x1200",
+    classes: Annotated[
+        str, class_option(metavar="A,B|C,...", help="What to look for; background is added.")
+    ] = "building,road,water,tree,grass,car,sand,field",
+    model: Annotated[
+        str,
+        model_option(
+            metavar="NAME|FOLDER", help="A name of segearth models list, or a model folder."
+        ),
+    ] = "auto",
+    arch: Annotated[
+        str | None,
+        model_option(
+            metavar="NAME",
+            help="An architecture of open_clip instead, as ViT-B-16-quickgelu: random weights, "
+            "with a random SimFeatUp.",
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        model_option(metavar="NAME", help=f"Attention of the last block: {', '.join(ATTENTIONS)}."),
+    ] = None,
+    upsampler: Annotated[
+        str, model_option(metavar="auto|bilinear|PATH", help="Upsampler of the features.")
+    ] = "auto",
+    window: Annotated[int | None, model_option(metavar="PIXELS", help="Side of a window.")] = None,
+    stride: Annotated[
+        int | None, model_option(metavar="PIXELS", help="Step from one window to the next.")
+    ] = None,
+    device: Annotated[
+        str, model_option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto",
+    precision: Annotated[
+        str, model_option(metavar="|".join(PRECISIONS), help="Number format of the encoder.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        model_option(metavar="WINDOWS", help="Windows at once on a GPU; a CPU takes four."),
+    ] = None,
+    exact: Annotated[
+        bool,
+        model_option("--exact", help="Float32 and every channel: no approximation for speed."),
+    ] = False,
+    max_memory: Annotated[
+        str | None,
+        model_option(metavar="SIZE", help="Take wide scenes in panels to stay below this, as 2GB."),
+    ] = None,
+    threads: Annotated[
+        int | None, model_option(metavar="N", help="CPU threads. Default: as many as cores.")
+    ] = None,
+    vector: Annotated[
+        bool, map_option("--vector", help="Write polygons too, beside the class raster.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how fast segment is on this machine, stage by stage; nothing is kept.
+
+    Example: segearth bench --arch ViT-B-16-quickgelu
+    """
+    from segearth_cli.bench import bench
+    from segearth_cli.model.prompts import choose_classes
+
+    terminal.log_to_stderr(verbose, quiet)
+    wanted = choose_classes(classes, None, None)
+    options = BenchOptions(
+        scene=scene,
+        size=parse_size(size),
+        arch=arch,
+        vector=vector,
+        segment=SegmentOptions(
+            classes=wanted.classes,
+            background=wanted.background,
+            threads=threads,
+            max_memory=parse_memory(max_memory),
+            model=ModelOptions(
+                model=model,
+                attention=attention,
+                upsampler=upsampler,
+                window=window,
+                stride=stride,
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                exact=exact,
+            ),
+        ),
+    )
+    terminal.show_bench(bench(options), json)
 
 
 @models_app.command("list")

@@ -91,6 +91,23 @@ def memory_guard(advice: str) -> Iterator[None]:
         raise SegEarthError(f"out of memory; {advice}") from error
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget what `peak_memory` counted."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors have taken on the device; ``None`` where nobody counts them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def use_threads(threads: int | None) -> None:
     """Limit the CPU threads of the network."""
     if threads is not None:

@@ -40,6 +40,7 @@ class ModelOptions:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None  # windows
+    exact: bool = False  # no approximation for speed
 
     def __post_init__(self) -> None:
         """Refuse values that no model can run with."""
@@ -64,9 +65,18 @@ class ModelOptions:
             f"--logit-scale is {self.logit_scale}; it must be a positive number",
         )
         _require(
+            not self.exact or self.precision in ("auto", "fp32"),
+            f"--exact and --precision {self.precision} exclude each other; give one",
+        )
+        _require(
             self.global_bias is None or math.isfinite(self.global_bias),
             f"--global-bias is {self.global_bias}; it must be a number",
         )
+
+    @property
+    def precision_wanted(self) -> str:
+        """The number format, which ``exact`` decides where nobody else does."""
+        return "fp32" if self.exact else self.precision
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class SegmentOptions:
     overwrite: bool = False
     creation_options: tuple[tuple[str, str], ...] = ()
     threads: int | None = None
+    max_memory: int | None = None  # bytes
     progress: bool = True  # on stderr, where that is a terminal
     model: ModelOptions = field(default_factory=ModelOptions)
 
@@ -162,6 +173,53 @@ class SegmentOptions:
         paths = [os.path.abspath(name) for name in names]
         for name, path in zip(names, paths, strict=True):
             _require(paths.count(path) == 1, f"{name} is written twice; name each output once")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What ``bench`` times: a run of ``segment`` whose outputs are thrown away."""
+
+    segment: SegmentOptions
+    scene: str | None = None  # None: a synthetic one
+    size: tuple[int, int] = (1500, 1200)  # pixels across and down, of the synthetic one
+    arch: str | None = None  # of open_clip, with random weights and SimFeatUp
+    vector: bool = False  # polygons too
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be timed."""
+        _require(min(self.size) >= 1, f"--size {self.size[0]}x{self.size[1]} has no pixels")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"1500x1200"``, or ``"1500"`` for a square, as pixels across and down.
+
+    Raises:
+        UsageError: these are not whole numbers.
+    """
+    try:
+        width, _, height = text.lower().partition("x")
+        return int(width), int(height or width)
+    except ValueError as error:
+        raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT, for instance 20000x2000") from error
+
+
+def parse_memory(text: str | None) -> int | None:
+    """``"2GB"``, ``"512M"`` or a number of bytes as bytes.
+
+    Raises:
+        UsageError: this is no size.
+    """
+    if text is None:
+        return None
+    plain = text.strip().upper().removesuffix("B").removesuffix("I")
+    units = {"K": 10, "M": 20, "G": 30, "T": 40}
+    number, power = (plain[:-1], units[plain[-1]]) if plain[-1:] in units else (plain, 0)
+    try:
+        size = float(number) * 2**power
+    except ValueError as error:
+        raise UsageError(f"--max-memory {text!r} is no size; give one such as 2GB") from error
+    _require(0 < size < math.inf, f"--max-memory {text!r} is no size; give one such as 2GB")
+    return int(size)
 
 
 def parse_bands(text: str | None) -> tuple[str, ...]:

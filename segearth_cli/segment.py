@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from urllib.parse import urlsplit, urlunsplit
 
 from segearth_cli import __version__, report
-from segearth_cli.device import pass_size, pick_device, pick_precision, use_threads
+from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo import vector, writer
 from segearth_cli.geo.grid import Grid, parse_crs
@@ -28,6 +28,7 @@ from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import model_settings
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
+from segearth_cli.stages import stage
 from segearth_cli.staging import Staging, files_of, publish
 from segearth_cli.stream import (
     PERCENT_NODATA,
@@ -35,7 +36,7 @@ from segearth_cli.stream import (
     class_legend,
     classify_rows,
     load_model,
-    memory_estimate,
+    scene_panels,
     window_grid,
 )
 
@@ -74,6 +75,7 @@ class Plan:
     window: int
     stride: int
     windows: int
+    panels: int
     memory_bytes: int
     classes: dict[int, str]
     outputs: tuple[str, ...]
@@ -132,14 +134,16 @@ def segment(
     check_outputs([source], options)
     use_threads(options.threads)
     with contextlib.ExitStack() as stack:
-        scene = stack.enter_context(open_scene(source, options))
+        with stage("open"):
+            scene = stack.enter_context(open_scene(source, options))
         logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
         work = staging.beside(*output_paths(options)[:1])
         model = load(scene.sensor) if load else load_model(options, scene.sensor)
         warn_of_resolution(scene, model)
         class_map = write_class_map(scene, model, work, options)
-        finished = write_outputs(scene, class_map, staging)
+        with stage("outputs"):
+            finished = write_outputs(scene, class_map, staging)
         if STDOUT in options.outputs:
             write_features(class_map, stdout or sys.stdout)
         publish(finished)
@@ -184,11 +188,13 @@ def plan(source: str, options: SegmentOptions) -> Plan:
     check_outputs([source], options)
     vocabulary = build_vocabulary(options)
     device = pick_device(options.model.device)
-    precision = pick_precision(options.model.precision, device)
+    precision = pick_precision(options.model.precision_wanted, device)
     with open_scene(source, options) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
         windows = window_grid(scene, settings)
+        queries = len(vocabulary.queries)
+        panels, memory = scene_panels(windows, settings, queries, device, options)
         legend = class_legend(vocabulary)
         return Plan(
             source=source,
@@ -199,17 +205,12 @@ def plan(source: str, options: SegmentOptions) -> Plan:
             reading=scene.description,
             model=f"{settings.name} ({folder.path})",
             settings=f"attention {settings.attention}, upsampler {settings.upsampler}, "
-            f"{precision} on {device}",
+            f"{precision} on {device}" + (", exact" if settings.exact else ""),
             window=settings.window,
             stride=settings.stride,
             windows=len(windows),
-            memory_bytes=2 * folder.size  # read, and as float32
-            + memory_estimate(
-                windows,
-                len(vocabulary.queries),
-                pass_size(device, options.model.batch_size, len(windows)),
-                0 if settings.upsampler == "bilinear" else folder.embed_dim,
-            ),
+            panels=len(panels),
+            memory_bytes=memory,
             classes=dict(zip(legend.values, legend.names, strict=True)),
             outputs=options.written,
         )
@@ -231,7 +232,7 @@ def check_options(options: SegmentOptions) -> None:
         if crs is not None:
             parse_crs(crs, name)
     writer.check_creation_options(options.creation_options)
-    pick_precision(options.model.precision, pick_device(options.model.device))
+    pick_precision(options.model.precision_wanted, pick_device(options.model.device))
     if options.model.model != "auto":
         resolve_model(options.model.model)
 
@@ -284,11 +285,18 @@ def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOp
             if options.probabilities
             else None
         )
-        for rows in classify_rows(scene, model, options):
-            classes.write(rows.classes)
-            confidence.write(rows.confidence)
-            if every is not None and rows.probabilities is not None:
-                every.write(rows.probabilities)
+        grid = window_grid(scene, model.settings)
+        queries, device = len(model.vocabulary.queries), model.segmenter.device
+        panels, _ = scene_panels(grid, model.settings, queries, device, options)
+        for panel in panels:
+            for raster in filter(None, (classes, confidence, every)):
+                raster.start_panel(*panel.columns_wanted)
+            for rows in classify_rows(scene, model, options, panel):
+                with stage("write"):
+                    classes.write(rows.classes)
+                    confidence.write(rows.confidence)
+                    if every is not None and rows.probabilities is not None:
+                        every.write(rows.probabilities)
     if options.min_area:
         if scene.grid.pixel_area_m2 is None:
             logger.warning("no coordinate system: --min-area %g means pixels", options.min_area)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,15 +19,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segearth_cli.device import memory_guard, pass_size
+from segearth_cli.errors import UsageError
 from segearth_cli.geo.raster import Scene
-from segearth_cli.geo.tiling import RollingBlend, WindowGrid
-from segearth_cli.geo.writer import Legend
+from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.geo.writer import TILE, Legend
+from segearth_cli.model.mosaic import MARGIN, Strip, mean_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
 from segearth_cli.options import SegmentOptions
+from segearth_cli.stages import stage
 
 PERCENT_NODATA = 255
-MOST_WAITING = 8  # windows per window of a pass
+COLUMNS = 4096  # scored at once
+MOST_COORDINATES = 128  # that features usually need (see `model.coordinates`)
 BASE_MEMORY = 1100 << 20  # bytes: torch, GDAL and its cache
 
 logger = logging.getLogger(__name__)
@@ -49,14 +54,6 @@ class Rows:
     classes: NDArray[Any]  # h W; raster values
     confidence: NDArray[np.uint8]  # h W; percent
     probabilities: NDArray[np.uint8] | None  # K h W; percent
-
-
-@dataclass(frozen=True)
-class WindowImage:
-    """One window on its way through the network."""
-
-    image: NDArray[np.float32]  # 3 h w
-    has_data: bool
 
 
 def load_model(options: SegmentOptions, sensor: str) -> Model:
@@ -89,28 +86,77 @@ def window_grid(scene: Scene, settings: ModelSettings) -> WindowGrid:
     return WindowGrid(scene.grid.height, scene.grid.width, settings.window, settings.stride)
 
 
-def memory_estimate(grid: WindowGrid, queries: int, windows: int, channels: int) -> int:
-    """Bytes of memory that a scene takes at most, but for its polygons and the model's weights.
+def memory_estimate(grid: WindowGrid, queries: int, windows: int, coordinates: int) -> int:
+    """Bytes of memory that a scene, or a panel, takes at most, but for polygons and weights.
 
-    ``windows`` go through the network at once; ``channels`` of features are brought to pixel
+    ``windows`` go through the network at once; ``coordinates`` of features are brought to pixel
     resolution, none by bilinear interpolation.
     """
-    strip = grid.width * (3 * queries + 8)  # logits, image, probabilities
-    at_once = windows * grid.window_width * (2 * queries + 3 + 4 * channels)
-    return BASE_MEMORY + 4 * grid.window_height * (strip + at_once)  # float32
+    left, right = grid.columns_seen
+    rows = grid.window_height
+    image = 3 * 6 * (right - left + 2 * MARGIN) * (rows + 2 * MARGIN)  # read ahead, kept, padded
+    logits = queries * (right - left) * (rows + 2 * grid.stride)
+    halves = 3 * len(grid.columns) * coordinates * (rows // 2 + 8) ** 2  # rows of windows
+    at_once = windows * rows * grid.window_width * (2 * queries + 3 + coordinates)
+    scored = 8 * queries * rows * min(COLUMNS, right - left)
+    return BASE_MEMORY + 4 * (image + logits + halves + at_once + scored)  # float32
 
 
-def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterator[Rows]:
-    """The scene's map from top to bottom, as soon as rows are final.
+def scene_panels(
+    grid: WindowGrid,
+    settings: ModelSettings,
+    queries: int,
+    device: torch.device,
+    options: SegmentOptions,
+) -> tuple[list[WindowGrid], int]:
+    """The grid in as few panels as keep below ``--max-memory``, and what they take at most.
+
+    A panel is some columns of whole tiles of the map, with all windows that touch them.
+
+    Raises:
+        UsageError: not even the narrowest panel keeps below the limit.
+    """
+    windows = pass_size(device, options.model.batch_size, len(grid))
+    channels = settings.folder.embed_dim
+    if settings.upsampler == "bilinear":
+        channels = 0
+    elif not settings.exact:
+        channels = min(channels, MOST_COORDINATES)
+    weights = 2 * settings.folder.size  # read, and as float32
+    tiles = -(-grid.width // TILE)
+    for count in range(1, tiles + 1):
+        wide = -(-tiles // count) * TILE
+        parts = [
+            replace(grid, wanted=(first, min(grid.width, first + wide)))
+            for first in range(0, grid.width, wide)
+        ]
+        most = weights + max(memory_estimate(part, queries, windows, channels) for part in parts)
+        if options.max_memory is None or most <= options.max_memory:
+            return parts, most
+    raise UsageError(
+        f"--max-memory is too little: panels {TILE} pixels wide take about "
+        f"{most / 2**30:.2g}GB; give that much, or a smaller --window"
+    )
+
+
+def classify_rows(
+    scene: Scene, model: Model, options: SegmentOptions, panel: WindowGrid | None = None
+) -> Iterator[Rows]:
+    """The scene's map, or a panel's, from top to bottom, as soon as rows are final.
+
+    Args:
+        scene: what is read.
+        model: runs over it.
+        options: what the map holds.
+        panel: of ``scene_panels``.
 
     Raises:
         SegEarthError: the scene cannot be read, or there is not enough memory.
     """
-    grid = window_grid(scene, model.settings)
-    size = pass_size(model.segmenter.device, options.model.batch_size, len(grid))
-    blend = RollingBlend(grid, len(model.vocabulary.queries))
+    whole = window_grid(scene, model.settings)
+    grid = panel or whole
+    size = pass_size(model.segmenter.device, options.model.batch_size, len(whole))
     valid: dict[int, NDArray[np.bool_]] = {}
-    logits = window_logits(read_windows(scene, grid, valid), model.segmenter, size)
     progress = tqdm(
         total=len(grid),
         unit="window",
@@ -120,87 +166,92 @@ def classify_rows(scene: Scene, model: Model, options: SegmentOptions) -> Iterat
     )
     advice = (
         f"{size} windows of {grid.window_height} x {grid.window_width} pixels were under way: "
-        "try a smaller --window, --bbox, --device cpu or, on a GPU, a smaller --batch-size"
+        "try a smaller --window, --bbox, --max-memory, --device cpu or, on a GPU, a smaller "
+        "--batch-size"
     )
-    with progress, memory_guard(advice):
-        for row, row_end in blend.row_ends():
-            for column in grid.columns:
-                window_logit = next(logits)
-                if window_logit is not None:
-                    blend.add(column, window_logit)
-                progress.update()
-            mean_logits = blend.finish_row(row_end)
-            yield score_rows(mean_logits, valid.pop(row)[: row_end - row], model, options)
+    with progress, memory_guard(advice), torch.inference_mode():
+        strips = read_ahead(read_strips(scene, grid, valid))
+        means = mean_logits(strips, model.segmenter, grid, size, progress.update)
+        for row, logits in zip(grid.rows, means, strict=True):
+            with stage("classify"):
+                rows = score_rows(logits, valid.pop(row)[: logits.shape[1]], model, options)
+            yield rows
 
 
-def read_windows(
+def read_strips(
     scene: Scene, grid: WindowGrid, valid: dict[int, NDArray[np.bool_]]
-) -> Iterator[WindowImage]:
-    """Every window of the scene, row by row; each row of the scene is read once.
+) -> Iterator[Strip]:
+    """Every row of windows with the pixels around it; each row of the scene is read once.
 
     ``valid`` receives the validity mask of each row of windows, by its first row.
     """
-    image = np.empty((3, 0, grid.width), np.float32)
-    mask = np.empty((0, grid.width), np.bool_)
-    first = 0  # row of the scene that the strip starts with
+    left, right = grid.columns_seen
+    first_column, end_column = max(0, left - MARGIN), min(grid.width, right + MARGIN)
+    width = end_column - first_column
+    wanted = slice(*(column - first_column for column in grid.columns_wanted))
+    beside = (first_column - left + MARGIN, right + MARGIN - end_column)
+    image = np.empty((3, 0, width), np.float32)
+    mask = np.empty((0, width), np.bool_)
+    top = 0  # row of the scene that is held first
     for row in grid.rows:
-        new_row = first + image.shape[1]
-        new_image, new_mask = scene.read(new_row, row + grid.window_height - new_row)
-        image = np.concatenate([image[:, row - first :], new_image], axis=1)
-        mask = np.concatenate([mask[row - first :], new_mask])
-        first = row
-        valid[row] = mask
-        for column in grid.columns:
-            across = slice(column, column + grid.window_width)
-            yield WindowImage(image[:, :, across], bool(mask[:, across].any()))
+        first, end = max(0, row - MARGIN), min(grid.height, row + grid.window_height + MARGIN)
+        with stage("read"):
+            held = top + image.shape[1]
+            image, mask, top = image[:, first - top :], mask[first - top :], first
+            if held < end:
+                new_image, new_mask = scene.read(held, end - held, first_column, width)
+                image = np.concatenate([image, new_image], axis=1)
+                mask = np.concatenate([mask, new_mask])
+            inside = mask[row - top : row - top + grid.window_height]
+            valid[row] = inside[:, wanted]
+            has_data = [
+                bool(inside[:, column : column + grid.window_width].any())
+                for column in (column - first_column for column in grid.columns)
+            ]
+            above, below = MARGIN - (row - top), row + grid.window_height + MARGIN - end
+            padded = np.pad(image, ((0, 0), (above, below), beside), mode="edge")
+        yield Strip(row, padded, tuple(has_data))
 
 
-def window_logits(
-    windows: Iterator[WindowImage], segmenter: Segmenter, size: int
-) -> Iterator[NDArray[np.float32] | None]:
-    """Logits of each window in order, Q x h x w; ``None`` where a window has no data.
-
-    Windows with data run in passes of ``size``.
-    """
-    waiting: list[WindowImage] = []
-
-    def run() -> Iterator[NDArray[np.float32] | None]:
-        images = [window.image for window in waiting if window.has_data]
-        results = iter(run_pass(segmenter, images, size) if images else ())
-        for window in waiting:
-            yield next(results) if window.has_data else None
-        waiting.clear()
-
-    gathered = 0
-    for window in windows:
-        waiting.append(window)
-        gathered += window.has_data
-        # A window that waits keeps its strip in memory: not too many, even without data.
-        if gathered == size or len(waiting) == MOST_WAITING * size:
-            yield from run()
-            gathered = 0
-    yield from run()
-
-
-def run_pass(
-    segmenter: Segmenter, images: list[NDArray[np.float32]], size: int
-) -> NDArray[np.float32]:
-    """Logits of some windows in a forward pass of ``size`` windows: B Q h w."""
-    batch = np.zeros((size, *images[0].shape), np.float32)
-    batch[: len(images)] = images
-    with torch.inference_mode():
-        logits: NDArray[np.float32] = segmenter(torch.from_numpy(batch)).cpu().numpy()
-    return logits[: len(images)]
+def read_ahead(strips: Iterator[Strip]) -> Iterator[Strip]:
+    """The same strips, the next one being read while one is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, strips, end)
+        while True:
+            with stage("wait for reading"):
+                strip = coming.result()
+            if strip is end:
+                return
+            coming = reader.submit(next, strips, end)
+            yield cast(Strip, strip)
 
 
 def score_rows(
-    logits: NDArray[np.float32], valid: NDArray[np.bool_], model: Model, options: SegmentOptions
+    logits: torch.Tensor, valid: NDArray[np.bool_], model: Model, options: SegmentOptions
 ) -> Rows:
     """Classes and confidence of finished rows (Q h W, h W); nodata where not valid."""
-    device = model.segmenter.device
-    probabilities = model.segmenter.class_probabilities(torch.from_numpy(logits).to(device))
+    parts = [
+        _score(part, valid[:, column : column + part.shape[2]], model, options)
+        for column, part in zip(
+            range(0, logits.shape[2], COLUMNS), logits.split(COLUMNS, dim=2), strict=True
+        )
+    ]
+    every = [part.probabilities for part in parts if part.probabilities is not None]
+    return Rows(
+        np.concatenate([part.classes for part in parts], axis=1),
+        np.concatenate([part.confidence for part in parts], axis=1),
+        np.concatenate(every, axis=2) if every else None,
+    )
+
+
+def _score(
+    logits: torch.Tensor, valid: NDArray[np.bool_], model: Model, options: SegmentOptions
+) -> Rows:
+    """The same of a few columns: what is computed on the way takes several times their memory."""
+    probabilities = model.segmenter.class_probabilities(logits)
     best, index = probabilities.max(dim=0)
-    values = torch.tensor(model.vocabulary.values, device=device)[index]
+    values = torch.tensor(model.vocabulary.values, device=logits.device)[index]
     values[best < options.threshold] = 0
     classes = values.cpu().numpy().astype(model.legend.dtype)
     classes[~valid] = model.legend.nodata

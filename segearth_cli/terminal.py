@@ -20,6 +20,7 @@ from segearth_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure
+    from segearth_cli.bench import BenchResult
     from segearth_cli.model.weights import ModelRow
     from segearth_cli.segment import Plan, SegmentResult
 
@@ -141,7 +142,11 @@ def show_plan(plan: Plan, as_json: bool) -> None:
         ["model", plan.model],
         ["runs as", plan.settings],
         ["windows", f"{plan.windows} of {plan.window} x {plan.window}, every {plan.stride} pixels"],
-        ["memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"],
+        [
+            "memory",
+            f"about {plan.memory_bytes / 2**30:.1f} GiB"
+            + (f", in {plan.panels} panels" if plan.panels > 1 else ""),
+        ],
         ["classes", ", ".join(f"{value} {name}" for value, name in plan.classes.items())],
         ["outputs", ", ".join(plan.outputs) or "none"],
     ]
@@ -149,6 +154,49 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     made.show_header = False
     made.columns[1].justify = "left"
     console().print(made)
+
+
+def show_bench(result: BenchResult, as_json: bool) -> None:
+    """What one run took, stage by stage."""
+    if as_json:
+        print_json(asdict(result))
+        return
+    whole = result.whole_seconds
+    stages = sorted(result.stage_seconds.items(), key=lambda item: -item[1])
+    rest = whole - sum(result.stage_seconds.values())
+
+    def row(name: str, seconds: float) -> list[str]:
+        return [name, f"{1e3 * seconds:.1f} ms", f"{100 * seconds / whole:.1f} %"]
+
+    made = table(
+        f"{result.scene}: {result.width} x {result.height} pixels, {result.windows} windows, "
+        f"{result.queries} queries",
+        ["stage", "per window", "share"],
+        [
+            row("encoder alone, before and after", result.encoder_seconds),
+            *(row(name, seconds) for name, seconds in stages),
+            row("the rest", rest),
+            row("whole, from file to file", whole),
+            *([*row(f"beside: {name}", s)[:2], ""] for name, s in result.beside_seconds.items()),
+        ],
+    )
+    out = console()
+    out.print(made)
+    threads = f", {result.threads} threads" if result.device == "cpu" else ""
+    area = result.km2_per_second
+    out.print(Text(f"{result.model}: {result.settings} on {result.device}{threads}"))
+    out.print(
+        Text(
+            f"{result.ratio:.2f} times the encoder; {1 / whole:.2f} windows, "
+            f"{result.megapixels_per_second:.3g} megapixels"
+            + (f", {area:.3g} km2" if area is not None else "")
+            + f" per second; {result.seconds:.1f} s in all, {result.load_seconds:.1f} s to load"
+        )
+    )
+    memory = f"peak memory {result.process_bytes / 2**30:.2f} GiB"
+    if result.device_bytes is not None:
+        memory += f", on the device {result.device_bytes / 2**30:.2f} GiB"
+    out.print(Text(memory))
 
 
 def show_models(models: Sequence[ModelRow], as_json: bool) -> None:

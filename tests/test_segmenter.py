@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from segearth_cli.geo.tiling import RollingBlend, WindowGrid
 from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.mosaic import image_logits
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.upsampler import build_upsampler
 
@@ -15,7 +15,7 @@ SETUPS = {  # attention, upsampler, lambda
 SIZES = ["336x336", "300x251", "130x150"]
 
 
-def segmenter(reference, setup):
+def segmenter(reference, setup, exact=False):
     attention, upsampler, global_bias = SETUPS[setup]
     return Segmenter(
         DenseEncoder(reference.visual(), attention),
@@ -26,35 +26,23 @@ def segmenter(reference, setup):
         global_bias=global_bias,
         logit_scale=50.0,
         query_class=reference["query_class"].tolist(),
+        exact=exact,
     ).eval()
-
-
-@torch.inference_mode()
-def slide(model, image, window=224, stride=112):
-    """Mean logits over the windows: Q x H x W."""
-    grid = WindowGrid(image.shape[1], image.shape[2], window, stride)
-    blend = RollingBlend(grid, len(model.text))
-    strips = []
-    for row, row_end in blend.row_ends():
-        for column in grid.columns:
-            crop = image[None, :, row : row + grid.window_height]
-            crop = crop[..., column : column + grid.window_width]
-            blend.add(column, model(crop)[0].numpy())
-        strips.append(blend.finish_row(row_end))
-    return torch.from_numpy(np.concatenate(strips, axis=1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("size", SIZES)
-def test_slid_windows_give_the_logits_and_classes_of_the_reference(reference, size, setup):
+@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
+def test_slid_windows_give_the_logits_and_classes_of_the_reference(reference, size, setup, exact):
     key = f"slide/{size}/{setup}"
     if f"{key}/classes" not in reference:
         pytest.skip("the reference has no such entry")
-    model = segmenter(reference, setup)
+    model = segmenter(reference, setup, exact)
     height, width = map(int, size.split("x"))
 
-    logits = slide(model, reference.image[:, :height, :width])
+    image = np.ascontiguousarray(reference.image[:, :height, :width])
+    logits = image_logits(model, image, 224, 112, size=4)
     probabilities = model.class_probabilities(logits)
     classes = probabilities.argmax(0)
 

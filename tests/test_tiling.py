@@ -1,7 +1,10 @@
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pytest
 
-from segearth_cli.geo.tiling import RollingBlend, WindowGrid, window_offsets
+from segearth_cli.geo.tiling import WindowGrid, window_offsets
 
 
 @pytest.mark.parametrize(
@@ -33,21 +36,23 @@ def test_every_pixel_is_covered_and_no_window_leaves_the_scene():
 
 @pytest.mark.parametrize(("height", "width"), [(50, 41), (20, 20), (7, 60), (60, 7), (1, 1)])
 @pytest.mark.parametrize(("window", "stride"), [(20, 10), (20, 7), (20, 20), (0, 5)])
-def test_the_rolling_blend_is_the_mean_over_the_whole_scene(height, width, window, stride):
-    random = np.random.default_rng(0)
+def test_windows_per_pixel_are_those_that_cover_it(height, width, window, stride):
     grid = WindowGrid(height, width, window, stride)
-    blend = RollingBlend(grid, 3)
-    sums, counts = np.zeros((3, height, width)), np.zeros((height, width))
-    strips = []
-    for row, row_end in blend.row_ends():
-        for column in grid.columns:
-            logits = random.normal(size=(3, grid.window_height, grid.window_width))
-            rows = slice(row, row + grid.window_height)
-            columns = slice(column, column + grid.window_width)
-            sums[:, rows, columns] += logits
-            counts[rows, columns] += 1
-            blend.add(column, logits.astype(np.float32))
-        strips.append(blend.finish_row(row_end))
+    counts = np.zeros((height, width))
+    for row, column in product(grid.rows, grid.columns):
+        counts[row : row + grid.window_height, column : column + grid.window_width] += 1
 
-    np.testing.assert_allclose(np.concatenate(strips, axis=1), sums / counts, atol=1e-6)
+    down, across = grid.windows_per_pixel
+
+    assert (down[:, None] * across == counts).all()
     assert len(grid) == len(grid.rows) * len(grid.columns)
+
+
+def test_a_panel_has_the_windows_that_touch_its_columns():
+    whole = WindowGrid(100, 1000, 64, 32)
+
+    panel = replace(whole, wanted=(256, 512))
+
+    assert panel.columns == [c for c in whole.columns if c + 64 > 256 and c < 512]
+    assert panel.columns_seen == (224, 544)
+    assert (panel.windows_per_pixel[1][256:512] == whole.windows_per_pixel[1][256:512]).all()

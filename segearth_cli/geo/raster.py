@@ -172,16 +172,24 @@ class Scene:
         bands = ",".join(map(str, self.bands))
         return f"{self.sensor}, bands {bands}, scaled from {self.scaling.description}"
 
-    def read(self, row_off: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return image float32 [3, rows, W] in [0, 1] and valid [rows, W] of some rows.
+    def read(
+        self, row_off: int, rows: int, col_off: int = 0, cols: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return image float32 [3, rows, cols] in [0, 1] and valid [rows, cols] of some rows.
 
-        Invalid pixels are a neutral grey. Raises SceneError when the file cannot be read.
+        All columns, unless some are named. Invalid pixels are a neutral grey. Raises SceneError
+        when the file cannot be read.
         """
-        if not (0 <= row_off and 0 < rows and row_off + rows <= self.grid.height):
-            raise ValueError(f"rows {row_off}..{row_off + rows} of {self.grid.height}")
-        window = Window(0, row_off, self.grid.width, rows)
+        cols = self.grid.width - col_off if cols is None else cols
+        for first, count, size in (
+            (row_off, rows, self.grid.height),
+            (col_off, cols, self.grid.width),
+        ):
+            if not (0 <= first and 0 < count and first + count <= size):
+                raise ValueError(f"pixels {first}..{first + count} of {size}")
+        window = Window(col_off, row_off, cols, rows)
         with rasterio.Env(**self._settings):
-            raw, valid = self._region.read(window, (rows, self.grid.width))
+            raw, valid = self._region.read(window, (rows, cols))
         return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
 
     def overview(self, max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -1,12 +1,9 @@
-"""The window grid over a scene, and the rolling blend of overlapping windows' logits."""
+"""The window grid over a scene, and its panels."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-Logits = NDArray[np.float32]
 
 
 def window_offsets(size: int, window: int, stride: int) -> list[int]:
@@ -22,12 +19,17 @@ def window_offsets(size: int, window: int, stride: int) -> list[int]:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Windows over a scene of ``height`` x ``width`` pixels; ``window`` 0 is the whole scene."""
+    """Windows over a scene of ``height`` x ``width`` pixels; ``window`` 0 is the whole scene.
+
+    ``wanted`` are the columns of pixels, first and end, whose map is asked for: a panel has the
+    windows that touch them. ``None`` is the whole width.
+    """
 
     height: int
     width: int
     window: int
     stride: int
+    wanted: tuple[int, int] | None = None
 
     @property
     def rows(self) -> list[int]:
@@ -37,7 +39,20 @@ class WindowGrid:
     @property
     def columns(self) -> list[int]:
         """First column of each column of windows."""
-        return window_offsets(self.width, self.window or self.width, self.stride)
+        offsets = window_offsets(self.width, self.window or self.width, self.stride)
+        first, end = self.columns_wanted
+        return [offset for offset in offsets if first - self.window_width < offset < end]
+
+    @property
+    def columns_wanted(self) -> tuple[int, int]:
+        """First column of pixels whose map is asked for, and the end of them."""
+        return self.wanted or (0, self.width)
+
+    @property
+    def columns_seen(self) -> tuple[int, int]:
+        """First column of pixels that a window sees, and the end of them."""
+        columns = self.columns
+        return columns[0], columns[-1] + self.window_width
 
     @property
     def window_height(self) -> int:
@@ -49,52 +64,17 @@ class WindowGrid:
         """Columns of a window: fewer than ``window`` in a narrower scene."""
         return min(self.window or self.width, self.width)
 
+    @property
+    def windows_per_pixel(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """How many windows cover each row of pixels, and each column."""
+        return (
+            _cover(self.rows, self.window_height, self.height),
+            _cover(self.columns, self.window_width, self.width),
+        )
+
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.rows) * len(self.columns)
-
-
-class RollingBlend:
-    """Mean of overlapping windows' logits, held only for the rows that can still change.
-
-    Windows are added row of windows by row of windows, from left to right, so that every pixel
-    sums the same numbers in the same order however the scene is read.
-    """
-
-    def __init__(self, grid: WindowGrid, queries: int) -> None:
-        self.grid = grid
-        self.first_row = 0  # of the strip, in the scene
-        self.sums: Logits = np.zeros((queries, grid.window_height, grid.width), np.float32)
-        self.windows_across = _cover(grid.columns, grid.window_width, grid.width)
-        self.windows_down = _cover(grid.rows, grid.window_height, grid.height)
-
-    def add(self, column: int, logits: Logits) -> None:
-        """Add one window (Q x h x w) of the current row of windows."""
-        self.sums[:, :, column : column + logits.shape[-1]] += logits
-
-    def finish_row(self, next_row: int) -> Logits:
-        """Rows that no later window touches, as mean logits, and forget them.
-
-        Args:
-            next_row: first row of the next row of windows, or the scene's height after the last.
-
-        Returns:
-            Q x rows x W.
-        """
-        done = next_row - self.first_row
-        rows = slice(self.first_row, next_row)
-        count = self.windows_down[rows, None] * self.windows_across[None, :]
-        finished = self.sums[:, :done] / count
-        keep = self.sums.shape[1] - done
-        self.sums[:, :keep] = self.sums[:, done:].copy()
-        self.sums[:, keep:] = 0
-        self.first_row = next_row
-        return finished
-
-    def row_ends(self) -> Iterator[tuple[int, int]]:
-        """Each row of windows' first row, and where the next one starts."""
-        rows = self.grid.rows
-        return zip(rows, [*rows[1:], self.grid.height], strict=True)
 
 
 def _cover(offsets: list[int], length: int, size: int) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.virtual import Colour, VirtualRaster
 from segearth_cli.staging import companions, files_of, shown
 
-_TILE = 256  # pixels; rows are handed to GDAL in whole tiles
+TILE = 256  # pixels; rows are handed to GDAL in whole tiles
 _OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
 
 
@@ -57,6 +57,7 @@ class RowWriter:
     """A temporary tiled, compressed GeoTIFF written by consecutive rows.
 
     Rows are kept until they fill a row of tiles, so memory is ``width * 256`` pixels per band.
+    Panels, some columns after the others, are written one at a time, each from the top.
     Closing reads the file back: GDAL keeps silent about a disk that fills up at the end.
     """
 
@@ -71,7 +72,8 @@ class RowWriter:
         """Create the file; raises OutputError where that is impossible."""
         self.path = Path(path)
         self._grid = grid
-        self._rows = np.zeros((bands, _TILE, grid.width), dtype)
+        self._rows = np.zeros((bands, TILE, grid.width), dtype)
+        self._columns = (0, grid.width)
         self._held = 0
         self._written = 0
         with _writing(self.path):
@@ -85,8 +87,8 @@ class RowWriter:
                 dtype=dtype,
                 nodata=nodata,
                 tiled=True,
-                blockxsize=_TILE,
-                blockysize=_TILE,
+                blockxsize=TILE,
+                blockysize=TILE,
                 interleave="band",
                 compress="deflate",
                 zlevel=1,
@@ -94,22 +96,31 @@ class RowWriter:
                 **_placement(grid),
             )
 
+    def start_panel(self, first: int, end: int) -> None:
+        """Write columns ``first`` to ``end`` from now on, from the top; whole tiles of them."""
+        if first != self._columns[0]:
+            self._check_panel()
+        self._columns = (first, end)
+        self._written = 0
+
     def write(self, rows: NDArray[Any]) -> None:
         """Append rows, [h, W] or [bands, h, W]; raises OutputError when the disk is full."""
         rows = rows[np.newaxis] if rows.ndim == 2 else rows
+        width = rows.shape[2]
         done = 0
         while done < rows.shape[1]:
-            take = min(_TILE - self._held, rows.shape[1] - done)
-            self._rows[:, self._held : self._held + take] = rows[:, done : done + take]
+            take = min(TILE - self._held, rows.shape[1] - done)
+            self._rows[:, self._held : self._held + take, :width] = rows[:, done : done + take]
             self._held += take
             done += take
-            if self._held == _TILE or self._written + self._held == self._grid.height:
+            if self._held == TILE or self._written + self._held == self._grid.height:
                 self._flush()
 
     def _flush(self) -> None:
-        window = Window(0, self._written, self._grid.width, self._held)
+        first, end = self._columns
+        window = Window(first, self._written, end - first, self._held)
         with _writing(self.path):
-            self._dataset.write(self._rows[:, : self._held], window=window)
+            self._dataset.write(self._rows[:, : self._held, : end - first], window=window)
         self._written += self._held
         self._held = 0
 
@@ -119,9 +130,12 @@ class RowWriter:
             return
         with _writing(self.path):
             self._dataset.close()
+        self._check_panel()
+        _check_whole(self.path)
+
+    def _check_panel(self) -> None:
         if self._written != self._grid.height:
             raise ValueError(f"{self._written} of {self._grid.height} rows were written")
-        _check_whole(self.path)
 
     def __enter__(self) -> "RowWriter":
         """Return itself."""
@@ -159,8 +173,8 @@ def sieve(path: str | Path, min_pixels: int) -> None:
                 gdal_sieve(rasterio.band(src, 1), min_pixels, out=out, mask=rasterio.band(mask, 1))
             dtype, nodata = src.dtypes[0], src.nodata
         with RowWriter(sieved_path, grid, dtype, nodata=nodata) as writer:
-            for row in range(0, grid.height, _TILE):
-                writer.write(np.asarray(out[row : row + _TILE]))
+            for row in range(0, grid.height, TILE):
+                writer.write(np.asarray(out[row : row + TILE]))
         del out
         os.replace(sieved_path, path)
     finally:
@@ -172,8 +186,8 @@ def count_values(path: str | Path, values: int) -> NDArray[np.int64]:
     """Return how many pixels of a class raster have each value below ``values``."""
     counts = np.zeros(values, np.int64)
     with _writing(Path(path)), rasterio.open(path) as src:
-        for row in range(0, src.height, _TILE):
-            rows = src.read(1, window=Window(0, row, src.width, min(_TILE, src.height - row)))
+        for row in range(0, src.height, TILE):
+            rows = src.read(1, window=Window(0, row, src.width, min(TILE, src.height - row)))
             counts += np.bincount(rows.ravel(), minlength=values)[:values]
     return counts
 

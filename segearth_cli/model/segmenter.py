@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segearth_cli.device import autocast, pick_device, pick_precision
+from segearth_cli.device import DTYPES, autocast, pick_device, pick_precision
 from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.prompts import Vocabulary, text_features
 from segearth_cli.model.upsampler import Upsampler, build_upsampler, read_upsampler_state
 from segearth_cli.model.weights import ModelFolder, cache_folder, load_clip, resolve_model
 from segearth_cli.options import ModelOptions
+from segearth_cli.stages import stage
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class ModelSettings:
     window: int  # pixels; 0 = the whole scene at once
     stride: int  # pixels
     precision: str
+    exact: bool  # no approximation for speed
 
 
 class Segmenter(nn.Module):
@@ -45,7 +49,10 @@ class Segmenter(nn.Module):
         global_bias: lambda of Global Bias Alleviation; 0 leaves it out.
         logit_scale: factor on the logits before the softmax over queries.
         query_class: index of each query's class.
-        precision: ``fp32``, ``bf16`` or ``fp16``, of the encoder; all else is float32.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of the encoder and the upsampler's kernels;
+            all else is float32.
+        exact: run the upsampler as it is written, on all channels: what `FastUpsampler` is
+            measured against.
     """
 
     text: Tensor
@@ -65,6 +72,7 @@ class Segmenter(nn.Module):
         logit_scale: float,
         query_class: Sequence[int],
         precision: str = "fp32",
+        exact: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -72,6 +80,7 @@ class Segmenter(nn.Module):
         self.global_bias = global_bias
         self.logit_scale = logit_scale
         self.precision = precision
+        self.exact = exact
         self.register_buffer("text", text)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
@@ -81,6 +90,14 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         """Where the network runs."""
         return self.text.device
+
+    @cached_property
+    def fast_upsampler(self) -> FastUpsampler | None:
+        """The upsampler in the form that runs; ``None`` where it has none or ``exact`` is set."""
+        if self.upsampler is None or self.exact:
+            return None
+        dtype = DTYPES.get(self.precision, torch.float32)
+        return FastUpsampler(self.upsampler, self.text, self.encoder.patch_size, dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of every query at every pixel.
@@ -92,27 +109,48 @@ class Segmenter(nn.Module):
             B x Q x H x W: cosine of feature and query, less ``global_bias`` times the cosine of
             class token and query.
         """
+        return self.window_logits(self.normalised(images.to(self.device)))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the encoder takes them."""
+        return (images - self.mean) / self.std
+
+    def window_logits(self, images: Tensor) -> Tensor:
+        """The same as `forward`, of normalised images."""
         height, width = images.shape[-2:]
-        padded, (top, left) = self._pad((images.to(self.device) - self.mean) / self.std)
-        with autocast(self.device, self.precision):
-            features, class_token = self.encoder(padded)
-        features, class_token = features.float(), class_token.float()
-        if self.upsampler is not None:
-            features = self.upsampler(features, padded)
-        logits = self._similarity(features) - self._global_bias(class_token)
-        if logits.shape[-2:] != padded.shape[-2:]:
-            logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
+        padded, (top, left) = self._pad(images)
+        features, bias = self.encode(padded)
+        with stage("upsampler"):
+            logits = self._upsampled(features, padded) - bias[:, :, None, None]
+            if logits.shape[-2:] != padded.shape[-2:]:
+                size = padded.shape[-2:]
+                logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits[..., top : top + height, left : left + width]
 
-    def _similarity(self, features: Tensor) -> Tensor:
-        """Cosine of each feature with each query: B D h w -> B Q h w."""
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch features, and what Global Bias Alleviation takes off (paper 3.3, eq. 9).
+
+        Args:
+            images: B x 3 x H x W, normalised, of whole patches.
+
+        Returns:
+            B x D x h x w and B x Q, float32.
+        """
+        with stage("encoder"), autocast(self.device, self.precision):
+            features, class_token = self.encoder(images)
+        similarity = F.normalize(class_token.float(), dim=-1) @ self.text.T
+        return features.float(), self.global_bias * similarity
+
+    def _upsampled(self, features: Tensor, images: Tensor) -> Tensor:
+        """Cosine of each feature, as fine as the upsampler makes them, with each query."""
+        if self.fast_upsampler is not None:
+            coordinates = self.fast_upsampler.coordinates.of(features)
+            coordinates = self.fast_upsampler.coarse(coordinates, images, left=1)
+            return self.fast_upsampler.logits(coordinates, images, left=1)
+        if self.upsampler is not None:
+            features = self.upsampler(features, images)
         similarity = torch.einsum("bdhw,qd->bqhw", features, self.text)
         return similarity / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-    def _global_bias(self, class_token: Tensor) -> Tensor:
-        """What every pixel of a window shares (paper 3.3, eq. 9): B D -> B Q 1 1."""
-        similarity = F.normalize(class_token, dim=-1) @ self.text.T
-        return self.global_bias * similarity[:, :, None, None]
 
     def _pad(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Zero-pad evenly to whole patches; also returns the rows above and columns left."""
@@ -156,7 +194,7 @@ def load_segmenter(
     text = text_features(
         clip, tokenizer, vocabulary.queries, cache_folder() / "text", folder.digest()
     )
-    settings = model_settings(folder, options, pick_precision(options.precision, device))
+    settings = model_settings(folder, options, pick_precision(options.precision_wanted, device))
     encoder = DenseEncoder(clip.visual, settings.attention, settings.modulated_blocks)
     path = upsampler_path(folder, options)
     upsampler = (
@@ -172,6 +210,7 @@ def load_segmenter(
         logit_scale=settings.logit_scale,
         query_class=vocabulary.query_class,
         precision=settings.precision,
+        exact=settings.exact,
     )
     return segmenter.to(device).eval().requires_grad_(False), settings
 
@@ -207,6 +246,7 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
         window=window,
         stride=stride,
         precision=precision,
+        exact=options.exact,
     )
 
 

@@ -68,6 +68,13 @@ class JBU(nn.Module):
         return torch.exp(-squared / (2 * self.sigma_spatial**2)).flatten()
 
 
+def pointwise_weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weights (out x in) and biases of a convolution with a kernel of one pixel."""
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    return layer.weight.flatten(1), layer.bias
+
+
 def neighbours(x: Tensor, radius: int) -> list[Tensor]:
     """The image shifted to every place of the neighbourhood, as views: K of B C H W."""
     height, width = x.shape[-2:]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segearth_cli.device import autocast, pick_device, pick_precision
-from segearth_cli.geo.tiling import RollingBlend, WindowGrid
 from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.mosaic import image_logits
 from segearth_cli.model.prompts import text_features
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.training.mini_data import (
@@ -114,19 +114,8 @@ def confusion(
 
 def scene_logits(segmenter: Segmenter, card: dict[str, Any], image: Pixels) -> Tensor:
     """Mean logits of all windows: Q x H x W."""
-    height, width = image.shape[:2]
-    grid = WindowGrid(height, width, card["window"], card["stride"])
-    blend = RollingBlend(grid, len(segmenter.text))
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    strips = []
-    for row, next_row in blend.row_ends():
-        rows = pixels[:, row : row + grid.window_height]
-        windows = torch.stack([rows[:, :, c : c + grid.window_width] for c in grid.columns])
-        logits = torch.cat([segmenter(part) for part in torch.split(windows, BATCH)]).numpy()
-        for column, one in zip(grid.columns, logits, strict=True):
-            blend.add(column, one)
-        strips.append(blend.finish_row(next_row))
-    return torch.from_numpy(np.concatenate(strips, axis=1))
+    pixels = np.divide(image.transpose(2, 0, 1), 255, dtype=np.float32)
+    return image_logits(segmenter, pixels, card["window"], card["stride"], BATCH)
 
 
 def intersection_over_union(

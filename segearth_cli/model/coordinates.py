@@ -1,0 +1,126 @@
+"""Features in few coordinates: all that scoring asks of them, through a linear upsampler.
+
+Logits need a feature's products with the text vectors and its length, nothing else. The products
+live in the span of the text vectors, which is carried exactly. Of the rest only lengths of sums of
+a window's own patches are asked for: its components along that window's leading directions do.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segearth_cli.model.upsampler import pointwise_weights
+
+ALIGNED = 32  # channels come in multiples of this
+LEAST_RANK = 16  # directions besides the text's
+TOLERANCE = 1e-3  # share of a window's squared lengths that may be left out; logits keep 5e-5
+
+
+class Coordinates:
+    """Turns features into coordinates before an upsampler, and coordinates into logits after.
+
+    Args:
+        text: text features, Q x D.
+        mixing: the upsampler's last convolution, which is linear too and goes into the
+            coordinates: x + 0.1 (W x + b).
+    """
+
+    def __init__(self, text: Tensor, mixing: nn.Module) -> None:
+        eye = torch.eye(text.shape[1], dtype=torch.float64, device=text.device)
+        weight, bias = (part.double() for part in pointwise_weights(mixing))
+        self._mixing = (eye + 0.1 * weight).float()
+        span = torch.cat([text.double(), 0.1 * bias[None]])
+        # Singular vectors put what all texts share into one coordinate: the others stay small,
+        # and keep their digits in bf16.
+        _, strength, directions = torch.linalg.svd(span, full_matrices=False)
+        basis = directions[strength > 1e-6 * strength[0]].T  # D x own
+        if _aligned(basis.shape[1] + LEAST_RANK) >= len(eye):
+            basis = eye  # nothing to gain: the coordinates are the channels
+        self._basis = basis.float()
+        self._is_whole = basis.shape[1] == len(eye)
+        self._shift = (0.1 * bias @ basis).float()
+        self._text = (text.double() @ basis).T.float()  # own x Q
+
+    @property
+    def queries(self) -> int:
+        """How many texts there are."""
+        return self._text.shape[1]
+
+    def of(self, features: Tensor) -> Tensor:
+        """Coordinates of projected patch features: B D h w -> B h w C, float32.
+
+        C depends on the window that needs most; a window's values do not depend on the others.
+        """
+        grid = features.shape[-2:]
+        tokens = features.float().flatten(2).mT @ self._mixing.T  # B N D
+        own = tokens @ self._basis
+        if not self._is_whole:
+            rest = tokens - own @ self._basis.T
+            taken = own.shape[-1]
+            factors = low_rank(rest, _aligned(taken + LEAST_RANK) - taken)
+            own = torch.cat([own, factors], dim=-1)
+        return own.unflatten(1, grid)
+
+    def logits(self, coordinates: Tensor) -> Tensor:
+        """Cosine of feature and text: ... C -> ... Q. The coordinates are overwritten."""
+        coordinates[..., : len(self._shift)] += self._shift
+        more = coordinates.shape[-1] - len(self._text)
+        products = coordinates @ F.pad(self._text, (0, 0, 0, more))
+        return products.div_(coordinates.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
+
+
+def _aligned(channels: int) -> int:
+    return -(-channels // ALIGNED) * ALIGNED
+
+
+def low_rank(vectors: Tensor, columns: int) -> Tensor:
+    """Fewer numbers per vector with nearly the same products: B N D -> B N columns.
+
+    The vectors' components along the leading directions of each window (Halko, Martinsson and
+    Tropp 2011: a random sketch and one subspace iteration). A window whose directions leave out
+    more than ``TOLERANCE`` of its squared lengths gets more of them; the others are then
+    filled up with zeros.
+    """
+    most = min(vectors.shape[1:])
+    factors = _leading(vectors, min(columns, most))
+    squared = vectors.square().sum((1, 2))
+    more = ALIGNED
+    while factors.shape[-1] < most:
+        poor = squared - factors.square().sum((1, 2)) > TOLERANCE * squared
+        if not poor.any():
+            break
+        own = _leading(vectors[poor], min(factors.shape[-1] + more, most))
+        more *= 2
+        factors = F.pad(factors, (0, own.shape[-1] - factors.shape[-1]))
+        factors[poor] = own
+    return factors
+
+
+def _leading(vectors: Tensor, rank: int) -> Tensor:
+    """Components along approximately the leading directions: B N D -> B N rank."""
+    sketch = vectors @ _random_directions(vectors.shape[-1], rank).to(vectors.device)
+    directions = _orthonormal(vectors.mT @ _orthonormal(sketch))
+    return vectors @ directions
+
+
+@lru_cache(maxsize=8)
+def _random_directions(size: int, rank: int) -> Tensor:
+    """The same ones at every call: size x rank."""
+    return torch.randn(size, rank, generator=torch.Generator().manual_seed(0))
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """An orthonormal basis of the columns' span: B N r, by Cholesky in float64.
+
+    Far faster in batches than a QR decomposition. Where the columns depend on each other some
+    come out short, never long: lengths in the basis are never overestimated.
+    """
+    exact = columns.double()
+    products = exact.mT @ exact
+    diagonal = products.diagonal(dim1=-2, dim2=-1)
+    diagonal += 1e-12 * diagonal.sum(-1, keepdim=True) + 1e-30
+    factor = torch.linalg.cholesky(products)
+    basis: Tensor = torch.linalg.solve_triangular(factor, exact.mT, upper=False).mT
+    return basis.to(columns.dtype)

@@ -1,0 +1,68 @@
+"""The upsampler as scoring needs it: features to coordinates, doublings over tiles, logits."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segearth_cli.model.coordinates import Coordinates
+from segearth_cli.model.tiles import TILE, TileKernels, doubled, window_sums
+from segearth_cli.model.upsampler import Upsampler
+
+
+class FastUpsampler:
+    """Logits at pixel resolution from patch features.
+
+    Args:
+        upsampler: in evaluation mode; its weights are copied.
+        text: text features, Q x D.
+        patch: side of a patch in pixels.
+        dtype: of the kernels' products; features are float32 throughout.
+    """
+
+    def __init__(self, upsampler: Upsampler, text: Tensor, patch: int, dtype: torch.dtype) -> None:
+        self.coordinates = Coordinates(text, upsampler.fixup_proj[1])
+        steps = upsampler.steps(patch)
+        own = {step: TileKernels(step, dtype) for step in set(steps)}
+        self.kernels = [own[step] for step in steps]
+
+    def coarse(self, coordinates: Tensor, image: Tensor, left: int) -> Tensor:
+        """Coordinates after all doublings but the last ``left``.
+
+        Args:
+            coordinates: of the patch features, B x h x w x C.
+            image: B x 3 x H x W, normalised as for the encoder.
+            left: doublings that are left to do.
+
+        Returns:
+            B x h' x w' x C.
+        """
+        for kernels in self.kernels[: len(self.kernels) - left]:
+            coordinates = doubled(kernels, coordinates, guidance(coordinates, image))
+        return coordinates
+
+    def logits(self, coordinates: Tensor, image: Tensor, left: int) -> Tensor:
+        """Cosine of every pixel's feature with every query, from what ``coarse`` returned.
+
+        Args:
+            coordinates: B x h' x w' x C.
+            image: B x 3 x H x W.
+            left: doublings that are left to do, one at least.
+
+        Returns:
+            B x Q x h x w, as large as patches times 2^doublings.
+        """
+        *before, last = self.kernels[len(self.kernels) - left :]
+        for kernels in before:
+            coordinates = doubled(kernels, coordinates, guidance(coordinates, image))
+        final = guidance(coordinates, image)
+        height, width = final.shape[-2:]
+        size = (len(final), -(-height // TILE) * TILE, -(-width // TILE) * TILE)
+        logits = coordinates.new_empty(*size, self.coordinates.queries)
+        for chunk, sums in window_sums(last, coordinates, final):
+            chunk.write(logits, self.coordinates.logits(sums))
+        return logits[:, :height, :width].movedim(-1, 1)
+
+
+def guidance(coordinates: Tensor, image: Tensor) -> Tensor:
+    """The image at twice the coordinates' resolution: B 3 2h 2w."""
+    return F.adaptive_avg_pool2d(image, (2 * coordinates.shape[1], 2 * coordinates.shape[2]))

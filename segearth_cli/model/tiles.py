@@ -1,0 +1,423 @@
+"""Joint bilateral upsampling as matrix products over tiles: the same numbers, far faster.
+
+A doubling resizes the features bicubically and then sums each pixel's neighbourhood with weights
+that come from the image. Both are linear in the features, so the two become one sum over the
+coarse features around a pixel (9 x 9 of them for an 11 x 11 neighbourhood), and the last layer of
+the weights goes into the same matrix. The pixels of a tile of 8 x 8 share their coarse neighbours:
+their similarities are one product of keys with keys, their sums one product of a banded matrix
+with features. All but a softmax and a GELU is matrix multiplication.
+
+Features are B x h x w x C here. Gradients do not pass: training goes through `upsampler`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segearth_cli.model.upsampler import JBU, KEY_DIM, pointwise_weights
+
+TILE = 8  # pixels a side
+COARSE = TILE // 2  # features a side before the doubling
+ALIGNED = 32  # matrices are as wide as a multiple of this: others are slower
+CPU_PIXELS = 1792  # at once: their matrices stay in the processor's cache
+ACCELERATOR_PIXELS = 1 << 18
+
+
+def reach(radius: int) -> int:
+    """Coarse features on each side of a pixel that its neighbourhood takes a share of."""
+    return radius // 2 + 2
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Tiles ``first`` to ``end`` along one side whose pixels map alike to coarse features.
+
+    Pixel ``offset`` is the first that counts in each, ``count`` the number of them. Away from
+    borders they differ by being even or odd alone; at borders each has a map of its own.
+
+    Attributes:
+        maps: ways x fine neighbours x coarse neighbours: the share of each coarse feature in each
+            fine one. Coarse neighbours are counted from the pixel's first one where there are two
+            ways, else from the tile's.
+    """
+
+    first: int
+    end: int
+    offset: int
+    count: int
+    maps: Tensor
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether no border is near."""
+        return len(self.maps) == 2
+
+    @property
+    def ways(self) -> tuple[int, int]:
+        """Pixels of a tile as kinds of pixel times pixels of a kind."""
+        return len(self.maps), self.count // len(self.maps)
+
+    def span(self, radius: int) -> int:
+        """Pixels from the first tile's first neighbour to the last tile's last."""
+        return (self.end - self.first - 1) * TILE + self.count + 2 * radius
+
+    def coarse(self, radius: int) -> slice:
+        """The coarse features, of those with a margin of ``reach``, that the tiles take from."""
+        return slice(self.first * COARSE, self.end * COARSE + 2 * reach(radius))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of tiles: a run down and a run across."""
+
+    rows: Run
+    columns: Run
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tiles down and across."""
+        return self.rows.end - self.rows.first, self.columns.end - self.columns.first
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of a block's tiles: of these images, these rows of them."""
+
+    block: Block
+    images: slice
+    rows: slice
+
+    @property
+    def grid(self) -> tuple[int, int, int, int, int]:
+        """Images, tiles down, tiles across, pixels of a tile down, across."""
+        block = self.block
+        images, down = (part.stop - part.start for part in (self.images, self.rows))
+        return images, down, block.shape[1], block.rows.count, block.columns.count
+
+    def write(self, image: Tensor, values: Tensor) -> None:
+        """Put values, a row per pixel, into their places in B x H x W x C."""
+        images, down, across, height, width = self.grid
+        top = (self.block.rows.first + self.rows.start) * TILE + self.block.rows.offset
+        left = self.block.columns.first * TILE + self.block.columns.offset
+        part = image[self.images, top:, left:]
+        places = part.unfold(1, height, TILE).unfold(2, width, TILE)[:, :down, :across]
+        own = values.view(images, down, across, height, width, -1)
+        places.copy_(own.permute(0, 1, 2, 5, 3, 4))
+
+
+@lru_cache(maxsize=64)
+def runs(size: int, radius: int) -> tuple[Run, ...]:
+    """The tiles along a side of ``size`` pixels, by how they map to ``size // 2`` features."""
+    coarse, edge = size // 2, reach(radius)
+    eye = torch.eye(coarse, dtype=torch.float64)[None, None]
+    resized = F.interpolate(eye, (size, coarse), mode="bicubic", align_corners=False)[0, 0]
+    tiles = -(-size // TILE)
+    resized = F.pad(resized, (edge, edge + tiles * COARSE - coarse))  # size x coarse + margins
+    pixels = torch.arange(tiles * TILE)[:, None] + torch.arange(-radius, radius + 1)
+    pixels = pixels.abs()
+    pixels = torch.where(pixels < size, pixels, 2 * (size - 1) - pixels).clamp(min=0)
+    inner = inner_maps(radius)
+    found: list[Run] = []
+    for tile in range(tiles):
+        first, end = tile * COARSE, (tile + 1) * COARSE + 2 * edge
+        maps = resized[pixels[tile * TILE : (tile + 1) * TILE], first:end]  # TILE n coarse
+        if torch.equal(maps, tile_maps(inner)):
+            if found and found[-1].is_inner:
+                found[-1] = Run(found[-1].first, tile + 1, 0, TILE, inner)
+                continue
+            maps = inner
+        found.append(Run(tile, tile + 1, 0, TILE, maps))
+    return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def inner_maps(radius: int) -> Tensor:
+    """Maps of an even and an odd pixel away from borders: 2 x n x coarse neighbours."""
+    edge, middle = reach(radius), 4 * radius + 8
+    eye = torch.eye(2 * middle, dtype=torch.float64)[None, None]
+    size = (4 * middle, 2 * middle)
+    resized = F.interpolate(eye, size, mode="bicubic", align_corners=False)[0, 0]
+    rows = [resized[2 * middle + odd - radius : 2 * middle + odd + radius + 1] for odd in (0, 1)]
+    return torch.stack(rows)[..., middle - edge : middle + edge + 1]
+
+
+def tile_maps(maps: Tensor) -> Tensor:
+    """Maps of an even and an odd pixel, as those of a whole tile's pixels."""
+    ways, fine, span = maps.shape
+    whole = maps.new_zeros(TILE, fine, span + COARSE - 1)
+    for pixel in range(TILE):
+        whole[pixel, :, pixel // ways : pixel // ways + span] = maps[pixel % ways]
+    return whole
+
+
+def blocks(height: int, width: int, radius: int) -> list[Block]:
+    """The blocks of tiles that cover an image."""
+    return [
+        Block(rows, columns) for rows in runs(height, radius) for columns in runs(width, radius)
+    ]
+
+
+def with_margin(features: Tensor, radius: int) -> Tensor:
+    """Coarse features with those at the borders repeated ``reach`` times: B h w C, larger."""
+    margin = reach(radius)
+    count, height, width, channels = features.shape
+    larger = features.new_empty(count, height + 2 * margin, width + 2 * margin, channels)
+    larger[:, margin:-margin, margin:-margin] = features
+    repeat_borders(larger, margin)
+    return larger
+
+
+def repeat_borders(features: Tensor, margin: int) -> None:
+    """Fill a margin of B h w C with copies of what lies inside it."""
+    for image in (features, features.transpose(1, 2)):
+        image[:, :margin] = image[:, margin : margin + 1]
+        image[:, -margin:] = image[:, -margin - 1 : -margin]
+
+
+class Scratch:
+    """Memory that is used again and again: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._flat: dict[object, Tensor] = {}
+
+    def take(self, name: object, shape: Sequence[int], like: Tensor, fill: float = 0.0) -> Tensor:
+        """A tensor of that shape; it still holds what was written to it under that name."""
+        size = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or len(flat) < size:
+            flat = self._flat[name] = like.new_full((size,), fill)
+        return flat[:size].view(*shape)
+
+
+class TileKernels:
+    """The kernels of one JBU module, ready for matrix products.
+
+    Args:
+        jbu: the module; its weights are copied.
+        dtype: of the products.
+    """
+
+    def __init__(self, jbu: JBU, dtype: torch.dtype) -> None:
+        self.radius = jbu.radius
+        self.dtype = dtype
+        self._scratch = Scratch()
+        self._maps: dict[tuple[bytes, bytes], Tensor] = {}
+        first, first_bias = pointwise_weights(jbu.range_proj[0])
+        last, last_bias = pointwise_weights(jbu.range_proj[3])
+        # Both keys of a similarity carry the square root of its factor.
+        factor = jbu.range_temp.exp().clamp(1e-4, 1e4).sqrt()
+        layers = [(first, first_bias), (factor * last, factor * last_bias)]
+        self._key_layers = [(weight.T.to(dtype), bias.to(dtype)) for weight, bias in layers]
+        # softmax(s) g / sum(softmax(s) g) = softmax(s + log g)
+        self._log_spatial = jbu.spatial_kernel().log().unflatten(0, (self.side, self.side))
+        hidden, hidden_bias = pointwise_weights(jbu.fixup_proj[0])
+        self._last_weight, self._last_bias = pointwise_weights(jbu.fixup_proj[3])
+        count = self.side**2
+        self.width = -(-(count + 4) // ALIGNED) * ALIGNED  # kernel, guidance, 1, nothing
+        weights = self._log_spatial.new_zeros(self.width, self.width)
+        weights[: count + 3, :count] = hidden.T
+        weights[count + 3, :count] = hidden_bias
+        self._hidden = weights.to(dtype)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the neighbourhood."""
+        return 2 * self.radius + 1
+
+    def maps(self, block: Block) -> Tensor:
+        """From kernel and hidden layer to the weights of coarse neighbours.
+
+        Returns:
+            2 x ways x width x coarse neighbours, filled up.
+        """
+        key = (block.rows.maps.numpy().tobytes(), block.columns.maps.numpy().tobytes())
+        if key not in self._maps:
+            self._maps[key] = self._build_maps(block)
+        return self._maps[key]
+
+    def _build_maps(self, block: Block) -> Tensor:
+        ways = torch.einsum("yim,xjn->yxijmn", block.rows.maps, block.columns.maps)
+        ways = ways.flatten(0, 1).flatten(1, 2).flatten(2).to(self._hidden.device)
+        kinds, count, targets = ways.shape
+        filled = -(-targets // ALIGNED) * ALIGNED
+        maps = ways.new_zeros(2, kinds, self.width, filled)
+        maps[0, :, :count, :targets] = ways
+        maps[0, :, count + 3, :targets] = 0.1 * self._last_bias.double() @ ways
+        maps[1, :, :count, :targets] = 0.1 * self._last_weight.T.double() @ ways
+        return maps.to(self.dtype)
+
+    def sums(
+        self, guidance: Tensor, coarse: Sequence[Tensor], block: Block
+    ) -> Iterator[tuple[Chunk, Tensor]]:
+        """The features of a block's pixels after the doubling, chunk by chunk.
+
+        Args:
+            guidance: the image under the block and ``radius`` around it, B x H x W x 3.
+            coarse: features of windows that see this image, each B x h x w x C, with the margin
+                of ``with_margin``; the block's tiles are counted from their first ones.
+            block: of tiles.
+
+        Yields:
+            Chunks, and pixels x windows x C; valid until the next.
+        """
+        maps = self.maps(block)
+        coarse = [one[:, block.rows.coarse(self.radius)] for one in coarse]
+        coarse = [one[:, :, block.columns.coarse(self.radius)] for one in coarse]
+        for images, rows in chunks(len(guidance), block, not guidance.is_cpu):
+            image = guidance[images].contiguous()
+            keys = self._keys(image)
+            windows = [one[images] for one in coarse]
+            for part in rows:
+                chunk = Chunk(block, images, part)
+                first, end = part.start * TILE, (part.stop - 1) * TILE
+                pixels = slice(first, end + block.rows.count + 2 * self.radius)
+                band = self._band(keys[:, pixels], image[:, pixels], chunk, maps)
+                yield chunk, self._banded_sums(band, windows, chunk)
+
+    def _keys(self, image: Tensor) -> Tensor:
+        """Keys of an image's pixels: B H W 3 -> B H W 32."""
+        (first, first_bias), (last, last_bias) = self._key_layers
+        hidden = torch.addmm(first_bias, image.flatten(0, 2), first)
+        torch.ops.aten.gelu_(hidden)
+        return torch.addmm(last_bias, hidden, last).view(*image.shape[:3], -1)
+
+    def _band(self, keys: Tensor, guidance: Tensor, chunk: Chunk, maps: Tensor) -> Tensor:
+        """Weights of the coarse features around each tile: tiles x pixels x coarse features."""
+        *grid, height, width = chunk.grid
+        tiles, pixels = math.prod(grid), height * width
+        radius, side = self.radius, self.side
+        around = (height + 2 * radius, width + 2 * radius)
+        rows, columns = chunk.block.rows, chunk.block.columns
+        inside = (slice(None), slice(radius, -radius), slice(radius, -radius))
+
+        take = self._scratch.take
+        neighbours = take("neighbours", (tiles, math.prod(around), KEY_DIM), keys)
+        copy_tiles(neighbours, keys, around, TILE)
+        own = take("own", (tiles, pixels, KEY_DIM), keys)
+        copy_tiles(own, keys[inside], (height, width), TILE)
+        similarity = take("similarity", (tiles, pixels, math.prod(around)), keys)
+        torch.bmm(own, neighbours.mT, out=similarity)
+
+        scores = take("scores", (tiles * pixels, self.width), keys, -math.inf)
+        ways = (rows.ways[0], columns.ways[0], tiles, rows.ways[1], columns.ways[1])
+        by_way = scores.view(*ways, self.width)
+        count = side * side
+        seen = seen_by_pixels(similarity, rows, columns, around[1], (side, side), 1)
+        torch.add(seen, self._log_spatial, out=by_way[..., :count].unflatten(-1, (side, side)))
+        kernel = take("kernel", scores.shape, keys)
+        torch.softmax(scores, dim=-1, out=kernel)
+        by_way = kernel.view(*ways, self.width)
+        colours = take("colours", (tiles, pixels, 3), keys)
+        copy_tiles(colours, guidance[inside], (height, width), TILE)
+        colours = colours.view(tiles, *rows.ways[::-1], *columns.ways[::-1], 3)
+        by_way[..., count : count + 3].copy_(colours.permute(2, 4, 0, 1, 3, 5))
+        kernel[:, count + 3] = 1
+        hidden = take("hidden", scores.shape, keys)
+        torch.mm(kernel, self._hidden, out=hidden)
+        torch.ops.aten.gelu_(hidden)
+
+        kinds = maps.shape[1]
+        weights = take("weights", (kinds, len(scores) // kinds, maps.shape[-1]), keys)
+        torch.bmm(kernel.view(kinds, -1, self.width), maps[0], out=weights)
+        weights.baddbmm_(hidden.view(kinds, -1, self.width), maps[1])
+        coarse_side = COARSE + 2 * reach(radius)
+        span = (rows.maps.shape[-1], columns.maps.shape[-1])
+        # Only the band is written: what lies beside it has been zero from the beginning.
+        band = take(
+            ("band", rows.ways, columns.ways), (tiles, pixels, coarse_side**2), self._log_spatial
+        )
+        seen = seen_by_pixels(band, rows, columns, coarse_side, span, 0)
+        weights = weights.view(*ways, -1)[..., : math.prod(span)]
+        seen.copy_(weights.unflatten(-1, span))
+        return band
+
+    def _banded_sums(self, band: Tensor, coarse: Sequence[Tensor], chunk: Chunk) -> Tensor:
+        """The band's sums of coarse features: pixels x windows x C."""
+        tiles, pixels, places = band.shape
+        side, channels = math.isqrt(places), coarse[0].shape[-1]
+        take = self._scratch.take
+        around = take("around", (tiles, places, len(coarse), channels), band)
+        rows = slice(chunk.rows.start * COARSE, chunk.rows.stop * COARSE + side - COARSE)
+        for index, window in enumerate(coarse):
+            copy_tiles(around[:, :, index], window[:, rows], (side, side), COARSE)
+        sums = take("sums", (tiles, pixels, len(coarse) * channels), band)
+        torch.bmm(band, around.flatten(2), out=sums)
+        return sums.view(tiles * pixels, len(coarse), channels)
+
+
+def chunks(images: int, block: Block, is_accelerated: bool) -> Iterator[tuple[slice, list[slice]]]:
+    """Some images at a time, and rows of a block's tiles, as many as the processor likes."""
+    down, across = block.shape
+    row = across * block.rows.count * block.columns.count
+    most = ACCELERATOR_PIXELS if is_accelerated else CPU_PIXELS
+    rows = min(down, max(1, most // row))
+    depth = max(1, most // (rows * row))
+    parts = [slice(first, min(down, first + rows)) for first in range(0, down, rows)]
+    for image in range(0, images, depth):
+        yield slice(image, min(images, image + depth)), parts
+
+
+def copy_tiles(out: Tensor, image: Tensor, size: tuple[int, int], step: int) -> None:
+    """Tiles of an image in a row, every ``step`` pixels: B h w C -> tiles (height width) C."""
+    view = image.unfold(1, size[0], step).unfold(2, size[1], step)  # B down across C height width
+    view = view.permute(0, 1, 2, 4, 5, 3)
+    places = out.unflatten(1, view.shape[3:5]).unflatten(0, view.shape[:3])
+    places.copy_(view)
+
+
+def seen_by_pixels(
+    matrix: Tensor, rows: Run, columns: Run, side: int, span: tuple[int, int], fine: int
+) -> Tensor:
+    """What each pixel of a tile sees of its surroundings, as a view.
+
+    Args:
+        matrix: tiles x pixels x places around the tile, which are ``side`` across.
+        rows, columns: the runs of the tiles.
+        side: places around a tile, across.
+        span: places that a pixel sees, down and across.
+        fine: 1 where places are as far apart as pixels, 0 where twice as far.
+
+    Returns:
+        Kinds down x kinds across x tiles x pixels of a kind down x across x places seen.
+    """
+    tiles, pixels, places = matrix.shape
+    moves = []  # by kind and within a kind: numbers from one pixel's first place to the next's
+    for run, pixel, place in ((rows, columns.count * places, side), (columns, places, 1)):
+        kinds = run.ways[0]
+        further = place if run.is_inner else 0  # a border's coarse places are the tile's
+        moves.append((pixel + fine * place, kinds * pixel + (fine * kinds * place or further)))
+    size = (rows.ways[0], columns.ways[0], tiles, rows.ways[1], columns.ways[1], *span)
+    stride = (moves[0][0], moves[1][0], pixels * places, moves[0][1], moves[1][1], side, 1)
+    return matrix.as_strided(size, stride)
+
+
+def doubled(kernels: TileKernels, features: Tensor, guidance: Tensor) -> Tensor:
+    """One doubling, as `JBU.forward`: B h w C and B 3 2h 2w -> B 2h 2w C."""
+    height, width = guidance.shape[-2:]
+    down, across = (-(-side // TILE) * TILE for side in (height, width))
+    fine = features.new_empty(len(features), down, across, features.shape[-1])
+    for chunk, sums in window_sums(kernels, features, guidance):
+        chunk.write(fine, sums)
+    return fine[:, :height, :width]
+
+
+def window_sums(
+    kernels: TileKernels, features: Tensor, guidance: Tensor
+) -> Iterator[tuple[Chunk, Tensor]]:
+    """The same, chunk by chunk: pixels x 1 x C."""
+    radius = kernels.radius
+    height, width = guidance.shape[-2:]
+    right, below = (-side % TILE for side in (width, height))
+    image = F.pad(guidance, [radius] * 4, mode="reflect")
+    image = F.pad(image, (0, right, 0, below)).movedim(1, -1).to(kernels.dtype)
+    coarse = F.pad(with_margin(features, radius), (0, 0, 0, right // 2, 0, below // 2))
+    for block in blocks(height, width, radius):
+        rows, columns = block.rows, block.columns
+        top, left = rows.first * TILE, columns.first * TILE
+        part = image[:, top : top + rows.span(radius), left : left + columns.span(radius)]
+        yield from kernels.sums(part, [coarse], block)
