@@ -32,6 +32,7 @@ from segearth_cli.stages import stage
 PERCENT_NODATA = 255
 COLUMNS = 4096  # scored at once
 MOST_COORDINATES = 128  # that features usually need (see `model.coordinates`)
+USUAL_MEMORY = 2400 << 20  # bytes
 BASE_MEMORY = 1100 << 20  # bytes: torch, GDAL and its cache
 
 logger = logging.getLogger(__name__)
@@ -109,12 +110,12 @@ def scene_panels(
     device: torch.device,
     options: SegmentOptions,
 ) -> tuple[list[WindowGrid], int]:
-    """The grid in as few panels as keep below ``--max-memory``, and what they take at most.
+    """The grid in as few panels as keep below the limit, and what they take at most.
 
-    A panel is some columns of whole tiles of the map, with all windows that touch them.
+    The limit is ``--max-memory``, else ``USUAL_MEMORY`` beside the model's weights. A panel is some columns of whole tiles of the map, with all windows that touch them.
 
     Raises:
-        UsageError: not even the narrowest panel keeps below the limit.
+        UsageError: not even the narrowest panel keeps below ``--max-memory``.
     """
     windows = pass_size(device, options.model.batch_size, len(grid))
     channels = settings.folder.embed_dim
@@ -123,6 +124,7 @@ def scene_panels(
     elif not settings.exact:
         channels = min(channels, MOST_COORDINATES)
     weights = 2 * settings.folder.size  # read, and as float32
+    limit = options.max_memory or weights + USUAL_MEMORY
     tiles = -(-grid.width // TILE)
     for count in range(1, tiles + 1):
         wide = -(-tiles // count) * TILE
@@ -131,8 +133,10 @@ def scene_panels(
             for first in range(0, grid.width, wide)
         ]
         most = weights + max(memory_estimate(part, queries, windows, channels) for part in parts)
-        if options.max_memory is None or most <= options.max_memory:
+        if most <= limit:
             return parts, most
+    if options.max_memory is None:
+        return parts, most
     raise UsageError(
         f"--max-memory is too little: panels {TILE} pixels wide take about "
         f"{most / 2**30:.2g}GB; give that much, or a smaller --window"

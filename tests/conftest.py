@@ -9,8 +9,10 @@ import pytest
 import torch
 from model_server import TINY as PULLED
 from open_clip.transformer import QuickGELU, VisionTransformer
+from safetensors.torch import load_file
 
 from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.upsampler import JBUOne
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("models") / "tiny"
     state = open_clip.CLIP(**TINY).state_dict()
     return save_model_folder(destination, state, config, card).path
+
+
+@pytest.fixture(scope="session")
+def upsampled_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with SimFeatUp of random weights, which sees edges."""
+    torch.manual_seed(1)
+    upsampler = JBUOne(TINY["embed_dim"])
+    upsampler.up.range_temp.data.fill_(2.0)
+    card = ModelCard.for_sensor("sharp", "optical", licence="none", window=64, stride=32)
+    config = {
+        "model_cfg": TINY,
+        "preprocess_cfg": {"mean": Reference.mean, "std": Reference.std},
+    }
+    state = load_file(tiny_model / "open_clip_model.safetensors")
+    destination = tmp_path_factory.mktemp("models") / "sharp"
+    return save_model_folder(destination, state, config, card, upsampler.state_dict()).path
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,26 @@
+from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
 import torch
-from scenes import CLASSES, blocks, options_for, read, write_scene
+from scenes import CLASSES, blocks, names_in, options_for, read, write_scene
 
 from segearth_cli.device import memory_guard
-from segearth_cli.errors import SegEarthError
+from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid, window_offsets
 from segearth_cli.model.prompts import Vocabulary
 from segearth_cli.segment import segment
-from segearth_cli.stream import class_legend, classify_rows, load_model, memory_estimate
+from segearth_cli.stream import (
+    class_legend,
+    classify_rows,
+    load_model,
+    memory_estimate,
+    scene_panels,
+)
 
 
 def whole_image_at_once(source, options):
@@ -87,7 +95,7 @@ def test_windows_without_data_are_not_computed(tmp_path, tiny_model):
     def look(module, inputs, output):
         computed.extend(window for window in inputs[0] if window.any())  # passes are filled with 0
 
-    model.segmenter.register_forward_hook(look)
+    model.segmenter.encoder.register_forward_hook(look)
     with open_scene(source, options) as scene:
         (rows,) = classify_rows(scene, model, options)
     assert len(computed) == 2  # of 5: those that start at columns 0 and 32
@@ -119,10 +127,54 @@ def test_the_legend_is_uint16_from_255_classes_on(classes, background, nodata, d
 
 def test_memory_grows_with_the_width_alone():
     low, high, wide = (
-        memory_estimate(WindowGrid(height, width, 224, 112), len(CLASSES), 4, 0)
+        memory_estimate(WindowGrid(height, width, 224, 112), len(CLASSES), 4, 64)
         for height, width in ((2_000, 2_000), (20_000, 2_000), (2_000, 20_000))
     )
     assert low == high < wide
+
+
+def test_a_scene_50_000_pixels_wide_is_kept_under_4_gb(tmp_path):
+    folder = SimpleNamespace(size=600_000_000, embed_dim=512)  # of ViT-B/16
+    settings = SimpleNamespace(folder=folder, upsampler="simfeatup", exact=False)
+    options = options_for(tmp_path, tmp_path / "map.tif")
+    grid = WindowGrid(100_000, 50_000, 224, 112)
+
+    parts, most = scene_panels(grid, settings, 9, torch.device("cpu"), options)
+
+    assert most < 4e9
+    assert [part.columns_wanted[0] for part in parts[1:]] == [
+        part.columns_wanted[1] for part in parts[:-1]
+    ]
+
+
+@pytest.mark.parametrize("upsampler", ["bilinear", "simfeatup"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_panels_give_the_same_map(tmp_path, tiny_model, upsampled_model, upsampler, precision):
+    image = blocks(3, 150, 700)
+    image[:, 40:, 300:420] = 0
+    source = write_scene(tmp_path / "scene.tif", image, nodata=0)
+    model = tiny_model if upsampler == "bilinear" else upsampled_model
+    whole = options_for(model, tmp_path / "whole.tif", precision=precision)
+    settings = load_model(whole, "optical").settings
+    grid = WindowGrid(150, 700, settings.window, settings.stride)
+    device = torch.device("cpu")
+    _, most = scene_panels(grid, settings, 5, device, whole)
+    limited = replace(whole, max_memory=most - 1, outputs=(str(tmp_path / "panels.tif"),))
+    parts, less = scene_panels(grid, settings, 5, device, limited)
+
+    segment(source, whole)
+    segment(source, limited)
+
+    assert len(parts) > 1
+    assert less < most
+    assert (read(tmp_path / "panels.tif") == read(tmp_path / "whole.tif")).all()
+
+
+def test_too_little_memory_for_any_panel_is_refused(tmp_path, tiny_model):
+    source = write_scene(tmp_path / "scene.tif")
+    with pytest.raises(UsageError, match=r"--max-memory is too little: .* take about .*GB"):
+        segment(source, options_for(tiny_model, tmp_path / "map.tif", max_memory=1000))
+    assert names_in(tmp_path) == ["scene.tif"]
 
 
 @pytest.mark.parametrize(

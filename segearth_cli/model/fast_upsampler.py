@@ -16,7 +16,7 @@ class FastUpsampler:
         upsampler: in evaluation mode; its weights are copied.
         text: text features, Q x D.
         patch: side of a patch in pixels.
-        dtype: of the kernels' products; features are float32 throughout.
+        dtype: see `TileKernels`.
     """
 
     def __init__(self, upsampler: Upsampler, text: Tensor, patch: int, dtype: torch.dtype) -> None:

@@ -414,7 +414,7 @@ class Cells:
                         bias = bias + row.bias[windows]
                         seen.append(((down, across), row.there[windows]))
             image = self._image(kernels, 1, upper, lower, cells)
-            logits = {q: image.new_empty(len(image), size, size, queries).float() for q in sources}
+            logits = {q: image.new_empty(len(image), size, size, queries) for q in sources}
             for chunk, own, sums in cell_sums(kernels, image, sources):
                 values = self._fast.coordinates.logits(sums)
                 for index, quarter in enumerate(own):
@@ -453,7 +453,7 @@ class Cells:
         )
         width = (cells.stop - cells.start) * self._grid.stride + 2 * around
         part = row.image[:, top : top + self._grid.stride + 2 * around, left : left + width]
-        part = F.avg_pool2d(part, scale).to(kernels.dtype)
+        part = F.avg_pool2d(part, scale)
         return part.unfold(2, size + 2 * radius, size).permute(2, 1, 3, 0)
 
     def _wanted(

@@ -23,6 +23,7 @@ from segearth_cli.model.upsampler import JBU, KEY_DIM, pointwise_weights
 
 TILE = 8  # pixels a side
 COARSE = TILE // 2  # features a side before the doubling
+LEAST_SUM = 1e-7  # that a kernel is divided by
 ALIGNED = 32  # matrices are as wide as a multiple of this: others are slower
 CPU_PIXELS = 1792  # at once: their matrices stay in the processor's cache
 ACCELERATOR_PIXELS = 1 << 18
@@ -199,7 +200,8 @@ class TileKernels:
 
     Args:
         jbu: the module; its weights are copied.
-        dtype: of the products.
+        dtype: of the two layers that make weights of kernels, which take most of the arithmetic;
+            what a softmax would magnify, and features, are float32 throughout.
     """
 
     def __init__(self, jbu: JBU, dtype: torch.dtype) -> None:
@@ -212,9 +214,13 @@ class TileKernels:
         # Both keys of a similarity carry the square root of its factor.
         factor = jbu.range_temp.exp().clamp(1e-4, 1e4).sqrt()
         layers = [(first, first_bias), (factor * last, factor * last_bias)]
-        self._key_layers = [(weight.T.to(dtype), bias.to(dtype)) for weight, bias in layers]
-        # softmax(s) g / sum(softmax(s) g) = softmax(s + log g)
-        self._log_spatial = jbu.spatial_kernel().log().unflatten(0, (self.side, self.side))
+        self._key_layers = [(weight.T.contiguous(), bias) for weight, bias in layers]
+        # softmax(s) g / sum(softmax(s) g) = softmax(s + log g), unless that sum is too small: a
+        # Gaussian so narrow is multiplied in.
+        spatial = jbu.spatial_kernel()
+        self._narrow = spatial if spatial.min() < LEAST_SUM else None
+        self._log_spatial = spatial.log() if self._narrow is None else torch.zeros_like(spatial)
+        self._log_spatial = self._log_spatial.unflatten(0, (self.side, self.side))
         hidden, hidden_bias = pointwise_weights(jbu.fixup_proj[0])
         self._last_weight, self._last_bias = pointwise_weights(jbu.fixup_proj[3])
         count = self.side**2
@@ -311,26 +317,29 @@ class TileKernels:
         torch.add(seen, self._log_spatial, out=by_way[..., :count].unflatten(-1, (side, side)))
         kernel = take("kernel", scores.shape, keys)
         torch.softmax(scores, dim=-1, out=kernel)
+        if self._narrow is not None:
+            weights = kernel[:, :count].mul_(self._narrow)
+            weights /= weights.sum(dim=-1, keepdim=True).clamp(min=LEAST_SUM)
         by_way = kernel.view(*ways, self.width)
         colours = take("colours", (tiles, pixels, 3), keys)
         copy_tiles(colours, guidance[inside], (height, width), TILE)
         colours = colours.view(tiles, *rows.ways[::-1], *columns.ways[::-1], 3)
         by_way[..., count : count + 3].copy_(colours.permute(2, 4, 0, 1, 3, 5))
         kernel[:, count + 3] = 1
-        hidden = take("hidden", scores.shape, keys)
+        if self.dtype != kernel.dtype:
+            kernel = take("rounded", kernel.shape, self._hidden).copy_(kernel)
+        hidden = take("hidden", scores.shape, kernel)
         torch.mm(kernel, self._hidden, out=hidden)
         torch.ops.aten.gelu_(hidden)
 
         kinds = maps.shape[1]
-        weights = take("weights", (kinds, len(scores) // kinds, maps.shape[-1]), keys)
+        weights = take("weights", (kinds, len(scores) // kinds, maps.shape[-1]), kernel)
         torch.bmm(kernel.view(kinds, -1, self.width), maps[0], out=weights)
         weights.baddbmm_(hidden.view(kinds, -1, self.width), maps[1])
         coarse_side = COARSE + 2 * reach(radius)
         span = (rows.maps.shape[-1], columns.maps.shape[-1])
         # Only the band is written: what lies beside it has been zero from the beginning.
-        band = take(
-            ("band", rows.ways, columns.ways), (tiles, pixels, coarse_side**2), self._log_spatial
-        )
+        band = take(("band", rows.ways, columns.ways), (tiles, pixels, coarse_side**2), keys)
         seen = seen_by_pixels(band, rows, columns, coarse_side, span, 0)
         weights = weights.view(*ways, -1)[..., : math.prod(span)]
         seen.copy_(weights.unflatten(-1, span))
@@ -414,7 +423,7 @@ def window_sums(
     height, width = guidance.shape[-2:]
     right, below = (-side % TILE for side in (width, height))
     image = F.pad(guidance, [radius] * 4, mode="reflect")
-    image = F.pad(image, (0, right, 0, below)).movedim(1, -1).to(kernels.dtype)
+    image = F.pad(image, (0, right, 0, below)).movedim(1, -1)
     coarse = F.pad(with_margin(features, radius), (0, 0, 0, right // 2, 0, below // 2))
     for block in blocks(height, width, radius):
         rows, columns = block.rows, block.columns
