@@ -112,7 +112,8 @@ def scene_panels(
 ) -> tuple[list[WindowGrid], int]:
     """The grid in as few panels as keep below the limit, and what they take at most.
 
-    The limit is ``--max-memory``, else ``USUAL_MEMORY`` beside the model's weights. A panel is some columns of whole tiles of the map, with all windows that touch them.
+    The limit is ``--max-memory``, else ``USUAL_MEMORY`` beside the model's weights. A panel is some
+    columns of whole tiles of the map, with all windows that touch them.
 
     Raises:
         UsageError: not even the narrowest panel keeps below ``--max-memory``.
