@@ -51,7 +51,7 @@ class BenchResult:
     stage_seconds: dict[str, float]  # per window, in the run
     beside_seconds: dict[str, float]  # per window, in other threads
     whole_seconds: float  # per window, from file to file
-    ratio: float  # of the whole to the encoder alone
+    ratio: float  # of the whole to the encoder's time in the run
     seconds: float
     megapixels_per_second: float
     km2_per_second: float | None
@@ -106,7 +106,7 @@ def bench(options: BenchOptions) -> BenchResult:
             stage_seconds={name: s / windows for name, s in watch.seconds.items()},
             beside_seconds={name: s / windows for name, s in watch.beside.items()},
             whole_seconds=seconds / windows,
-            ratio=seconds / windows / encoder_seconds,
+            ratio=seconds / watch.seconds["encoder"],
             seconds=seconds,
             megapixels_per_second=pixels / seconds / 1e6,
             km2_per_second=None if area_m2 is None else pixels * area_m2 / seconds / 1e6,

@@ -463,20 +463,19 @@ class Cells:
         first, end = self._grid.columns_wanted
         size = self._grid.stride
         rows = [row for row in (upper, lower) if row is not None]
-        run: list[int] = []
-        for cell in range(len(self._own) + 1):
-            column = self._left + cell * size
-            seen = any(any(row.there[cell : cell + 2]) for row in rows)
-            if seen and first - more < column + size and column < end + more:
-                run.append(cell)
-            elif run:
-                yield slice(run[0], run[-1] + 1)
-                run = []
-            if len(run) == CELLS:
-                yield slice(run[0], run[-1] + 1)
-                run = []
-        if run:
-            yield slice(run[0], run[-1] + 1)
+        cells = [
+            cell
+            for cell in range(len(self._own) + 1)
+            if any(any(row.there[cell : cell + 2]) for row in rows)
+            and first - more < self._left + (cell + 1) * size
+            and self._left + cell * size < end + more
+        ]
+        start = 0
+        for place in range(1, len(cells) + 1):
+            ends = place == len(cells) or cells[place] > cells[place - 1] + 1
+            if ends or place - start == CELLS:
+                yield slice(cells[start], cells[place - 1] + 1)
+                start = place
 
 
 def same_channels(upper: SharedRow | None, lower: SharedRow | None) -> None:

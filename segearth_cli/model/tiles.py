@@ -288,9 +288,9 @@ class TileKernels:
     def _keys(self, image: Tensor) -> Tensor:
         """Keys of an image's pixels: B H W 3 -> B H W 32."""
         (first, first_bias), (last, last_bias) = self._key_layers
-        hidden = torch.addmm(first_bias, image.flatten(0, 2), first)
+        hidden = image.flatten(0, 2).mm(first).add_(first_bias)
         torch.ops.aten.gelu_(hidden)
-        return torch.addmm(last_bias, hidden, last).view(*image.shape[:3], -1)
+        return hidden.mm(last).add_(last_bias).view(*image.shape[:3], -1)
 
     def _band(self, keys: Tensor, guidance: Tensor, chunk: Chunk, maps: Tensor) -> Tensor:
         """Weights of the coarse features around each tile: tiles x pixels x coarse features."""
