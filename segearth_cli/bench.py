@@ -18,7 +18,7 @@ from rasterio import Affine
 from rasterio.windows import Window
 
 from segearth_cli.device import pass_size, peak_memory, reset_peak_memory, synchronize, use_threads
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.model.folder import ModelCard, save_model_folder
 from segearth_cli.model.upsampler import JBUOne
@@ -87,6 +87,8 @@ def bench(options: BenchOptions) -> BenchResult:
             started = time.perf_counter()
             segment(source, own, load=lambda sensor: model)
             seconds = time.perf_counter() - started
+        if "encoder" not in watch.seconds:
+            raise SceneError(f"{source} has no valid pixel to be timed; name another scene")
         encoder_seconds = statistics.median([*before, *encoder_passes(model, size, side)]) / size
         pixels = grid.width * grid.height
         return BenchResult(
@@ -134,14 +136,13 @@ def random_model(arch: str, folder: Path) -> Path:
     import open_clip
 
     config = open_clip.get_model_config(arch)
-    if config is None or not {"vision_cfg", "text_cfg"} <= set(config):
+    plain = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+    if config is None or not {"vision_cfg", "text_cfg"} <= set(config) <= plain:
         raise UsageError(
-            f"--arch {arch!r} is no architecture of open_clip's; use one such as "
+            f"--arch {arch!r} is no plain CLIP architecture of open_clip's; use one such as "
             "ViT-B-16-quickgelu, ViT-B-32 or ViT-L-14"
         )
     torch.manual_seed(0)
-    config = {**config}
-    config.pop("custom_text", None)
     clip = open_clip.CLIP(**config)
     save_model_folder(
         folder,

@@ -93,8 +93,15 @@ def memory_guard(advice: str) -> Iterator[None]:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64."""
+    return device.type != "mps"
 
 
 def reset_peak_memory(device: torch.device) -> None:

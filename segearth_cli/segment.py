@@ -291,12 +291,13 @@ def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOp
         for panel in panels:
             for raster in filter(None, (classes, confidence, every)):
                 raster.start_panel(*panel.columns_wanted)
-            for rows in classify_rows(scene, model, options, panel):
-                with stage("write"):
-                    classes.write(rows.classes)
-                    confidence.write(rows.confidence)
-                    if every is not None and rows.probabilities is not None:
-                        every.write(rows.probabilities)
+            with contextlib.closing(classify_rows(scene, model, options, panel)) as finished:
+                for rows in finished:
+                    with stage("write"):
+                        classes.write(rows.classes)
+                        confidence.write(rows.confidence)
+                        if every is not None and rows.probabilities is not None:
+                            every.write(rows.probabilities)
     if options.min_area:
         if scene.grid.pixel_area_m2 is None:
             logger.warning("no coordinate system: --min-area %g means pixels", options.min_area)

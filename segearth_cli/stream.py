@@ -6,8 +6,10 @@ same order however the scene is read and whatever the batch size.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +25,10 @@ from segearth_cli.errors import UsageError
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.geo.writer import TILE, Legend
-from segearth_cli.model.mosaic import MARGIN, Strip, mean_logits
+from segearth_cli.model.mosaic import mean_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
+from segearth_cli.model.windows import MARGIN, Strip
 from segearth_cli.options import SegmentOptions
 from segearth_cli.stages import stage
 
@@ -33,6 +36,8 @@ PERCENT_NODATA = 255
 COLUMNS = 4096  # scored at once
 MOST_COORDINATES = 128  # that features usually need (see `model.coordinates`)
 USUAL_MEMORY = 2400 << 20  # bytes
+NARROWEST = 8  # windows that a panel is wide unless less memory is asked for
+WORTHWHILE = 0.9  # of the memory: more panels than that saves are not
 BASE_MEMORY = 1100 << 20  # bytes: torch, GDAL and its cache
 
 logger = logging.getLogger(__name__)
@@ -127,6 +132,8 @@ def scene_panels(
     weights = 2 * settings.folder.size  # read, and as float32
     limit = options.max_memory or weights + USUAL_MEMORY
     tiles = -(-grid.width // TILE)
+    fewest: list[WindowGrid] = []
+    least = 0
     for count in range(1, tiles + 1):
         wide = -(-tiles // count) * TILE
         parts = [
@@ -136,17 +143,21 @@ def scene_panels(
         most = weights + max(memory_estimate(part, queries, windows, channels) for part in parts)
         if most <= limit:
             return parts, most
+        if not fewest or most < WORTHWHILE * least:
+            fewest, least = parts, most
+        if options.max_memory is None and wide < NARROWEST * grid.window_width:
+            return fewest, least  # nobody asked for less
     if options.max_memory is None:
-        return parts, most
+        return fewest, least
     raise UsageError(
         f"--max-memory is too little: panels {TILE} pixels wide take about "
-        f"{most / 2**30:.2g}GB; give that much, or a smaller --window"
+        f"{math.ceil(10 * most / 2**30) / 10:.1f}GB; give that much, or a smaller --window"
     )
 
 
 def classify_rows(
     scene: Scene, model: Model, options: SegmentOptions, panel: WindowGrid | None = None
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """The scene's map, or a panel's, from top to bottom, as soon as rows are final.
 
     Args:
@@ -174,8 +185,9 @@ def classify_rows(
         "try a smaller --window, --bbox, --max-memory, --device cpu or, on a GPU, a smaller "
         "--batch-size"
     )
-    with progress, memory_guard(advice), torch.inference_mode():
-        strips = read_ahead(read_strips(scene, grid, valid))
+    # closed here and not some day: nobody may read a scene that has been closed
+    reading = contextlib.closing(read_ahead(read_strips(scene, grid, valid)))
+    with progress, memory_guard(advice), torch.inference_mode(), reading as strips:
         means = mean_logits(strips, model.segmenter, grid, size, progress.update)
         for row, logits in zip(grid.rows, means, strict=True):
             with stage("classify"):
@@ -218,7 +230,7 @@ def read_strips(
         yield Strip(row, padded, tuple(has_data))
 
 
-def read_ahead(strips: Iterator[Strip]) -> Iterator[Strip]:
+def read_ahead(strips: Iterator[Strip]) -> Generator[Strip, None, None]:
     """The same strips, the next one being read while one is used."""
     end = object()
     with ThreadPoolExecutor(1) as reader:

@@ -57,7 +57,8 @@ def test_an_architecture_runs_with_random_weights():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--arch", "ViT-X"], "'ViT-X' is no architecture of open_clip's"),
+        (["--arch", "ViT-X"], "'ViT-X' is no plain CLIP architecture"),
+        (["--arch", "coca_ViT-B-32"], "'coca_ViT-B-32' is no plain CLIP architecture"),
         (["--size", "big"], "--size 'big' is not WIDTHxHEIGHT"),
         (["--size", "0x5"], "has no pixels"),
         (["--max-memory", "much"], "--max-memory 'much' is no size"),

@@ -6,11 +6,13 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.model import mosaic
+from segearth_cli.model import cells
+from segearth_cli.model.cells import shares_cells
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.mosaic import MARGIN, Strip, image_logits, mean_logits, shares_cells
+from segearth_cli.model.mosaic import image_logits, mean_logits
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.upsampler import JBUOne, JBUStack
+from segearth_cli.model.windows import MARGIN, Strip
 
 WINDOW, STRIDE = 64, 32
 
@@ -87,21 +89,25 @@ def test_windows_that_share_nothing_are_added_one_by_one(window, stride):
 
 
 def test_only_half_overlapping_windows_of_whole_tiles_share_cells():
-    assert shares_cells(WindowGrid(300, 300, 224, 112), 4)
-    assert shares_cells(WindowGrid(300, 300, 64, 32), 4)
-    assert not shares_cells(WindowGrid(300, 300, 224, 56), 4)
-    assert not shares_cells(WindowGrid(300, 300, 48, 24), 4)
-    assert not shares_cells(WindowGrid(300, 200, 224, 112), 4)
-    assert not shares_cells(WindowGrid(300, 300, 0, 112), 4)
+    fast, of_14 = segmenter().fast_upsampler, segmenter(patch=14).fast_upsampler
+    assert shares_cells(WindowGrid(300, 300, 224, 112), fast)
+    assert shares_cells(WindowGrid(300, 300, 64, 32), fast)
+    assert not shares_cells(WindowGrid(300, 300, 224, 112), of_14)
+    assert not shares_cells(WindowGrid(300, 300, 32, 16), fast)
+    assert not shares_cells(WindowGrid(300, 300, 224, 56), fast)
+    assert not shares_cells(WindowGrid(300, 300, 48, 24), fast)
+    assert not shares_cells(WindowGrid(300, 200, 224, 112), fast)
+    assert not shares_cells(WindowGrid(300, 300, 0, 112), fast)
 
 
-def test_patch_14_ends_a_little_finer_than_pixels_and_is_resized():
+@pytest.mark.parametrize("window", [56, 64, 224])
+def test_patch_14_ends_a_little_finer_than_pixels_and_is_resized(window):
     model, exact = segmenter(patch=14), segmenter(patch=14, exact=True)
-    image = picture(100, 126)
+    image = picture(window + 44, window + 70)
 
-    actual = image_logits(model, image, 56, 28, size=4)
+    actual = image_logits(model, image, window, window // 2, size=4)
 
-    expected = window_by_window(exact, image, WindowGrid(100, 126, 56, 28))
+    expected = window_by_window(exact, image, WindowGrid(*image.shape[1:], window, window // 2))
     torch.testing.assert_close(actual, expected, atol=3e-4, rtol=0)
 
 
@@ -149,8 +155,8 @@ def test_windows_without_data_are_skipped_and_change_no_others():
 def test_the_logits_do_not_depend_on_the_pass_or_the_cells_at_once(size, monkeypatch):
     image = picture(130, 187)
     expected = image_logits(segmenter(), image, WINDOW, STRIDE, size=4)
-    monkeypatch.setattr(mosaic, "CELLS", 2)
-    monkeypatch.setattr(mosaic, "WINDOWS", 3)
+    monkeypatch.setattr(cells, "CELLS", 2)
+    monkeypatch.setattr(cells, "WINDOWS", 3)
 
     actual = image_logits(segmenter(), image, WINDOW, STRIDE, size=size)
 

@@ -8,7 +8,7 @@ import rasterio
 import torch
 from scenes import CLASSES, blocks, names_in, options_for, read, write_scene
 
-from segearth_cli.device import memory_guard
+from segearth_cli.device import memory_guard, pass_size
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid, window_offsets
@@ -32,11 +32,14 @@ def whole_image_at_once(source, options):
     total = np.zeros((len(model.vocabulary.queries), *valid.shape), np.float32)
     count = np.zeros(valid.shape, np.float32)
     offsets = (window_offsets(side, window, stride) for side in valid.shape)
+    size = pass_size(torch.device("cpu"), None, len(WindowGrid(*valid.shape, window, stride)))
     for row, column in product(*offsets):
         place = (..., slice(row, row + window), slice(column, column + window))
         if valid[place].any():
             with torch.inference_mode():
-                total[place] += model.segmenter(torch.from_numpy(image[place])[None])[0].numpy()
+                # as many windows at once as in a pass: other products round differently
+                alike = torch.from_numpy(image[place])[None].repeat(size, 1, 1, 1)
+                total[place] += model.segmenter(alike)[0].numpy()
         count[place] += 1
     probabilities = model.segmenter.class_probabilities(torch.from_numpy(total / count)).numpy()
     classes = np.where(valid, probabilities.argmax(axis=0), 255)
@@ -168,6 +171,19 @@ def test_panels_give_the_same_map(tmp_path, tiny_model, upsampled_model, upsampl
     assert len(parts) > 1
     assert less < most
     assert (read(tmp_path / "panels.tif") == read(tmp_path / "whole.tif")).all()
+
+
+def test_a_window_of_the_whole_scene_is_never_taken_in_panels(tmp_path):
+    folder = SimpleNamespace(size=600_000_000, embed_dim=512)
+    settings = SimpleNamespace(folder=folder, upsampler="simfeatup", exact=False)
+    options = options_for(tmp_path, tmp_path / "map.tif")
+
+    parts, most = scene_panels(
+        WindowGrid(3000, 3000, 0, 112), settings, 9, torch.device("cpu"), options
+    )
+
+    assert len(parts) == 1
+    assert most > 4e9
 
 
 def test_too_little_memory_for_any_panel_is_refused(tmp_path, tiny_model):

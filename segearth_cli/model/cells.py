@@ -7,15 +7,41 @@ the two windows that have that border (or the one that has both). The results ar
 window alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from segearth_cli.model.tiles import TILE, Block, Chunk, Run, TileKernels, inner_maps, runs
+from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.model.fast_upsampler import FastUpsampler
+from segearth_cli.model.tiles import (
+    TILE,
+    Block,
+    Chunk,
+    Run,
+    TileKernels,
+    inner_maps,
+    reach,
+    repeat_borders,
+    runs,
+)
+from segearth_cli.model.upsampler import Upsampler
+from segearth_cli.model.windows import MARGIN, WindowRow
+from segearth_cli.stages import stage
+
+if TYPE_CHECKING:
+    from segearth_cli.model.mosaic import RollingSums
+
+SHARED = 2  # doublings, the last ones
+CELLS = 8  # at once
+WINDOWS = 16  # at once, in the doublings before
 
 Quarter = tuple[int, int]  # of a window: 0 or 1 down, 0 or 1 across
 
@@ -83,3 +109,251 @@ def cell_sums(
         block = Block(rows.run, columns.run)
         for chunk, sums in kernels.sums(part, [quarters[q] for q in own], block):
             yield chunk, own, sums
+
+
+def shares_cells(grid: WindowGrid, fast: FastUpsampler) -> bool:
+    """Whether windows fall into cells that they share: whole, half overlapping, on whole tiles."""
+    window = grid.window
+    doublings = len(fast.kernels)
+    coarsest = TILE << (SHARED - 1)  # a cell's tiles before the last doubling
+    return (
+        doublings >= SHARED
+        and fast.patch == 1 << doublings
+        and window == 2 * grid.stride
+        and grid.stride % coarsest == 0
+        and window % fast.patch == 0
+        and window >= fast.patch * Upsampler.smallest_grid
+        and (grid.window_height, grid.window_width) == (window, window)
+        and all(2 < kernels.radius <= TILE for kernels in fast.kernels[-SHARED:])
+    )
+
+
+def even_columns(grid: WindowGrid) -> list[range]:
+    """Indices of the windows of a row that lie a stride apart: all, or all but the last one."""
+    columns = grid.columns
+    if len(columns) > 1 and columns[-1] - columns[-2] != grid.stride:
+        return [range(len(columns) - 1), range(len(columns) - 1, len(columns))]
+    return [range(len(columns))]
+
+
+@dataclass
+class SharedRow:
+    """A row of windows between the shared doublings.
+
+    The windows stand between two empty ones, so that every cell has a window on either side.
+
+    Attributes:
+        row: the windows' first row in the scene.
+        image: the strip's, normalised.
+        there: which windows have data.
+        coarse: coordinates before the first shared doubling, windows x h x w x C, with a margin.
+        fine: before the second, likewise; filled cell by cell.
+        bias: windows x Q.
+    """
+
+    row: int
+    image: Tensor
+    there: list[bool]
+    coarse: Tensor
+    fine: Tensor
+    bias: Tensor
+
+    def quarters(
+        self, features: Tensor, down: int, cells: slice, part: int, more: int
+    ) -> dict[Quarter, Tensor]:
+        """The halves of windows that the cells between them are, ``more`` pixels larger."""
+        return {
+            (down, across): features[
+                cells.start + 1 - across : cells.stop + 1 - across,
+                down * part : (down + 1) * part + more,
+                across * part : (across + 1) * part + more,
+            ]
+            for across in (0, 1)
+        }
+
+
+class Cells:
+    """The shared doublings of windows that lie a stride apart, row by row.
+
+    Args:
+        fast: the upsampler.
+        grid: where the windows lie.
+        sums: what the logits are added to.
+        own: the windows of a row that are looked at.
+    """
+
+    def __init__(
+        self, fast: FastUpsampler, grid: WindowGrid, sums: RollingSums, own: range
+    ) -> None:
+        self._fast = fast
+        self._grid = grid
+        self._sums = sums
+        self._own = own
+        self._left = grid.columns[own[0]]  # column of pixels, in the scene
+        self._above: SharedRow | None = None
+        self._before: SharedRow | None = None
+
+    def push(self, row: WindowRow) -> None:
+        """Take a row, and add what is final: what the row before it gives in its own cells.
+
+        A cell needs the windows above and below it, and its last doubling the cells around it.
+        """
+        if self._before is not None and row.row - self._before.row != self._grid.stride:
+            self.flush()
+        with stage("upsampler"):
+            current = self._start(row)
+            self._double(self._before, current)
+            if self._before is not None:
+                self._add(self._above, self._before)
+        self._above, self._before = self._before, current
+
+    def flush(self) -> None:
+        """Add all that is left of the rows that were taken."""
+        if self._before is not None:
+            with stage("upsampler"):
+                self._double(self._before, None)
+                self._add(self._above, self._before)
+                self._add(self._before, None)
+        self._above = self._before = None
+
+    def _start(self, row: WindowRow) -> SharedRow:
+        """A row's windows after the doublings that they do alone, side by side."""
+        results = {i - self._own[0] + 1: row.results.pop(i) for i in self._own if i in row.results}
+        there = [place in results for place in range(len(self._own) + 2)]
+        channels = max([one.shape[-1] for one, _ in results.values()], default=1)
+        first, last = self._fast.kernels[-SHARED:]
+        window = self._grid.window
+        coarse, fine = (
+            row.image.new_empty(len(there), *[side + 2 * reach(kernels.radius)] * 2, channels)
+            for side, kernels in ((window >> 2, first), (window >> 1, last))
+        )
+        bias = row.image.new_zeros(len(there), self._fast.coordinates.queries)
+        for place, is_there in enumerate(there):
+            if not is_there:
+                coarse[place], fine[place] = 0, 0
+        inside = slice(reach(first.radius), -reach(first.radius))
+        places = list(results)
+        for start in range(0, len(places), WINDOWS):
+            some = places[start : start + WINDOWS]
+            patches = [
+                F.pad(c, (0, channels - c.shape[-1])) for c, _ in (results[place] for place in some)
+            ]
+            images = [row.window(self._grid, place - 1 + self._own[0]) for place in some]
+            halfway = self._fast.coarse(torch.stack(patches), torch.stack(images), SHARED)
+            for place, one in zip(some, halfway, strict=True):
+                coarse[place, inside, inside], bias[place] = one, results[place][1]
+        repeat_borders(coarse, reach(first.radius))
+        return SharedRow(row.row, row.image, there, coarse, fine, bias)
+
+    def _double(self, upper: SharedRow | None, lower: SharedRow | None) -> None:
+        """The first shared doubling of the cells between two rows of windows."""
+        kernels, after = self._fast.kernels[-SHARED:]
+        size, margin = self._grid.stride // 2, reach(after.radius)
+        same_channels(upper, lower)
+        # the last doubling looks at the cells around those that are asked for
+        for cells in self._wanted(upper, lower, more=self._grid.stride):
+            sources: dict[Quarter, Tensor] = {}
+            targets: dict[Quarter, Tensor] = {}
+            for down, row in ((0, lower), (1, upper)):
+                if row is not None:
+                    around = 2 * reach(kernels.radius)
+                    sources |= row.quarters(row.coarse, down, cells, size // 2, around)
+                    inside = row.fine[:, margin:, margin:]
+                    targets |= row.quarters(inside, down, cells, size, 0)
+            image = self._image(kernels, 2, upper, lower, cells)
+            for chunk, own, sums in cell_sums(kernels, image, sources):
+                for index, quarter in enumerate(own):
+                    chunk.write(targets[quarter], sums[:, index])
+        if upper is not None:
+            repeat_borders(upper.fine, margin)
+
+    def _add(self, upper: SharedRow | None, lower: SharedRow | None) -> None:
+        """The last doubling of the cells between two rows of windows; their logits are summed."""
+        kernels, size = self._fast.kernels[-1], self._grid.stride
+        queries = self._fast.coordinates.queries
+        same_channels(upper, lower)
+        for cells in self._wanted(upper, lower):
+            sources: dict[Quarter, Tensor] = {}
+            seen: list[tuple[Quarter, list[bool]]] = []
+            bias = torch.zeros((), device=self._sums.device)
+            for down, row in ((0, lower), (1, upper)):
+                if row is not None:
+                    around = 2 * reach(kernels.radius)
+                    sources |= row.quarters(row.fine, down, cells, size // 2, around)
+                    for across in (0, 1):
+                        windows = slice(cells.start + 1 - across, cells.stop + 1 - across)
+                        bias = bias + row.bias[windows]
+                        seen.append(((down, across), row.there[windows]))
+            image = self._image(kernels, 1, upper, lower, cells)
+            logits = {q: image.new_empty(len(image), size, size, queries) for q in sources}
+            for chunk, own, sums in cell_sums(kernels, image, sources):
+                values = self._fast.coordinates.logits(sums)
+                for index, quarter in enumerate(own):
+                    chunk.write(logits[quarter], values[:, index])
+            total = -bias[:, None, None]  # no window, no bias
+            for quarter, there in seen:
+                if not all(there):
+                    logits[quarter] *= torch.tensor(there, device=image.device)[:, None, None, None]
+                total = total + logits[quarter]
+            column = self._left + cells.start * size
+            self._sums.add(self._top(upper, lower), column, total.permute(3, 1, 0, 2).flatten(2))
+
+    def _top(self, upper: SharedRow | None, lower: SharedRow | None) -> int:
+        """First row of pixels of the cells between two rows of windows."""
+        if lower is not None:
+            return lower.row
+        assert upper is not None
+        return upper.row + self._grid.stride
+
+    def _image(
+        self,
+        kernels: TileKernels,
+        scale: int,
+        upper: SharedRow | None,
+        lower: SharedRow | None,
+        cells: slice,
+    ) -> Tensor:
+        """Cells between two rows of windows, and what lies around them: cells x h x w x 3."""
+        radius, size = kernels.radius, self._grid.stride // scale
+        row = lower or upper
+        assert row is not None
+        around = scale * radius
+        top = MARGIN + self._top(upper, lower) - row.row - around
+        left = (
+            MARGIN + self._left - self._grid.columns[0] + cells.start * self._grid.stride - around
+        )
+        width = (cells.stop - cells.start) * self._grid.stride + 2 * around
+        part = row.image[:, top : top + self._grid.stride + 2 * around, left : left + width]
+        part = F.avg_pool2d(part, scale)
+        return part.unfold(2, size + 2 * radius, size).permute(2, 1, 3, 0)
+
+    def _wanted(
+        self, upper: SharedRow | None, lower: SharedRow | None, more: int = 0
+    ) -> Iterator[slice]:
+        """Neighbouring cells that a window sees, and within ``more`` pixels of those asked for."""
+        first, end = self._grid.columns_wanted
+        size = self._grid.stride
+        rows = [row for row in (upper, lower) if row is not None]
+        cells = [
+            cell
+            for cell in range(len(self._own) + 1)
+            if any(any(row.there[cell : cell + 2]) for row in rows)
+            and first - more < self._left + (cell + 1) * size
+            and self._left + cell * size < end + more
+        ]
+        start = 0
+        for place in range(1, len(cells) + 1):
+            ends = place == len(cells) or cells[place] > cells[place - 1] + 1
+            if ends or place - start == CELLS:
+                yield slice(cells[start], cells[place - 1] + 1)
+                start = place
+
+
+def same_channels(upper: SharedRow | None, lower: SharedRow | None) -> None:
+    """Fill up the row whose windows needed fewer coordinates with zeros."""
+    rows = [row for row in (upper, lower) if row is not None]
+    channels = max(row.coarse.shape[-1] for row in rows)
+    for row in rows:
+        more = channels - row.coarse.shape[-1]
+        if more:
+            row.coarse, row.fine = (F.pad(part, (0, more)) for part in (row.coarse, row.fine))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segearth_cli.device import DTYPES, autocast, pick_device, pick_precision
+from segearth_cli.device import DTYPES, autocast, has_float64, pick_device, pick_precision
 from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.fast_upsampler import FastUpsampler
@@ -93,8 +93,11 @@ class Segmenter(nn.Module):
 
     @cached_property
     def fast_upsampler(self) -> FastUpsampler | None:
-        """The upsampler in the form that runs; ``None`` where it has none or ``exact`` is set."""
-        if self.upsampler is None or self.exact:
+        """The upsampler in the form that runs.
+
+        ``None`` where there is no upsampler, ``exact`` is set, or the device lacks float64.
+        """
+        if self.upsampler is None or self.exact or not has_float64(self.device):
             return None
         dtype = DTYPES.get(self.precision, torch.float32)
         return FastUpsampler(self.upsampler, self.text, self.encoder.patch_size, dtype)

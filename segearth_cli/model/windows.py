@@ -1,0 +1,110 @@
+"""Windows on their way through the network: rows of them in, features or logits out."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.model.segmenter import Segmenter
+from segearth_cli.stages import stage
+
+MARGIN = 16  # pixels of the scene around windows that shared kernels look at, and to spare
+MOST_WAITING = 2  # rows of windows that wait for a pass to fill up
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of windows as it is read.
+
+    Attributes:
+        row: the windows' first row in the scene.
+        image: 3 x rows x columns in [0, 1], ``MARGIN`` pixels more than the windows on each side.
+        has_data: of each window.
+    """
+
+    row: int
+    image: NDArray[np.float32]
+    has_data: tuple[bool, ...]
+
+
+@dataclass
+class WindowRow:
+    """A row of windows on its way through the network.
+
+    Attributes:
+        row: the windows' first row in the scene.
+        image: the strip's, normalised, on the device.
+        results: what the network gave for each window that has data: its logits, Q x h x w, or
+            where kernels are shared its coordinates, h x w x C, and bias, Q.
+        missing: windows that have not been through the network yet.
+    """
+
+    row: int
+    image: Tensor
+    results: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    missing: int = 0
+
+    def window(self, grid: WindowGrid, index: int) -> Tensor:
+        """The image under a window, 3 x h x w."""
+        column = MARGIN + grid.columns[index] - grid.columns[0]
+        rows = slice(MARGIN, MARGIN + grid.window_height)
+        return self.image[:, rows, column : column + grid.window_width]
+
+
+def encoded_rows(
+    strips: Iterator[Strip], segmenter: Segmenter, grid: WindowGrid, size: int, shares: bool
+) -> Iterator[WindowRow]:
+    """Rows of windows that have been through the network, in passes of ``size`` windows.
+
+    Passes run on from row to row; the last one is filled up. With ``shares`` the upsampler's
+    doublings are left to do.
+    """
+    rows: deque[WindowRow] = deque()
+    waiting: list[tuple[WindowRow, int]] = []
+    for strip in strips:
+        image = torch.from_numpy(strip.image).to(segmenter.device)
+        row = WindowRow(strip.row, segmenter.normalised(image))
+        rows.append(row)
+        for index, has_data in enumerate(strip.has_data):
+            if has_data:
+                row.missing += 1
+                waiting.append((row, index))
+            if len(waiting) == size:
+                run_pass(waiting, segmenter, grid, size, shares)
+        # A row that waits keeps its strip in memory: not too many, even without data.
+        if len(rows) > MOST_WAITING and waiting:
+            run_pass(waiting, segmenter, grid, size, shares)
+        while rows and not rows[0].missing:
+            yield rows.popleft()
+    if waiting:
+        run_pass(waiting, segmenter, grid, size, shares)
+    yield from rows
+
+
+def run_pass(
+    waiting: list[tuple[WindowRow, int]],
+    segmenter: Segmenter,
+    grid: WindowGrid,
+    size: int,
+    shares: bool,
+) -> None:
+    """Take the waiting windows through the network as a batch of ``size``."""
+    batch = waiting[0][0].image.new_zeros(size, 3, grid.window_height, grid.window_width)
+    for place, (row, index) in enumerate(waiting):
+        batch[place] = row.window(grid, index)
+    results: Sequence[Tensor]
+    if shares and segmenter.fast_upsampler is not None:
+        features, bias = segmenter.encode(batch)
+        with stage("upsampler"):
+            results = (segmenter.fast_upsampler.coordinates.of(features[: len(waiting)]), bias)
+    else:
+        results = (segmenter.window_logits(batch),)
+    for place, (row, index) in enumerate(waiting):
+        row.results[index] = tuple(result[place] for result in results)
+        row.missing -= 1
+    waiting.clear()
