@@ -61,11 +61,19 @@ def window_by_window(model, image, grid):
     return sums / torch.from_numpy(down[:, None] * across)
 
 
-SIZES = [(160, 192), (150, 187), (64, 150), (150, 64), (96, 65), (64, 64), (40, 150)]
+SLOW = pytest.mark.slow
+SIZES = [
+    (150, 187),
+    (64, 150),
+    *(
+        pytest.param(size, marks=SLOW)
+        for size in ((160, 192), (150, 64), (96, 65), (64, 64), (40, 150))
+    ),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("upsampler", [JBUOne, JBUStack])
+@pytest.mark.parametrize("upsampler", [JBUOne, pytest.param(JBUStack, marks=SLOW)])
 def test_shared_kernels_give_what_each_window_gives_alone(size, upsampler):
     image = picture(*size)
 
@@ -77,6 +85,7 @@ def test_shared_kernels_give_what_each_window_gives_alone(size, upsampler):
     assert (actual.argmax(0) != expected.argmax(0)).float().mean() < 3e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "stride"), [(64, 16), (64, 64), (64, 40), (0, 32), (48, 24)])
 def test_windows_that_share_nothing_are_added_one_by_one(window, stride):
     image = picture(100, 130)
@@ -100,6 +109,7 @@ def test_only_half_overlapping_windows_of_whole_tiles_share_cells():
     assert not shares_cells(WindowGrid(300, 300, 0, 112), fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [56, 64, 224])
 def test_patch_14_ends_a_little_finer_than_pixels_and_is_resized(window):
     model, exact = segmenter(patch=14), segmenter(patch=14, exact=True)
@@ -151,7 +161,7 @@ def test_windows_without_data_are_skipped_and_change_no_others():
     assert part.isfinite().all()
 
 
-@pytest.mark.parametrize("size", [1, 3, 16])
+@pytest.mark.parametrize("size", [3, pytest.param(1, marks=SLOW), pytest.param(16, marks=SLOW)])
 def test_the_logits_do_not_depend_on_the_pass_or_the_cells_at_once(size, monkeypatch):
     image = picture(130, 187)
     expected = image_logits(segmenter(), image, WINDOW, STRIDE, size=4)

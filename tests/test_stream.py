@@ -151,7 +151,7 @@ def test_a_scene_50_000_pixels_wide_is_kept_under_4_gb(tmp_path):
 
 
 @pytest.mark.parametrize("upsampler", ["bilinear", "simfeatup"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_panels_give_the_same_map(tmp_path, tiny_model, upsampled_model, upsampler, precision):
     image = blocks(3, 150, 700)
     image[:, 40:, 300:420] = 0
