@@ -41,25 +41,21 @@ class FastUpsampler:
             coordinates = doubled(kernels, coordinates, guidance(coordinates, image))
         return coordinates
 
-    def logits(self, coordinates: Tensor, image: Tensor, left: int) -> Tensor:
-        """Cosine of every pixel's feature with every query, from what ``coarse`` returned.
+    def logits(self, coordinates: Tensor, image: Tensor) -> Tensor:
+        """Cosine of every pixel's feature with every query, by the last doubling.
 
         Args:
-            coordinates: B x h' x w' x C.
+            coordinates: what ``coarse`` returns with one doubling left, B x h' x w' x C.
             image: B x 3 x H x W.
-            left: doublings that are left to do, one at least.
 
         Returns:
             B x Q x h x w, as large as patches times 2^doublings.
         """
-        *before, last = self.kernels[len(self.kernels) - left :]
-        for kernels in before:
-            coordinates = doubled(kernels, coordinates, guidance(coordinates, image))
         final = guidance(coordinates, image)
         height, width = final.shape[-2:]
         size = (len(final), -(-height // TILE) * TILE, -(-width // TILE) * TILE)
         logits = coordinates.new_empty(*size, self.coordinates.queries)
-        for chunk, sums in window_sums(last, coordinates, final):
+        for chunk, sums in window_sums(self.kernels[-1], coordinates, final):
             chunk.write(logits, self.coordinates.logits(sums))
         return logits[:, :height, :width].movedim(-1, 1)
 

@@ -149,7 +149,7 @@ class Segmenter(nn.Module):
         if self.fast_upsampler is not None:
             coordinates = self.fast_upsampler.coordinates.of(features)
             coordinates = self.fast_upsampler.coarse(coordinates, images, left=1)
-            return self.fast_upsampler.logits(coordinates, images, left=1)
+            return self.fast_upsampler.logits(coordinates, images)
         if self.upsampler is not None:
             features = self.upsampler(features, images)
         similarity = torch.einsum("bdhw,qd->bqhw", features, self.text)
