@@ -29,8 +29,6 @@ from segearth_cli.stream import Model, load_model, window_grid
 
 ENCODER_PASSES = 5  # before the run, and again after it
 SYNTHETIC_GSD_M = 0.5
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,13 @@ def random_model(arch: str, folder: Path) -> Path:
             f"--arch {arch!r} is no plain CLIP architecture of open_clip's; use one such as "
             "ViT-B-16-quickgelu, ViT-B-32 or ViT-L-14"
         )
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     torch.manual_seed(0)
     clip = open_clip.CLIP(**config)
     save_model_folder(
         folder,
         clip.state_dict(),
-        {"model_cfg": config, "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD}},
+        {"model_cfg": config, "preprocess_cfg": preprocess},
         ModelCard(arch),
         JBUOne(config["embed_dim"]).state_dict(),
     )

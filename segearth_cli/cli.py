@@ -7,18 +7,36 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from segearth_cli import __version__, terminal
 from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.flags import (
+    Attention,
+    BatchSize,
+    Device,
+    Exact,
+    Json,
+    MaxMemory,
+    ModelName,
+    Precision,
+    Quiet,
+    Stride,
+    Threads,
+    UpsamplerName,
+    Verbose,
+    Window,
+    class_option,
+    map_option,
+    model_option,
+    option,
+    scene_option,
+)
 from segearth_cli.options import (
-    ATTENTIONS,
-    PRECISIONS,
     SENSORS,
     BenchOptions,
     ModelOptions,
@@ -102,16 +120,6 @@ def main(
 ) -> None:
     """Turn a georeferenced image and a list of words into a map."""
 
-
-option = partial(typer.Option, show_envvar=False)
-class_option = partial(option, rich_help_panel="Classes")
-scene_option = partial(option, rich_help_panel="Scene")
-model_option = partial(option, rich_help_panel="Model")
-map_option = partial(option, rich_help_panel="Outputs")
-
-Verbose: TypeAlias = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
-Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Print only warnings and errors.")]
-Json: TypeAlias = Annotated[bool, option("--json", help="Print results as JSON lines on stdout.")]
 
 ENVIRONMENT = "Every option can be set in the environment too, as in SEGEARTH_SEGMENT_MODEL=mini."
 
@@ -207,22 +215,12 @@ def segment_command(
     aoi: Annotated[
         str | None, scene_option(metavar="FILE", help="Segment only inside these polygons.")
     ] = None,
-    model: Annotated[
-        str,
-        model_option(
-            metavar="NAME|FOLDER", help="A name of segearth models list, or a model folder."
-        ),
-    ] = "auto",
-    attention: Annotated[
-        str | None,
-        model_option(metavar="NAME", help=f"Attention of the last block: {', '.join(ATTENTIONS)}."),
-    ] = None,
+    model: ModelName = "auto",
+    attention: Attention = None,
     modulated_blocks: Annotated[
         int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
     ] = None,
-    upsampler: Annotated[
-        str, model_option(metavar="auto|bilinear|PATH", help="Upsampler of the features.")
-    ] = "auto",
+    upsampler: UpsamplerName = "auto",
     global_bias: Annotated[
         float | None,
         model_option(metavar="LAMBDA", help="Share of the class token that is taken off."),
@@ -233,34 +231,14 @@ def segment_command(
             metavar="FACTOR", help="Sharpness of the softmax: the logits are multiplied by it."
         ),
     ] = None,
-    window: Annotated[
-        int | None,
-        model_option(metavar="PIXELS", help="Side of a window; 0: the whole scene at once."),
-    ] = None,
-    stride: Annotated[
-        int | None, model_option(metavar="PIXELS", help="Step from one window to the next.")
-    ] = None,
-    device: Annotated[
-        str, model_option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto",
-    precision: Annotated[
-        str, model_option(metavar="|".join(PRECISIONS), help="Number format of the encoder.")
-    ] = "auto",
-    batch_size: Annotated[
-        int | None,
-        model_option(metavar="WINDOWS", help="Windows at once on a GPU; a CPU takes four."),
-    ] = None,
-    exact: Annotated[
-        bool,
-        model_option("--exact", help="Float32 and every channel: no approximation for speed."),
-    ] = False,
-    max_memory: Annotated[
-        str | None,
-        model_option(metavar="SIZE", help="Take wide scenes in panels to stay below this, as 2GB."),
-    ] = None,
-    threads: Annotated[
-        int | None, model_option(metavar="N", help="CPU threads. Default: as many as cores.")
-    ] = None,
+    window: Window = None,
+    stride: Stride = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = None,
+    exact: Exact = False,
+    max_memory: MaxMemory = None,
+    threads: Threads = None,
     probabilities: Annotated[
         str | None,
         map_option(metavar="PATH", help="Also write a .tif of percents, a band per class."),
@@ -366,12 +344,7 @@ def bench_command(
     classes: Annotated[
         str, class_option(metavar="A,B|C,...", help="What to look for; background is added.")
     ] = "building,road,water,tree,grass,car,sand,field",
-    model: Annotated[
-        str,
-        model_option(
-            metavar="NAME|FOLDER", help="A name of segearth models list, or a model folder."
-        ),
-    ] = "auto",
+    model: ModelName = "auto",
     arch: Annotated[
         str | None,
         model_option(
@@ -380,38 +353,16 @@ def bench_command(
             "with a random SimFeatUp.",
         ),
     ] = None,
-    attention: Annotated[
-        str | None,
-        model_option(metavar="NAME", help=f"Attention of the last block: {', '.join(ATTENTIONS)}."),
-    ] = None,
-    upsampler: Annotated[
-        str, model_option(metavar="auto|bilinear|PATH", help="Upsampler of the features.")
-    ] = "auto",
-    window: Annotated[int | None, model_option(metavar="PIXELS", help="Side of a window.")] = None,
-    stride: Annotated[
-        int | None, model_option(metavar="PIXELS", help="Step from one window to the next.")
-    ] = None,
-    device: Annotated[
-        str, model_option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto",
-    precision: Annotated[
-        str, model_option(metavar="|".join(PRECISIONS), help="Number format of the encoder.")
-    ] = "auto",
-    batch_size: Annotated[
-        int | None,
-        model_option(metavar="WINDOWS", help="Windows at once on a GPU; a CPU takes four."),
-    ] = None,
-    exact: Annotated[
-        bool,
-        model_option("--exact", help="Float32 and every channel: no approximation for speed."),
-    ] = False,
-    max_memory: Annotated[
-        str | None,
-        model_option(metavar="SIZE", help="Take wide scenes in panels to stay below this, as 2GB."),
-    ] = None,
-    threads: Annotated[
-        int | None, model_option(metavar="N", help="CPU threads. Default: as many as cores.")
-    ] = None,
+    attention: Attention = None,
+    upsampler: UpsamplerName = "auto",
+    window: Window = None,
+    stride: Stride = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = None,
+    exact: Exact = False,
+    max_memory: MaxMemory = None,
+    threads: Threads = None,
     vector: Annotated[
         bool, map_option("--vector", help="Write polygons too, beside the class raster.")
     ] = False,

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,10 +18,15 @@ def cosines(features, text, mixing):
     return torch.einsum("bdhw,qd->bqhw", mixed, text) / mixed.norm(dim=1, keepdim=True)
 
 
-def test_coordinates_give_the_cosines_of_the_features():
+@pytest.fixture
+def text_and_mixing():
     torch.manual_seed(0)
     text = F.normalize(torch.randn(9, 256), dim=-1)
-    mixing = nn.Conv2d(256, 256, 1).requires_grad_(False)
+    return text, nn.Conv2d(256, 256, 1).requires_grad_(False)
+
+
+def test_coordinates_give_the_cosines_of_the_features(text_and_mixing):
+    text, mixing = text_and_mixing
     features = decaying(3, 196, 256, 2.0).mT.unflatten(2, (14, 14)).contiguous()
 
     found = Coordinates(text, mixing)
@@ -31,10 +37,8 @@ def test_coordinates_give_the_cosines_of_the_features():
     torch.testing.assert_close(found.logits(few), expected, atol=1e-3, rtol=0)
 
 
-def test_they_do_so_after_anything_linear():
-    torch.manual_seed(0)
-    text = F.normalize(torch.randn(9, 256), dim=-1)
-    mixing = nn.Conv2d(256, 256, 1).requires_grad_(False)
+def test_they_do_so_after_anything_linear(text_and_mixing):
+    text, mixing = text_and_mixing
     features = decaying(1, 64, 256, 2.0).mT.unflatten(2, (8, 8)).contiguous()
     found = Coordinates(text, mixing)
 

@@ -3,12 +3,14 @@ from importlib import resources
 
 import numpy as np
 import pytest
+import torch
 
 from segearth_cli.errors import UsageError
 from segearth_cli.model.folder import load_clip, open_model_folder
 from segearth_cli.model.prompts import (
     build_vocabulary,
     choose_classes,
+    encode_text,
     parse_classes,
     read_classes,
     read_preset,
@@ -135,6 +137,14 @@ def test_colours_are_those_of_maps_and_all_different():
 
 def test_synonyms_parse():
     assert parse_classes("a|b,c d") == (("a", "b"), ("c d",))
+
+
+def test_text_without_its_padding_is_encoded_alike(tiny_model):
+    model, tokenizer = load_clip(open_model_folder(tiny_model))
+    tokens = tokenizer(["road", "a satellite photo of a very wide river near some houses"])
+
+    with torch.inference_mode():
+        torch.testing.assert_close(encode_text(model, tokens), model.encode_text(tokens))
 
 
 def test_text_features_are_unit_vectors_kept_on_disk(tiny_model, tmp_path):

@@ -289,10 +289,32 @@ def encode_prompts(model: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
     device = next(model.parameters()).device
     with torch.inference_mode():
         batches = [
-            F.normalize(model.encode_text(tokens.to(device)).float(), dim=-1)
+            F.normalize(encode_text(model, tokens.to(device)).float(), dim=-1)
             for tokens in tokenizer(prompts).split(TEXT_BATCH)
         ]
         return F.normalize(torch.cat(batches).mean(dim=0), dim=-1).cpu()
+
+
+def encode_text(model: Any, tokens: Tensor) -> Tensor:
+    """What ``model.encode_text`` computes, without the padding: B x N tokens -> B x D.
+
+    CLIP's text tower attends to earlier tokens alone and is read at the end token, which has the
+    highest number: what comes after it changes nothing, and is most of the 77 tokens.
+    """
+    import open_clip
+    import torch
+    from open_clip.transformer import text_global_pool
+
+    is_clip = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
+    if not is_clip or model.attn_mask is None:
+        return model.encode_text(tokens)
+    length = int(tokens.argmax(dim=-1).max()) + 1
+    tokens = tokens[:, :length]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]  # B N C
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    x = text_global_pool(x, tokens, model.text_pool_type)  # B C
+    projection = model.text_projection
+    return projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
 
 
 def kept(path: Path) -> NDArray[np.float32] | None:
