@@ -15,7 +15,7 @@ from segearth_cli.model.upsampler import pointwise_weights
 
 ALIGNED = 32  # channels come in multiples of this
 LEAST_RANK = 16  # directions besides the text's
-TOLERANCE = 5e-4  # share of a window's squared lengths that may be left out
+TOLERANCE = 2e-3  # share of a window's squared lengths that may be left out
 
 
 class Coordinates:
@@ -65,9 +65,10 @@ class Coordinates:
 
     def logits(self, coordinates: Tensor) -> Tensor:
         """Cosine of feature and text: ... C -> ... Q. The coordinates are overwritten."""
-        coordinates[..., : len(self._shift)] += self._shift
-        more = coordinates.shape[-1] - len(self._text)
-        products = coordinates @ F.pad(self._text, (0, 0, 0, more))
+        flat = coordinates.view(-1, coordinates.shape[-1])
+        own = flat[:, : len(self._shift)]
+        own += self._shift
+        products = (own @ self._text).view(*coordinates.shape[:-1], self.queries)
         return products.div_(coordinates.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
 
 
