@@ -79,18 +79,10 @@ class ModelOptions:
         return "fp32" if self.exact else self.precision
 
 
-@dataclass(frozen=True)
-class SegmentOptions:
-    """What ``segment`` makes of one scene.
+@dataclass(frozen=True, kw_only=True)
+class SceneOptions:
+    """How a raster is read. Lengths are in metres."""
 
-    ``classes`` holds a tuple of synonyms per class, the class's name first; ``background`` the
-    prompts of the background class, ``None`` for no such class. Lengths are in metres.
-    """
-
-    classes: tuple[tuple[str, ...], ...]
-    background: tuple[str, ...] | None = DEFAULT_BACKGROUND
-    colours: tuple[tuple[int, int, int], ...] = ()  # as many as classes, or none: chosen by name
-    threshold: float = 0.0
     sensor: str = "auto"
     bands: tuple[str, ...] = ()  # 1-based numbers or band descriptions
     stretch: str = "auto"
@@ -100,39 +92,23 @@ class SegmentOptions:
     bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top
     bbox_crs: str | None = None
     aoi: str | None = None
-    min_area: float = 0.0  # square metres
-    simplify: float = 0.0  # metres
-    outputs: tuple[str, ...] = ()
-    probabilities: str | None = None
-    overwrite: bool = False
-    creation_options: tuple[tuple[str, str], ...] = ()
+    speckle: int = 0  # pixels a side of the Lee filter's windows, of SAR scenes; 0 = none
     threads: int | None = None
-    max_memory: int | None = None  # bytes
-    progress: bool = True  # on stderr, where that is a terminal
-    model: ModelOptions = field(default_factory=ModelOptions)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be met, before any work is done."""
-        _require(bool(self.classes), "no classes: name some, for instance --classes building,road")
-        for synonyms in (*self.classes, self.background or DEFAULT_BACKGROUND):
-            _require(
-                isinstance(synonyms, tuple) and len(synonyms) > 0,
-                f"the class {synonyms!r} is no tuple of synonyms such as ('building', 'house')",
-            )
+        """Refuse what no raster can be read by."""
         _one_of("--sensor", self.sensor, SENSORS)
-        _require(
-            0.0 <= self.threshold <= 1.0,
-            f"--threshold is {self.threshold}; it must lie between 0 and 1",
-        )
         _require(
             self.gsd is None or 0 < self.gsd < math.inf,
             f"--gsd is {self.gsd}; it must be a positive number of metres",
         )
-        for option, value in (("--min-area", self.min_area), ("--simplify", self.simplify)):
-            _require(0 <= value < math.inf, f"{option} is {value}; it must be 0 or a larger number")
         _require(
             self.threads is None or self.threads >= 1,
             f"--threads is {self.threads}; it must be 1 or more",
+        )
+        _require(
+            self.speckle == 0 or (self.speckle >= 3 and self.speckle % 2 == 1),
+            f"--speckle is {self.speckle}; give an odd number of pixels such as 7, or 0 for none",
         )
         if self.bbox is not None:
             left, bottom, right, top = self.bbox
@@ -144,6 +120,45 @@ class SegmentOptions:
         _require(
             self.bbox is None or self.aoi is None, "--bbox and --aoi exclude each other; give one"
         )
+
+
+@dataclass(frozen=True)
+class SegmentOptions(SceneOptions):
+    """What ``segment`` makes of one scene.
+
+    ``classes`` holds a tuple of synonyms per class, the class's name first; ``background`` the
+    prompts of the background class, ``None`` for no such class. Lengths are in metres.
+    """
+
+    classes: tuple[tuple[str, ...], ...]
+    background: tuple[str, ...] | None = DEFAULT_BACKGROUND
+    colours: tuple[tuple[int, int, int], ...] = ()  # as many as classes, or none: chosen by name
+    threshold: float = 0.0
+    min_area: float = 0.0  # square metres
+    simplify: float = 0.0  # metres
+    outputs: tuple[str, ...] = ()
+    probabilities: str | None = None
+    overwrite: bool = False
+    creation_options: tuple[tuple[str, str], ...] = ()
+    max_memory: int | None = None  # bytes
+    progress: bool = True  # on stderr, where that is a terminal
+    model: ModelOptions = field(default_factory=ModelOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be met, before any work is done."""
+        super().__post_init__()
+        _require(bool(self.classes), "no classes: name some, for instance --classes building,road")
+        for synonyms in (*self.classes, self.background or DEFAULT_BACKGROUND):
+            _require(
+                isinstance(synonyms, tuple) and len(synonyms) > 0,
+                f"the class {synonyms!r} is no tuple of synonyms such as ('building', 'house')",
+            )
+        _require(
+            0.0 <= self.threshold <= 1.0,
+            f"--threshold is {self.threshold}; it must lie between 0 and 1",
+        )
+        for option, value in (("--min-area", self.min_area), ("--simplify", self.simplify)):
+            _require(0 <= value < math.inf, f"{option} is {value}; it must be 0 or a larger number")
         self._check_names()
 
     @property

@@ -11,9 +11,7 @@ from segearth_cli.model.upsampler import (
     JBUOne,
     JBUStack,
     build_upsampler,
-    neighbours,
     read_upsampler_state,
-    weighted_sum,
 )
 from segearth_cli.options import ModelOptions
 
@@ -51,15 +49,6 @@ def test_patch_14_is_doubled_four_times():
 def test_a_stack_refuses_other_patches():
     with pytest.raises(ModelError, match="patches of 32 pixels"):
         JBUStack(8)(torch.rand(1, 8, 7, 7), torch.rand(1, 3, 224, 224))
-
-
-def test_weighted_sum_is_the_sum_over_unfolded_neighbourhoods():
-    features, kernel = torch.rand(2, 5, 9, 11), torch.rand(2, 25, 9, 11)
-
-    unfolded = torch.stack(neighbours(features, 2), dim=1)  # B K C H W
-    expected = (unfolded * kernel[:, :, None]).sum(1)
-
-    torch.testing.assert_close(weighted_sum(features, kernel, 2), expected)
 
 
 def test_gradients_of_the_upsampler_are_right():

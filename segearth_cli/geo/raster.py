@@ -32,7 +32,8 @@ from segearth_cli.geo.source import (
     undeclared_nodata,
     warped,
 )
-from segearth_cli.options import SegmentOptions
+from segearth_cli.geo.speckle import LeeFilter
+from segearth_cli.options import SceneOptions
 
 _LATTICE = 16  # windows along each side that a large scene's statistics come from
 _SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most files
@@ -55,9 +56,32 @@ class _Region:
     channels: int
     alpha: int | None
     shapes: tuple[Any, ...] | None
+    speckle: LeeFilter | None = None
 
     def read(self, window: Window, shape: tuple[int, int]) -> _Sample:
-        """Return raw and validity, both [B, h, w], of a window, decimated to a shape."""
+        """Return raw and validity, both [B, h, w], of a window, decimated to a shape.
+
+        Without speckle if so asked, unless decimated.
+        """
+        if self.speckle is None or shape != (window.height, window.width):
+            return self._read(window, shape)
+        margin = self.speckle.margin
+        top, left = (max(0, int(off) - margin) for off in (window.row_off, window.col_off))
+        bottom = min(int(self.window.height), int(window.row_off) + shape[0] + margin)
+        right = min(int(self.window.width), int(window.col_off) + shape[1] + margin)
+        raw, valid = self._read(
+            Window(left, top, right - left, bottom - top), (bottom - top, right - left)
+        )
+        before = (margin - int(window.row_off) + top, margin - int(window.col_off) + left)
+        whole = tuple(side + 2 * margin for side in shape)
+        padding = [(0, 0)] + [
+            (first, side - first - there)
+            for first, side, there in zip(before, whole, raw.shape[1:], strict=True)
+        ]
+        raw, valid = np.pad(raw, padding), np.pad(valid, padding)
+        return self.speckle(raw, valid), valid[:, margin:-margin, margin:-margin]
+
+    def _read(self, window: Window, shape: tuple[int, int]) -> _Sample:
         indexes = list(range(1, self.channels + 1))
         absolute = Window(
             window.col_off + self.window.col_off,
@@ -220,8 +244,8 @@ class Scene:
         self.close()
 
 
-def open_scene(source: str, options: SegmentOptions) -> Scene:
-    """Open a path, GDAL virtual path or URL as ``options`` say.
+def open_scene(source: str, options: SceneOptions, onto: Grid | None = None) -> Scene:
+    """Open a path, GDAL virtual path or URL as ``options`` say, or on a given grid.
 
     Raises SceneError for what is no readable raster or does not meet ``--bbox`` or ``--aoi``,
     UsageError for options that the scene cannot follow. What is guessed is logged as a warning.
@@ -240,8 +264,8 @@ def open_scene(source: str, options: SegmentOptions) -> Scene:
             virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, nodata)
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
         dataset = resources.enter_context(opened(source, virtual))
-        if options.gsd is not None or options.dst_crs is not None:
-            dataset, grid = warped(resources, dataset, grid, options)
+        if options.gsd is not None or options.dst_crs is not None or onto is not None:
+            dataset, grid = warped(resources, dataset, grid, options, onto)
             alpha = dataset.count
         window, shapes = region_asked(grid, options)
         grid = grid.crop(window)
@@ -256,14 +280,30 @@ def open_scene(source: str, options: SegmentOptions) -> Scene:
         amplitude = complex_values or any(
             "amplitude" in facts.descriptions[b - 1].lower() for b in bands
         )
+        if options.speckle:
+            region = _despeckled(region, sample, sensor, dtype, amplitude, options.speckle)
+            sample = region.sample()
         scaling = sensors.scaling_of(
             stretch, sensor, dtype, sample, amplitude, int(bits) if bits else None
         )
         return Scene(region, grid, bands, scaling, settings, resources.pop_all())
 
 
+def _despeckled(
+    region: _Region, sample: _Sample, sensor: str, dtype: str, amplitude: bool, size: int
+) -> _Region:
+    """Have the Lee filter in the way of all that is read of a radar scene."""
+    if sensor != "sar":
+        logger.warning("--speckle is for radar scenes: %s is left as it is", region.source)
+        return region
+    lee = LeeFilter(size, sensors.unit_of_radar(*sample, dtype, amplitude))
+    lee = replace(lee, looks=lee.looks_of(*sample))
+    logger.info("%s: %.1f looks, in %s", region.source, lee.looks, lee.unit)
+    return replace(region, speckle=lee)
+
+
 def _settled(
-    region: _Region, bands: tuple[int, ...], sample: _Sample, sensor: str, options: SegmentOptions
+    region: _Region, bands: tuple[int, ...], sample: _Sample, sensor: str, options: SceneOptions
 ) -> tuple[_Region, tuple[int, ...], _Sample]:
     """Drop the second band of what turned out not to be SAR: grey needs one."""
     if sensor == "sar" or len(bands) != 2:
@@ -277,7 +317,7 @@ def _settled(
     return replace(region, channels=1), bands[:1], (sample[0][:1], sample[1][:1])
 
 
-def _known_sensor(facts: sensors.BandFacts, options: SegmentOptions) -> str | None:
+def _known_sensor(facts: sensors.BandFacts, options: SceneOptions) -> str | None:
     if options.sensor != "auto":
         return options.sensor
     wanted = sensors.named_bands(facts, options.bands)

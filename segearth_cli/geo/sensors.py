@@ -313,6 +313,15 @@ def _log_factor(values: list[NDArray[np.float64]], dtype: str, amplitude: bool) 
     return 20 if amplitude or np.dtype(dtype).kind in "iu" else 10
 
 
+def unit_of_radar(
+    raw: NDArray[Any], valid: NDArray[np.bool_], dtype: str, amplitude: bool = False
+) -> str:
+    """Return what radar values are: ``decibels``, ``amplitude`` or ``power``."""
+    usable = valid & np.isfinite(raw)
+    values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
+    return {0: "decibels", 20: "amplitude", 10: "power"}[_log_factor(values, dtype, amplitude)]
+
+
 def _decibels(values: NDArray[Any], factor: int) -> NDArray[Any]:
     """Return factor * log10(values); zero and below become the smallest power, never -inf."""
     smallest = _SMALLEST_POWER if factor == 10 else _SMALLEST_POWER**0.5

@@ -26,7 +26,7 @@ from segearth_cli.geo import sensors
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, window_of_box
 from segearth_cli.geo.virtual import VirtualRaster
-from segearth_cli.options import SegmentOptions
+from segearth_cli.options import SceneOptions
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
 _REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "oss://")
@@ -211,9 +211,12 @@ def _add_palette(virtual: VirtualRaster, src: Any, band: int, nodata: float | No
 
 
 def warped(
-    resources: ExitStack, dataset: Any, grid: Grid, options: SegmentOptions
+    resources: ExitStack, dataset: Any, grid: Grid, options: SceneOptions, onto: Grid | None
 ) -> tuple[Any, Grid]:
-    """Return the scene resampled to ``--gsd`` and ``--dst-crs``, with alpha as its last band."""
+    """Return the scene on another grid, with alpha as its last band.
+
+    ``onto``, or the grid that ``--gsd`` and ``--dst-crs`` ask for.
+    """
     crs = parse_crs(options.dst_crs, "--dst-crs") if options.dst_crs else None
     settings: dict[str, Any] = {
         "tolerance": 1e-6,  # pixels: a coarser approximation depends on how rows are read
@@ -225,9 +228,9 @@ def warped(
         place = {"crs": crs or grid.crs, "resampling": Resampling.cubic}
         dataset = _warped_view(resources, dataset, place | settings)
         grid = Grid(dataset.width, dataset.height, dataset.transform, dataset.crs)
-        if options.gsd is None:
+        if options.gsd is None and onto is None:
             return dataset, grid
-    target = warp_target(grid, options.gsd, crs)
+    target = onto or warp_target(grid, options.gsd, crs)
     coarser = (target.pixel_area_m2 or 0.0) > _COARSER * (grid.pixel_area_m2 or 0.0)
     place = {
         "src_crs": grid.crs,
@@ -249,7 +252,7 @@ def _warped_view(resources: ExitStack, dataset: Any, settings: dict[str, Any]) -
         raise SceneError(f"the scene cannot be resampled: {reason(error)}") from error
 
 
-def region_asked(grid: Grid, options: SegmentOptions) -> tuple[Window, tuple[Any, ...] | None]:
+def region_asked(grid: Grid, options: SceneOptions) -> tuple[Window, tuple[Any, ...] | None]:
     """Return the window of ``--bbox`` or ``--aoi``, and the latter's polygons in its pixels."""
     if options.aoi is not None:
         return _area_of_interest(grid, options.aoi)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segearth_cli.errors import ModelError
 from segearth_cli.model.folder import read_checkpoint
+from segearth_cli.model.neighbourhood import similarities, weighted_sum
 
 KEY_DIM = 32
 CHECKPOINT_PREFIX = "upsampler."
@@ -55,10 +56,7 @@ class JBU(nn.Module):
 
     def range_kernel(self, guidance: Tensor) -> Tensor:
         """Softmax over the neighbourhood of the keys' similarity to the centre's: B K H W."""
-        keys = self.range_proj(guidance)
-        similarity = torch.stack(
-            [(keys * key).sum(1) for key in neighbours(keys, self.radius)], dim=1
-        )
+        similarity = similarities(self.range_proj(guidance), self.radius)
         return torch.softmax(similarity * self.range_temp.exp().clamp(1e-4, 1e4), dim=1)
 
     def spatial_kernel(self) -> Tensor:
@@ -73,25 +71,6 @@ def pointwise_weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None
     return layer.weight.flatten(1), layer.bias
-
-
-def neighbours(x: Tensor, radius: int) -> list[Tensor]:
-    """The image shifted to every place of the neighbourhood, as views: K of B C H W."""
-    height, width = x.shape[-2:]
-    padded = F.pad(x, [radius] * 4, mode="reflect")
-    side = range(2 * radius + 1)
-    return [padded[..., dy : dy + height, dx : dx + width] for dy in side for dx in side]
-
-
-def weighted_sum(features: Tensor, kernel: Tensor, radius: int) -> Tensor:
-    """Each pixel's kernel-weighted sum of its neighbourhood: B C H W, B K H W -> B C H W.
-
-    Shifted multiply-adds: unfolding the neighbourhoods would take K times the features' memory.
-    """
-    output = torch.zeros_like(features)
-    for weight, shifted in zip(kernel.unbind(1), neighbours(features, radius), strict=True):
-        output = output.addcmul_(weight[:, None], shifted)
-    return output
 
 
 class Upsampler(nn.Module):
