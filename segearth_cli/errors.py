@@ -23,3 +23,11 @@ class ModelError(SegEarthError):
 
 class OutputError(SegEarthError):
     """An output exists already or cannot be written."""
+
+
+class TrainingError(SegEarthError):
+    """A run cannot go on: a loss that is no number, a checkpoint of another run."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped, and saved; the message says how to go on (exit code 130)."""

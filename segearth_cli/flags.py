@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
@@ -14,6 +15,7 @@ class_option = partial(option, rich_help_panel="Classes")
 scene_option = partial(option, rich_help_panel="Scene")
 model_option = partial(option, rich_help_panel="Model")
 map_option = partial(option, rich_help_panel="Outputs")
+run_option = partial(option, rich_help_panel="Run")
 
 Verbose: TypeAlias = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
 Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Print only warnings and errors.")]
@@ -56,4 +58,77 @@ MaxMemory: TypeAlias = Annotated[
 ]
 Threads: TypeAlias = Annotated[
     int | None, model_option(metavar="N", help="CPU threads. Default: as many as cores.")
+]
+
+Stretch: TypeAlias = Annotated[
+    str,
+    scene_option(
+        metavar="HOW",
+        help="Values shown as black and white, the same for the whole scene: auto, none, "
+        "minmax, two values LO,HI or two percentiles pLO,HI.",
+    ),
+]
+Nodata: TypeAlias = Annotated[
+    float | None,
+    scene_option(metavar="VALUE", help="Value of pixels without data, if not the file's own."),
+]
+Gsd: TypeAlias = Annotated[
+    float | None, scene_option(metavar="METRES", help="Resample to this pixel size first.")
+]
+Bands: TypeAlias = Annotated[
+    str | None,
+    scene_option(
+        "-b", "--bands", metavar="4,3,2", help="Bands to read, red first: numbers or descriptions."
+    ),
+]
+Speckle: TypeAlias = Annotated[
+    int,
+    scene_option(
+        metavar="N", help="Radar: against speckle, a Lee filter of N x N pixels; 0: none."
+    ),
+]
+ModelOut: TypeAlias = Annotated[
+    Path, run_option("-o", "--output", metavar="DIR", help="The model folder to make.")
+]
+Steps: TypeAlias = Annotated[
+    int | None, run_option(metavar="N", help="Updates of the weights. Default: all epochs.")
+]
+Epochs: TypeAlias = Annotated[int, run_option(metavar="N", help="Times that all is looked at.")]
+TrainBatchSize: TypeAlias = Annotated[
+    int, run_option(metavar="CROPS", help="Crops per step, of all processes together.")
+]
+Accumulate: TypeAlias = Annotated[
+    int, run_option(metavar="N", help="Parts that a batch is taken in, to save memory.")
+]
+CropSide: TypeAlias = Annotated[int, run_option("--crop", metavar="PIXELS", help="Side of a crop.")]
+LearningRate: TypeAlias = Annotated[float, run_option(metavar="RATE", help="The highest.")]
+WarmupSteps: TypeAlias = Annotated[
+    int, run_option(metavar="N", help="Steps until then; a cosine goes down to 0 after.")
+]
+HeldOut: TypeAlias = Annotated[
+    float, run_option(metavar="SHARE", help="Share of the files that is only measured on.")
+]
+ValidateEvery: TypeAlias = Annotated[
+    int | None, run_option(metavar="STEPS", help="Measure so often. Default: after each epoch.")
+]
+SaveEvery: TypeAlias = Annotated[
+    int, run_option(metavar="STEPS", help="Write a checkpoint so often.")
+]
+LogEvery: TypeAlias = Annotated[int, run_option(metavar="STEPS", help="Log losses so often.")]
+Seed: TypeAlias = Annotated[int, run_option(metavar="N", help="The same seed, the same result.")]
+Checkpointing: TypeAlias = Annotated[
+    bool,
+    run_option("--checkpointing", help="Compute activations twice instead of keeping them."),
+]
+Workers: TypeAlias = Annotated[
+    int, run_option(metavar="N", help="Processes that read images; 0: the main one does.")
+]
+Resume: TypeAlias = Annotated[
+    bool, run_option("--resume", help="Go on where the run in the folder was saved.")
+]
+OverwriteRun: TypeAlias = Annotated[
+    bool, run_option("--overwrite", help="Begin anew in a folder that is there.")
+]
+StopAt: TypeAlias = Annotated[
+    int | None, run_option(metavar="STEP", help="Save and stop there, to --resume later.")
 ]

@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
 
@@ -203,6 +203,145 @@ class BenchOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be timed."""
         _require(min(self.size) >= 1, f"--size {self.size[0]}x{self.size[1]} has no pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What both trainings are told: where, how long, how fast."""
+
+    output: Path
+    model: str = "auto"
+    steps: int | None = None  # None: as many as the epochs take
+    epochs: int = 1
+    batch_size: int  # crops, of all processes together
+    accumulate: int = 1  # parts that a batch is taken in
+    crop: int = 224  # pixels a side
+    learning_rate: float
+    warmup_steps: int = 0
+    held_out: float = 0.1  # share of the images that is only measured on
+    validate_every: int | None = None  # steps; None: after each epoch
+    save_every: int = 500  # steps
+    log_every: int = 10  # steps
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    checkpointing: bool = False  # compute activations again instead of keeping them
+    workers: int = 0  # processes that read images
+    threads: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    stop_at: int | None = None  # stop there as if interrupted
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be."""
+        for option, value, least in (
+            ("--steps", self.steps, 1),
+            ("--epochs", self.epochs, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--accumulate", self.accumulate, 1),
+            ("--crop", self.crop, 16),
+            ("--warmup-steps", self.warmup_steps, 0),
+            ("--validate-every", self.validate_every, 1),
+            ("--save-every", self.save_every, 1),
+            ("--log-every", self.log_every, 1),
+            ("--workers", self.workers, 0),
+            ("--threads", self.threads, 1),
+            ("--stop-at", self.stop_at, 1),
+        ):
+            _require(
+                value is None or value >= least, f"{option} is {value}; it must be {least} or more"
+            )
+        _require(
+            0 < self.learning_rate < math.inf,
+            f"--learning-rate is {self.learning_rate}; it must be a positive number",
+        )
+        _require(
+            0 < self.held_out < 1,
+            f"--held-out is {self.held_out}; it must be a share between 0 and 1",
+        )
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"--batch-size {self.batch_size} cannot be taken in {self.accumulate} equal parts",
+        )
+        _require(
+            not (self.resume and self.overwrite),
+            "--resume and --overwrite exclude each other; give one",
+        )
+        _one_of("--precision", self.precision, PRECISIONS)
+
+
+UPSAMPLED = ("last-input", "output", "maskclip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerOptions(TrainOptions):
+    """SimFeatUp's training (paper 3.2, 5.2); the defaults are the paper's."""
+
+    images: tuple[str, ...]
+    scene: SceneOptions = field(default_factory=SceneOptions)
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    kernel: int = 11  # pixels a side of a neighbourhood
+    stack: bool = False  # a module per doubling, as FeatUp's
+    ratio: int | None = None  # of the upsampling; None: up to the image's pixels
+    features: str = "last-input"  # eq. 6, or what FeatUp upsamples
+    content_weight: float = 0.1  # gamma of eq. 5; 0: no content retention network
+    jitters: int = 5  # views of each crop
+    directions: int = 30  # random ones, that features are compared along
+
+    def __post_init__(self) -> None:
+        """Refuse what no upsampler can be."""
+        super().__post_init__()
+        _require(bool(self.images), "name images to train on: files or folders")
+        _require(
+            self.kernel >= 3 and self.kernel % 2 == 1,
+            f"--kernel is {self.kernel}; it must be an odd number from 3 on",
+        )
+        _require(
+            self.ratio is None or (self.ratio >= 2 and self.ratio & (self.ratio - 1) == 0),
+            f"--ratio is {self.ratio}; it must be a power of two such as 16",
+        )
+        _require(
+            not (self.stack and self.ratio not in (None, 16)),
+            "--stack has four doublings: leave --ratio out",
+        )
+        _one_of("--features", self.features, UPSAMPLED)
+        _require(self.jitters >= 1, f"--jitters is {self.jitters}; it must be 1 or more")
+        _require(
+            0 <= self.content_weight < math.inf,
+            f"--gamma is {self.content_weight}; it must be 0 or a larger number",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TrainOptions):
+    """AlignEarth's training (paper 4.2, 5.2); the defaults are the paper's."""
+
+    optical: str | None = None  # folders whose files of equal stem are pairs
+    sar: str | None = None
+    pairs: str | None = None  # or a CSV that names them
+    optical_scene: SceneOptions = field(default_factory=lambda: SceneOptions(sensor="optical"))
+    sar_scene: SceneOptions = field(default_factory=lambda: SceneOptions(sensor="sar"))
+    epochs: int = 20
+    batch_size: int = 512
+    learning_rate: float = 1e-4
+    temperature: float = 0.07  # in the beginning
+    regions: int = 7  # a side (K of eq. 12)
+
+    def __post_init__(self) -> None:
+        """Refuse what names no pairs."""
+        super().__post_init__()
+        _require(
+            (self.pairs is None) == (self.optical is not None and self.sar is not None)
+            and (self.pairs is None or (self.optical is None and self.sar is None)),
+            "name the pairs with --optical DIR and --sar DIR, or with --pairs FILE",
+        )
+        _require(
+            0 < self.temperature < math.inf,
+            f"--temperature is {self.temperature}; it must be a positive number",
+        )
+        _require(self.regions >= 1, f"--regions is {self.regions}; it must be 1 or more")
 
 
 def parse_size(text: str) -> tuple[int, int]:

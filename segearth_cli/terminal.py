@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from segearth_cli.bench import BenchResult
     from segearth_cli.model.weights import ModelRow
     from segearth_cli.segment import Plan, SegmentResult
+    from segearth_cli.training.loop import TrainResult
 
 
 def console() -> Console:
@@ -47,9 +48,28 @@ class LineHandler(logging.Handler):
         console().print(Text.assemble(level, " ".join(record.getMessage().split())))
 
 
-def log_to_stderr(verbose: bool, quiet: bool) -> None:
+class OnceForAllScenes(logging.Filter):
+    """Lets each kind of remark about a raster through once: a training reads thousands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this kind has not been said yet."""
+        if not record.name.startswith("segearth_cli.geo"):
+            return True
+        is_new = record.msg not in self._said
+        self._said.add(record.msg)
+        return is_new
+
+
+def log_to_stderr(verbose: bool, quiet: bool, many_scenes: bool = False) -> None:
     """Warnings (and with ``verbose`` the steps) on stderr, one line each."""
-    logging.basicConfig(level=logging.WARNING, handlers=[LineHandler()], force=True)
+    handler = LineHandler()
+    if many_scenes:
+        handler.addFilter(OnceForAllScenes())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     level = logging.INFO if verbose and not quiet else logging.WARNING
     logging.getLogger("segearth_cli").setLevel(level)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's chatter about odd tags
@@ -197,6 +217,21 @@ def show_bench(result: BenchResult, as_json: bool) -> None:
     if result.device_bytes is not None:
         memory += f", on the device {result.device_bytes / 2**30:.2f} GiB"
     out.print(Text(memory))
+
+
+def show_training(result: TrainResult, as_json: bool, quiet: bool) -> None:
+    """What a training came to: every measure, before and after."""
+    if as_json:
+        print_json(asdict(result))
+    if quiet:
+        return
+    first, last = result.measured[0], result.measured[-1]
+    rows = [[name, f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in last if name != "step"]
+    out = console()
+    out.print(table("On what was held out", ["", "before", f"after {last['step']} steps"], rows))
+    if result.skipped:
+        out.print(Text(f"{len(result.skipped)} files or pairs were skipped"))
+    out.print(Text(f"{result.output} in {result.seconds:.0f} s"))
 
 
 def show_models(models: Sequence[ModelRow], as_json: bool) -> None:

@@ -6,11 +6,13 @@ the dense features are that block's modulated attention output, without residual
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from segearth_cli.errors import ModelError
 
@@ -55,6 +57,7 @@ class DenseEncoder(nn.Module):
         self.attention = attention
         self.modulated_blocks = modulated_blocks
         self.residual = residual
+        self.checkpointing = False  # in training: compute a block's inside again going backward
 
     @property
     def patch_size(self) -> int:
@@ -76,12 +79,21 @@ class DenseEncoder(nn.Module):
             Projected patch features, B x D x H/patch x W/patch, and class token, B x D; neither
             is normalised.
         """
-        rows, columns = (side // self.patch_size for side in images.shape[-2:])
-        tokens = self.embed(images)  # B 1+N C
         walk = self._gem if self.attention == "gem" else self._modulated
-        features = self.project(walk(tokens))  # B 1+N D
-        patches = features[:, 1:].transpose(1, 2)  # B D N
-        return patches.unflatten(2, (rows, columns)), features[:, 0]
+        features = self.project(walk(self.embed(images)))  # B 1+N D
+        return self._grid(features, images), features[:, 0]
+
+    def last_input(self, images: Tensor) -> Tensor:
+        """What enters the last block, projected: B 3 H W -> B D H/patch W/patch (eq. 6)."""
+        tokens = self.embed(images)
+        for block in self.visual.transformer.resblocks[:-1]:
+            tokens = block_output(block, tokens)
+        return self._grid(self.project(tokens), images)
+
+    def _grid(self, features: Tensor, images: Tensor) -> Tensor:
+        """Patches where they lie, without the class token: B 1+N D -> B D h w."""
+        rows, columns = (side // self.patch_size for side in images.shape[-2:])
+        return features[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens before the first block, the class token first: B x 1+N x C."""
@@ -106,10 +118,16 @@ class DenseEncoder(nn.Module):
         outputs = []
         for index, block in enumerate(blocks):
             if index >= first:
-                outputs.append(modulated_output(block, tokens, heads, self.residual))
+                outputs.append(self._run(modulated_output, block, tokens, heads, self.residual))
             if index < len(blocks) - 1:
-                tokens = block_output(block, tokens)
+                tokens = self._run(block_output, block, tokens)
         return sum(outputs[1:], outputs[0])
+
+    def _run(self, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """One step of the walk, whose inside is kept for going backward, or not."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(step, *inputs, use_reentrant=False)
+        return step(*inputs)
 
     def _gem(self, tokens: Tensor) -> Tensor:
         """GEM's self-self path beside the normal one, over the last ``GEM_DEPTH - 1`` blocks."""

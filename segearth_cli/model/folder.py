@@ -117,10 +117,14 @@ class ModelFolder:
         """The weights of both encoders."""
         return next(file for name in WEIGHTS if (file := self.path / name).is_file())
 
+    def read_config(self) -> dict[str, Any]:
+        """What ``config`` holds."""
+        return _read_json(self.config)
+
     @property
     def embed_dim(self) -> int:
         """Channels of the features that image and text share."""
-        return int(_read_json(self.config)["model_cfg"]["embed_dim"])
+        return int(self.read_config()["model_cfg"]["embed_dim"])
 
     @property
     def upsampler(self) -> Path | None:
@@ -193,6 +197,7 @@ def save_model_folder(
     upsampler_state: Mapping[str, "Tensor"] | None = None,
     *,
     overwrite: bool = False,
+    into: bool = False,
 ) -> ModelFolder:
     """Write a model folder beside ``destination``, check it, and rename it into place.
 
@@ -203,13 +208,14 @@ def save_model_folder(
         card: settings and origin.
         upsampler_state: weights of the upsampler; ``None`` for bilinear.
         overwrite: replace a folder that is there.
+        into: put the files into a folder that is there, one by one; what else it holds stays.
 
     Raises:
         OutputError: the folder exists already, or cannot be written.
     """
     from safetensors.torch import save_file
 
-    if destination.exists() and not overwrite:
+    if destination.exists() and not (overwrite or into):
         raise OutputError(f"the model folder {destination} exists already; remove it first")
     staging = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
@@ -222,7 +228,14 @@ def save_model_folder(
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (staging / CARD).write_text(card.to_json(), encoding="utf-8")
         open_model_folder(staging)
-        _rename_over(staging, destination)
+        if into:
+            destination.mkdir(exist_ok=True)
+            for file in staging.iterdir():
+                file.replace(destination / file.name)
+            if upsampler_state is None:
+                (destination / UPSAMPLER).unlink(missing_ok=True)
+        else:
+            _rename_over(staging, destination)
     except OSError as error:
         raise OutputError(
             f"cannot write the model folder {destination}: {error.strerror or error}; free some "

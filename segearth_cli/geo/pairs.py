@@ -1,0 +1,77 @@
+"""Optical and radar images of one place, as two scenes on one grid."""
+
+from contextlib import ExitStack
+
+import numpy as np
+from rasterio.warp import transform_bounds
+
+from segearth_cli.errors import SceneError
+from segearth_cli.geo.failures import GDAL_ERRORS
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.options import SceneOptions
+
+_SAME = 1e-3  # pixels: grids that differ by less are one
+
+
+def open_pair(
+    optical: str, sar: str, optical_options: SceneOptions, sar_options: SceneOptions
+) -> tuple[Scene, Scene]:
+    """Open both images, the radar one on the optical one's grid.
+
+    Raises SceneError for images that are not of one place, or that cannot be read.
+    """
+    onto = shared_grid(optical, sar)
+    with ExitStack() as stack:
+        first = stack.enter_context(open_scene(optical, optical_options))
+        second = stack.enter_context(open_scene(sar, sar_options, onto))
+        stack.pop_all()
+    return first, second
+
+
+def shared_grid(optical: str, sar: str) -> Grid | None:
+    """Return the grid to bring the radar image onto; None where both have the same already.
+
+    Only the files' heads are read. Raises SceneError for images that are not of one place: that
+    do not touch on the ground or, when nothing places them there, differ in size.
+    """
+    grids = []
+    for source in (optical, sar):
+        with environment(gdal_settings(source)), opened(source) as src:
+            grids.append(file_grid(src, source))
+    first, second = grids
+    if first.crs is None or second.crs is None:
+        if (first.width, first.height) != (second.width, second.height):
+            raise SceneError(
+                f"{optical} has {first.width} x {first.height} pixels and {sar} "
+                f"{second.width} x {second.height}, and not both are placed on the ground; "
+                "resample one of them"
+            )
+        return None
+    if first.gcps:
+        raise SceneError(f"{optical} is placed by control points only; rectify it with gdalwarp")
+    if _is_same(first, second):
+        return None
+    if not _touch(first, second):
+        raise SceneError(f"{optical} and {sar} do not touch on the ground")
+    return first
+
+
+def _is_same(first: Grid, second: Grid) -> bool:
+    size = (first.width, first.height) == (second.width, second.height)
+    if not size or first.crs != second.crs or second.gcps:
+        return False
+    cols, rows = np.array([0.0, first.width, 0.0]), np.array([0.0, 0.0, first.height])
+    found = first.pixels(*second.ground(cols, rows))
+    distance = float(np.abs(np.stack(found) - np.stack([cols, rows])).max())
+    return distance < _SAME
+
+
+def _touch(first: Grid, second: Grid) -> bool:
+    try:
+        left, bottom, right, top = transform_bounds(second.crs, first.crs, *second.bounds)
+    except GDAL_ERRORS:
+        return False
+    own = first.bounds
+    return bool(left < own[2] and own[0] < right and bottom < own[3] and own[1] < top)

@@ -1,0 +1,242 @@
+"""``segearth distill-sar``: AlignEarth teaches an optical encoder to read radar images (4.2).
+
+Teacher and student begin as the same image encoder. The teacher sees the optical image and never
+changes; the student sees the radar image of the same place and must come to the same features: of
+the whole (eq. 10 and 11) and of regions, which forgive small shifts (eq. 12).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segearth_cli.device import autocast, pick_precision
+from segearth_cli.errors import UsageError
+from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.folder import ModelCard, load_clip, save_model_folder
+from segearth_cli.model.upsampler import read_upsampler_state
+from segearth_cli.model.weights import resolve_model
+from segearth_cli.options import DistillOptions
+from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, pair_sources
+from segearth_cli.training.loop import Scalars, Step, TrainResult, train
+from segearth_cli.training.losses import contrastive_loss, region_distance, token_distance
+from segearth_cli.training.pictures import coloured, side_by_side
+
+HIGHEST_INVERSE_TEMPERATURE = 100.0  # as CLIP's own training has it
+HELD_OUT_CROPS = 256
+HELD_OUT_BATCH = 16
+PICTURES = 3
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder makes of images: class tokens N x D and patches N x D x h x w, float32."""
+
+    tokens: Tensor
+    patches: Tensor
+
+
+class Student(nn.Module):
+    """All that learns: the radar image encoder, and the temperature of the contrast.
+
+    Args:
+        visual: an open_clip vision tower.
+        temperature: in the beginning.
+        checkpointing: see `DenseEncoder`.
+    """
+
+    def __init__(self, visual: nn.Module, temperature: float, checkpointing: bool) -> None:
+        super().__init__()
+        self.encoder = plain_encoder(visual)
+        self.encoder.checkpointing = checkpointing
+        self.log_inverse_temperature = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    @property
+    def inverse_temperature(self) -> Tensor:
+        """1 / tau."""
+        return self.log_inverse_temperature.exp().clamp(max=HIGHEST_INVERSE_TEMPERATURE)
+
+
+def plain_encoder(visual: nn.Module) -> DenseEncoder:
+    """The encoder's plain forward, whose features are distilled."""
+    return DenseEncoder(visual, "vanilla", residual=True)
+
+
+class Distillation:
+    """The trainee of ``distill-sar``.
+
+    Raises:
+        SegEarthError: the model or the pairs cannot be used.
+    """
+
+    def __init__(self, options: DistillOptions, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+        self.precision = pick_precision(options.precision, device)
+        self.folder = resolve_model(options.model)
+        self.clip, _ = load_clip(self.folder)
+        visual = self.clip.visual
+        patch = int(visual.patch_size[0])
+        if options.crop % patch:
+            raise UsageError(f"--crop {options.crop} is no multiple of the model's patch, {patch}")
+        self.module = Student(copy.deepcopy(visual), options.temperature, options.checkpointing).to(
+            device
+        )
+        self.teacher = plain_encoder(visual.requires_grad_(False)).to(device).eval()
+        self.mean, self.std = (
+            torch.tensor(visual.preprocess_cfg[name], device=device)[:, None, None]
+            for name in ("mean", "std")
+        )
+        self.sources = pair_sources(options.optical, options.sar, options.pairs, options.held_out)
+        opener = Opener(options.optical_scene, options.sar_scene)
+        self.crops = RandomCrops(self.sources.train, opener, options.crop, options.seed, turns=True)
+        self.fixed = fixed_crops(self.sources.held_out, opener, options.crop, HELD_OUT_CROPS)
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.module.parameters(), lr=learning_rate)
+
+    def longest_gradient(self, step: int) -> float | None:
+        """Of any length."""
+        return None
+
+    def accumulate(self, parts: Sequence[Batch], step: Step) -> Scalars:
+        """The gradients of the whole batch, whatever the parts it comes in.
+
+        The contrast compares every pair with all others. So the class tokens of all parts come
+        first, without what going backward needs; then each part again, pulled where the contrast
+        wants its tokens. A batch in one part is encoded once.
+        """
+        teacher = [self._teacher(part.images[0]) for part in parts]
+        with torch.set_grad_enabled(len(parts) == 1):
+            student = [self._student(part.images[1]) for part in parts]
+        contrast, pulls, pull_of_temperature = self._contrast(teacher, student, step)
+        distances = torch.zeros(2, device=self.device)  # of tokens, of regions
+        for number, (part, wanted, pull) in enumerate(zip(parts, teacher, pulls, strict=True)):
+            own = student[0] if len(parts) == 1 else self._student(part.images[1])
+            token = token_distance(wanted.tokens, own.tokens) / len(parts)
+            region = region_distance(wanted.patches, own.patches, self.options.regions) / len(parts)
+            loss = token + region + (own.tokens * pull).sum()
+            if number == 0:
+                loss = loss + self.module.log_inverse_temperature * pull_of_temperature
+            step.backward(loss)
+            distances += torch.stack([token, region]).detach()
+        return {
+            "loss": contrast + distances.sum(),
+            "contrast": contrast,
+            "token": distances[0],
+            "region": distances[1],
+            "temperature": 1 / self.module.inverse_temperature.detach(),
+        }
+
+    def _contrast(
+        self, teacher: Sequence[Features], student: Sequence[Features], step: Step
+    ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        """The contrastive loss, and its gradients by each part's tokens and the temperature."""
+        tokens = torch.cat([part.tokens.detach() for part in student]).requires_grad_()
+        log_inverse = self.module.log_inverse_temperature.detach().requires_grad_()
+        accelerator = step.accelerator
+        loss = contrastive_loss(
+            torch.cat([part.tokens for part in teacher]),
+            tokens,
+            log_inverse.exp().clamp(max=HIGHEST_INVERSE_TEMPERATURE),
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        pull, pull_of_temperature = torch.autograd.grad(loss, [tokens, log_inverse])
+        return (
+            loss.detach(),
+            pull.split([len(part.tokens) for part in student]),
+            pull_of_temperature,
+        )
+
+    @torch.no_grad()
+    def _teacher(self, optical: Tensor) -> Features:
+        return self._encoded(self.teacher, optical)
+
+    def _student(self, sar: Tensor) -> Features:
+        return self._encoded(self.module.encoder, sar)
+
+    def _encoded(self, encoder: DenseEncoder, images: Tensor) -> Features:
+        with autocast(self.device, self.precision):
+            patches, tokens = encoder((images - self.mean) / self.std)
+        return Features(tokens.float(), patches.float())
+
+    def measure(self) -> dict[str, float]:
+        """Retrieval and likeness on held-out pairs.
+
+        Recall@1: the share of images whose pair is the most similar of all, both ways; mean
+        cosine of class tokens, and of regions.
+        """
+        optical, sar, token, region = [], [], 0.0, 0.0
+        for start in range(0, len(self.fixed), HELD_OUT_BATCH):
+            some = self.fixed[start : start + HELD_OUT_BATCH]
+            images = [
+                torch.stack([crop.images[k] for crop in some]).to(self.device) for k in (0, 1)
+            ]
+            wanted, own = self._teacher(images[0]), self._student(images[1])
+            share = len(some) / len(self.fixed)
+            token += share * (1 - float(token_distance(wanted.tokens, own.tokens)))
+            region += share * (
+                1 - float(region_distance(wanted.patches, own.patches, self.options.regions))
+            )
+            optical.append(F.normalize(wanted.tokens, dim=-1))
+            sar.append(F.normalize(own.tokens, dim=-1))
+        similarity = torch.cat(optical) @ torch.cat(sar).T  # N N
+        pair = torch.arange(len(similarity), device=similarity.device)
+        return {
+            "recall_optical_to_sar": float((similarity.argmax(1) == pair).float().mean()),
+            "recall_sar_to_optical": float((similarity.argmax(0) == pair).float().mean()),
+            "token_cosine": token,
+            "region_cosine": region,
+            "pairs": float(len(self.fixed)),
+        }
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Radar and optical image, and the maps of their features, side by side."""
+        panels = []
+        for crop in self.fixed[:: max(1, len(self.fixed) // PICTURES)][:PICTURES]:
+            optical, sar = (image.to(self.device) for image in crop.images)
+            maps = coloured(
+                self._student(sar[None]).patches[0], self._teacher(optical[None]).patches[0]
+            )
+            panels.append(side_by_side(sar, optical, *maps))
+        return {"radar, optical, and their features": torch.cat(panels, dim=1)}
+
+    def export(self, folder: Path, facts: dict[str, Any]) -> None:
+        """The model folder: the student in the teacher's place, its upsampler as it was."""
+        own = self.folder
+        visual = self.module.encoder.visual.state_dict()
+        state = self.clip.state_dict() | {f"visual.{name}": w for name, w in visual.items()}
+        card = ModelCard.for_sensor(
+            folder.resolve().name,
+            "sar",
+            global_bias=own.card.global_bias,
+            logit_scale=own.card.logit_scale,
+            window=own.card.window,
+            stride=own.card.stride,
+            description=f"{own.card.name} distilled for radar images by segearth",
+            licence=own.card.licence,
+            made_by=facts["command"],
+            extra={"distillation": facts},
+        )
+        upsampler = read_upsampler_state(own.upsampler) if own.upsampler else None
+        save_model_folder(folder, state, own.read_config(), card, upsampler, into=True)
+
+
+def distill_sar(options: DistillOptions) -> TrainResult:
+    """Distil an optical model for radar images.
+
+    Raises:
+        Stopped: by the user; everything is saved.
+        SegEarthError: what was expected to go wrong.
+    """
+    return train(options, lambda device: Distillation(options, device), "distill-sar")

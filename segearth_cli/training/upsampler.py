@@ -1,0 +1,334 @@
+"""``segearth train-upsampler``: SimFeatUp learns to upsample a frozen encoder's features (3.2).
+
+Each crop's features are upsampled, jittered like its image, and downsampled again: they must come
+out as the encoder sees the jittered image. A second loss asks that the upsampled features still
+hold the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from segearth_cli.device import autocast, pick_precision
+from segearth_cli.errors import UsageError
+from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.folder import load_clip, save_model_folder
+from segearth_cli.model.upsampler import JBUOne, JBUStack, Upsampler
+from segearth_cli.model.weights import resolve_model
+from segearth_cli.options import UpsamplerOptions
+from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, image_sources
+from segearth_cli.training.loop import Scalars, Step, TrainResult, train
+from segearth_cli.training.losses import (
+    content_loss,
+    random_directions,
+    reconstruction_error,
+    uncertain_reconstruction,
+)
+from segearth_cli.training.pictures import coloured, side_by_side
+
+PAD = 20  # pixels of reflection that a jitter may show
+MOST_ZOOM = 2.0
+KERNEL = 16  # pixels a side that a feature is downsampled from
+CAREFUL_STEPS = 10  # with very short gradients, in the beginning
+CAREFUL_NORM = 1e-4
+HELD_OUT_CROPS = 32
+PICTURES = 3
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """A view of a crop: zoomed, shifted, mirrored; the same for image and features.
+
+    Attributes:
+        zoom: from 1 on.
+        x, y: the view's middle, in halves of the crop's side from its middle.
+        mirrored: left and right swapped.
+    """
+
+    zoom: float = 1.0
+    x: float = 0.0
+    y: float = 0.0
+    mirrored: bool = False
+
+    @classmethod
+    def random(cls, side: int, generator: torch.Generator) -> Jitter:
+        """A view that shows at most ``PAD`` pixels of the reflection around the crop."""
+        zooms, mirrored, zoom, x, y = torch.rand(5, generator=generator).tolist()
+        zoom = 1 + zoom * (MOST_ZOOM - 1) if zooms > 0.5 else 1.0
+        room = 1 + 2 * PAD / side - 1 / zoom
+        return cls(zoom, (2 * x - 1) * room, (2 * y - 1) * room, mirrored > 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The view of an image or of features: B C H W, kept."""
+        across = -1 / self.zoom if self.mirrored else 1 / self.zoom
+        theta = torch.tensor([[across, 0, self.x], [0, 1 / self.zoom, self.y]])
+        theta = theta.to(x).expand(len(x), 2, 3)
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+class AttentionDownsampler(nn.Module):
+    """FeatUp's: each feature is a weighted mean of a patch of upsampled ones.
+
+    Args:
+        channels: of the features.
+        kernel: pixels a side of a patch.
+    """
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.attention = nn.Conv2d(channels, 1, 1)
+        self.dropout = nn.Dropout(0.2)
+        self.weight = nn.Parameter(1 + 0.01 * torch.randn(kernel, kernel))
+        self.bias = nn.Parameter(0.01 * torch.randn(kernel, kernel))
+
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """B C H W -> B C h w."""
+        blurred = gaussian_blur(features, 5, 1.0)
+        scores = self._patches(self.attention(blurred), grid)[:, 0]  # B h w k k
+        keep = self.dropout(torch.ones_like(scores[..., :1, :1])) > 0  # of whole patches
+        scores = scores * keep * self.weight + self.bias
+        weights = scores.flatten(-2).softmax(-1).view_as(scores)
+        return torch.einsum("bchwij,bhwij->bchw", self._patches(blurred, grid), weights)
+
+    def _patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The patches of a grid, as a view: B C H W -> B C h w k k."""
+        strides = [side // count for side, count in zip(x.shape[-2:], grid, strict=True)]
+        kernel = min(self.kernel, *x.shape[-2:])
+        view = x.unfold(2, kernel, strides[0]).unfold(3, kernel, strides[1])
+        return view[:, :, : grid[0], : grid[1]]
+
+
+class ContentRetention(nn.Module):
+    """CRN: an image from upsampled features (paper 3.2.1).
+
+    Args:
+        channels: of the features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.LayerNorm(channels)
+        self.colour = nn.Conv2d(channels, 3, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """B C H W -> B 3 H W in [-1, 1]."""
+        mixed = self.norm(self.mix(features).movedim(1, -1)).movedim(-1, 1)
+        return torch.tanh(self.colour(F.gelu(mixed)))
+
+
+class Uncertainty(nn.Module):
+    """How badly each feature can be rebuilt: s = exp(0.1 net + 0.1).
+
+    Args:
+        channels: of the features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """B C h w -> B 1 h w."""
+        return torch.exp(0.1 * self.net(features) + 0.1)
+
+
+class SimFeatUp(nn.Module):
+    """All that learns.
+
+    Args:
+        upsampler: what is kept in the end.
+        channels: of the features.
+        kernel: of the downsampler.
+        retains_content: whether there is a content retention network.
+    """
+
+    def __init__(
+        self, upsampler: Upsampler, channels: int, kernel: int, retains_content: bool
+    ) -> None:
+        super().__init__()
+        self.upsampler = upsampler
+        self.downsampler = AttentionDownsampler(channels, kernel)
+        self.uncertainty = Uncertainty(channels)
+        self.retention = ContentRetention(channels) if retains_content else None
+
+
+ENCODERS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
+    "last-input": lambda visual: DenseEncoder(visual).last_input,
+    "output": lambda visual: _patches_of(DenseEncoder(visual, "vanilla", residual=True)),
+    "maskclip": lambda visual: _patches_of(DenseEncoder(visual, "maskclip")),
+}
+
+
+def _patches_of(encoder: DenseEncoder) -> Callable[[Tensor], Tensor]:
+    return lambda images: encoder(images)[0]
+
+
+class UpsamplerTraining:
+    """The trainee of ``train-upsampler``.
+
+    Raises:
+        SegEarthError: the model or the images cannot be used.
+    """
+
+    def __init__(self, options: UpsamplerOptions, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+        self.precision = pick_precision(options.precision, device)
+        self.folder = resolve_model(options.model)
+        self.clip, _ = load_clip(self.folder)
+        visual = self.clip.visual.requires_grad_(False).to(device)
+        patch, channels = int(visual.patch_size[0]), int(visual.output_dim)
+        if options.crop % patch:
+            raise UsageError(f"--crop {options.crop} is no multiple of the model's patch, {patch}")
+        self.encode = ENCODERS[options.features](visual)
+        self.grid = options.crop // patch
+        self.ratio = options.ratio or 2 ** math.ceil(math.log2(patch))
+        upsampler = (JBUStack if options.stack else JBUOne)(channels, options.kernel // 2)
+        upsampler.steps(self.ratio)  # refuses patches that a stack is not made for
+        self.module = SimFeatUp(
+            upsampler, channels, min(KERNEL, self.ratio), options.content_weight > 0
+        ).to(device)
+        self.mean, self.std = (
+            torch.tensor(visual.preprocess_cfg[name], device=device)[:, None, None]
+            for name in ("mean", "std")
+        )
+        self.sources = image_sources(options.images, options.held_out)
+        opener = Opener(options.scene)
+        self.crops = RandomCrops(self.sources.train, opener, options.crop, options.seed)
+        self.fixed = fixed_crops(self.sources.held_out, opener, options.crop, HELD_OUT_CROPS)
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """NAdam."""
+        return torch.optim.NAdam(self.module.parameters(), lr=learning_rate)
+
+    def longest_gradient(self, step: int) -> float | None:
+        """Tiny in the first steps."""
+        return CAREFUL_NORM if step < CAREFUL_STEPS else None
+
+    def accumulate(self, parts: Sequence[Batch], step: Step) -> Scalars:
+        """Every part in every jittered view, each with its own backward."""
+        options, channels = self.options, self.module.uncertainty.net.in_channels
+        views = [
+            (
+                Jitter.random(options.crop, step.generator),
+                random_directions(channels, options.directions, step.generator).to(self.device),
+            )
+            for _ in range(options.jitters)
+        ]
+        share = 1 / (len(parts) * len(views))
+        total: Scalars = {}
+        for part in parts:
+            image = (part.images[0] - self.mean) / self.std
+            features = self._features(image)
+            for jitter, directions in views:
+                losses = self._losses(image, features, jitter, directions)
+                step.backward(share * losses["loss"])
+                for name, value in losses.items():
+                    total[name] = total.get(name, torch.zeros(())) + share * value.detach()
+        return total
+
+    def _losses(
+        self, image: Tensor, features: Tensor, jitter: Jitter, directions: Tensor
+    ) -> Scalars:
+        """The loss in one view (eq. 5), and its parts."""
+        view = jitter(image)
+        target = self._features(view)
+        upsampled = jitter(self.module.upsampler(features, self._guidance(image)))
+        rebuilt = self.module.downsampler(upsampled, (self.grid, self.grid))
+        uncertainty = self.module.uncertainty(target)
+        loss = uncertain_reconstruction(target, rebuilt, uncertainty, directions)
+        parts = {"uncertain": loss, "reconstruction": reconstruction_error(target, rebuilt)}
+        if self.module.retention is not None:
+            content = content_loss(
+                2 * self._guidance(view * self.std + self.mean) - 1,
+                self.module.retention(upsampled),
+            )
+            loss = loss + self.options.content_weight * content
+            parts["content"] = content
+        return {"loss": loss, **parts}
+
+    @torch.no_grad()
+    def _features(self, image: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.encode(image).float()
+
+    def _guidance(self, image: Tensor) -> Tensor:
+        """The image as large as upsampled features: itself, unless the ratio asks for another."""
+        side = self.grid * self.ratio
+        return image if side == image.shape[-1] else F.adaptive_avg_pool2d(image, side)
+
+    def measure(self) -> dict[str, float]:
+        """Plain error of the rebuilt features in jittered views of held-out crops (eq. 3).
+
+        With the learned downsampler, and with the mean over patches in its place, beside the same
+        for bilinear upsampling.
+        """
+        generator = torch.Generator().manual_seed(0)
+        sums = {"reconstruction": 0.0, "by_mean": 0.0, "bilinear_by_mean": 0.0}
+        grid = (self.grid, self.grid)
+        for crop in self.fixed:
+            image = (crop.images[0][None].to(self.device) - self.mean) / self.std
+            features = self._features(image)
+            jitter = Jitter.random(self.options.crop, generator)
+            target = self._features(jitter(image))
+            guidance = self._guidance(image)
+            upsampled = jitter(self.module.upsampler(features, guidance))
+            bilinear = jitter(F.interpolate(features, guidance.shape[-2:], mode="bilinear"))
+            for name, rebuilt in (
+                ("reconstruction", self.module.downsampler(upsampled, grid)),
+                ("by_mean", F.adaptive_avg_pool2d(upsampled, grid)),
+                ("bilinear_by_mean", F.adaptive_avg_pool2d(bilinear, grid)),
+            ):
+                sums[name] += float(reconstruction_error(target, rebuilt))
+        return {name: value / len(self.fixed) for name, value in sums.items()}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """An image, its features and its upsampled features, side by side."""
+        panels = []
+        for crop in self.fixed[:: max(1, len(self.fixed) // PICTURES)][:PICTURES]:
+            image = crop.images[0][None].to(self.device)
+            normalised = (image - self.mean) / self.std
+            features = self._features(normalised)
+            upsampled = self.module.upsampler(features, self._guidance(normalised))
+            panels.append(side_by_side(image[0], *coloured(features[0], upsampled[0])))
+        return {"image, features, upsampled": torch.cat(panels, dim=1)}
+
+    def export(self, folder: Path, facts: dict[str, Any]) -> None:
+        """The model folder: the encoder as it was, with the upsampler."""
+        card = replace(
+            self.folder.card,
+            name=folder.resolve().name,
+            description=f"{self.folder.card.name} with an upsampler trained by segearth",
+            made_by=facts["command"],
+            extra={**self.folder.card.extra, "upsampler_training": facts},
+        )
+        save_model_folder(
+            folder,
+            self.clip.state_dict(),
+            self.folder.read_config(),
+            card,
+            self.module.upsampler.state_dict(),
+            into=True,
+        )
+
+
+def train_upsampler(options: UpsamplerOptions) -> TrainResult:
+    """Train SimFeatUp for a model.
+
+    Raises:
+        Stopped: by the user; everything is saved.
+        SegEarthError: what was expected to go wrong.
+    """
+    return train(options, lambda device: UpsamplerTraining(options, device), "train-upsampler")
