@@ -219,8 +219,10 @@ def show_bench(result: BenchResult, as_json: bool) -> None:
     out.print(Text(memory))
 
 
-def show_training(result: TrainResult, as_json: bool, quiet: bool) -> None:
+def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> None:
     """What a training came to: every measure, before and after."""
+    if result is None:  # another process's to show
+        return
     if as_json:
         print_json(asdict(result))
     if quiet:

@@ -170,6 +170,7 @@ class Distillation:
             patches, tokens = encoder((images - self.mean) / self.std)
         return Features(tokens.float(), patches.float())
 
+    @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Retrieval and likeness on held-out pairs.
 
@@ -200,6 +201,7 @@ class Distillation:
             "pairs": float(len(self.fixed)),
         }
 
+    @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
         """Radar and optical image, and the maps of their features, side by side."""
         panels = []
@@ -232,7 +234,7 @@ class Distillation:
         save_model_folder(folder, state, own.read_config(), card, upsampler, into=True)
 
 
-def distill_sar(options: DistillOptions) -> TrainResult:
+def distill_sar(options: DistillOptions) -> TrainResult | None:
     """Distil an optical model for radar images.
 
     Raises:

@@ -132,7 +132,7 @@ class StepBatches(Sampler[list[int]]):
 
 def train(
     options: TrainOptions, build: Callable[[torch.device], Trainee], command: str
-) -> TrainResult:
+) -> TrainResult | None:
     """Train until the last step, or until somebody stops it.
 
     Args:
@@ -140,15 +140,21 @@ def train(
         build: makes the trainee; called when the output is known to be free.
         command: the subcommand's name, for messages.
 
+    Returns:
+        What the run came to; nothing where another process says it.
+
     Raises:
         Stopped: by Ctrl-C, SIGTERM or ``stop_at``; everything is saved.
         TrainingError: the loss is no number, or the checkpoint is another run's.
         SegEarthError: data, model or output cannot be used.
     """
     use_threads(options.threads)
-    prepare_output(options)
+    check_output(options)
     accelerator = start(options)
     try:
+        accelerator.wait_for_everyone()  # all have looked before one writes
+        if accelerator.is_main_process:
+            make_output(options)
         torch.manual_seed(options.seed)  # of the first weights
         trainee = build(accelerator.device)
         steps = options.steps or math.ceil(options.epochs * len(trainee.crops) / options.batch_size)
@@ -158,8 +164,9 @@ def train(
         if options.resume:
             load_checkpoint(options, run, trainee, optimizer, accelerator)
         fit(run, trainee, optimizer, accelerator, options, steps, report)
-        if accelerator.is_main_process:
-            report.finish(run)
+        if not accelerator.is_main_process:
+            return None
+        report.finish(run)
         skipped = (*trainee.sources.skipped, *run.skipped)
         return TrainResult(str(options.output), steps, run.seconds, skipped, tuple(run.measured))
     finally:
@@ -167,11 +174,11 @@ def train(
         AcceleratorState._reset_state()
 
 
-def prepare_output(options: TrainOptions) -> None:
-    """Refuse a folder that holds something else; make it.
+def check_output(options: TrainOptions) -> None:
+    """Refuse a folder that holds something else.
 
     Raises:
-        OutputError: it exists, or cannot be made.
+        OutputError: it does.
         UsageError: there is nothing to resume.
     """
     checkpoint = options.output / CHECKPOINT
@@ -183,6 +190,15 @@ def prepare_output(options: TrainOptions) -> None:
                 f"{options.output} exists; use --resume to go on with it or --overwrite to begin "
                 "anew in it"
             )
+
+
+def make_output(options: TrainOptions) -> None:
+    """Make the folder; of an older run in it, all but the model goes.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    checkpoint = options.output / CHECKPOINT
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         if options.overwrite:
@@ -349,8 +365,7 @@ def measure(run: Run, trainee: Trainee, accelerator: Accelerator, report: Report
     """Measure on what was held out, in the main process; export the weights as they are."""
     if accelerator.is_main_process:
         trainee.module.eval()
-        with torch.no_grad():
-            values = trainee.measure()
+        values = trainee.measure()
         run.measured.append({"step": run.step, **values})
         report.measured(run)
     accelerator.wait_for_everyone()

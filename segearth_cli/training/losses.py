@@ -4,6 +4,8 @@ Pure functions of features; what a loss learns beside them, a temperature or an 
 arrives as an argument. All of them are means: of samples, and of places within a sample.
 """
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +55,9 @@ def contrastive_loss(
     from open_clip.loss import ClipLoss
 
     loss = ClipLoss(gather_with_grad=True, rank=process, world_size=processes)
-    return 2 * loss(F.normalize(optical, dim=-1), F.normalize(sar, dim=-1), inverse_temperature)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of how open_clip gathers
+        return 2 * loss(F.normalize(optical, dim=-1), F.normalize(sar, dim=-1), inverse_temperature)
 
 
 def token_distance(optical: Tensor, sar: Tensor) -> Tensor:

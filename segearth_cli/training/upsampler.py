@@ -269,6 +269,7 @@ class UpsamplerTraining:
         side = self.grid * self.ratio
         return image if side == image.shape[-1] else F.adaptive_avg_pool2d(image, side)
 
+    @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Plain error of the rebuilt features in jittered views of held-out crops (eq. 3).
 
@@ -294,6 +295,7 @@ class UpsamplerTraining:
                 sums[name] += float(reconstruction_error(target, rebuilt))
         return {name: value / len(self.fixed) for name, value in sums.items()}
 
+    @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
         """An image, its features and its upsampled features, side by side."""
         panels = []
@@ -324,7 +326,7 @@ class UpsamplerTraining:
         )
 
 
-def train_upsampler(options: UpsamplerOptions) -> TrainResult:
+def train_upsampler(options: UpsamplerOptions) -> TrainResult | None:
     """Train SimFeatUp for a model.
 
     Raises:

@@ -1,0 +1,359 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from scenes import blocks, interruptible, read, write_scene
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from segearth_cli.cli import app
+from segearth_cli.model.folder import open_model_folder
+from segearth_cli.options import DistillOptions, UpsamplerOptions
+from segearth_cli.training.data import collate
+from segearth_cli.training.distill import Distillation
+from segearth_cli.training.loop import Step
+from segearth_cli.training.upsampler import AttentionDownsampler, Jitter, UpsamplerTraining
+
+ROOT = Path(__file__).parents[1]
+CPU = ("--device", "cpu", "--precision", "fp32", "--crop", "64", "--log-every", "1")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Four optical images, and a radar image of each place."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "rgb").mkdir()
+    (folder / "vh").mkdir()
+    for number in range(4):
+        array = np.roll(blocks(3, 100, 130), 7 * number, axis=2)
+        write_scene(folder / "rgb" / f"{number}.tif", array)
+        radar = (array[:1].astype(np.float32) - array[1:2]) / 20 - 15
+        write_scene(folder / "vh" / f"{number}.tif", radar)
+    return folder
+
+
+@pytest.fixture
+def upsampler_run(data, tiny_model):
+    def arguments(output, *more):
+        own = ("--model", tiny_model, "--batch-size", "2", "--jitters", "1", "--kernel", "3")
+        return [str(x) for x in ("train-upsampler", data / "rgb", "-o", output, *own, *CPU, *more)]
+
+    return arguments
+
+
+@pytest.fixture
+def distill_run(data, tiny_model):
+    def arguments(output, *more):
+        pairs = ("--optical", data / "rgb", "--sar", data / "vh")
+        own = ("--model", tiny_model, "--batch-size", "4", "--regions", "2")
+        return [str(x) for x in ("distill-sar", *pairs, "-o", output, *own, *CPU, *more)]
+
+    return arguments
+
+
+@pytest.fixture(params=["upsampler", "distill"])
+def arguments(request):
+    return request.getfixturevalue(f"{request.param}_run")
+
+
+def run(arguments):
+    return CliRunner().invoke(app, arguments)
+
+
+def report(output):
+    return json.loads((output / "training.json").read_text())
+
+
+def weights(output):
+    files = ("open_clip_model.safetensors", "upsampler.safetensors")
+    return {name: load_file(output / name) for name in files if (output / name).is_file()}
+
+
+def assert_same_weights(first, second):
+    torch.testing.assert_close(weights(first), weights(second), atol=0, rtol=0)
+
+
+def logged(output, tag):
+    events = EventAccumulator(str(output / "logs"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_a_trained_upsampler_is_a_model_that_segments(upsampler_run, tiny_model, data, tmp_path):
+    output = tmp_path / "deep" / "sharp"
+
+    result = run(upsampler_run(output, "--steps", "3", "--json", "--warmup-steps", "2"))
+
+    assert result.exit_code == 0, result.output
+    line = json.loads(result.stdout)
+    assert [m["step"] for m in line["measured"]] == [0, 3]
+    folder = open_model_folder(output)
+    assert folder.card.name == "sharp"
+    assert folder.upsampler is not None
+    before = load_file(tiny_model / "open_clip_model.safetensors")
+    torch.testing.assert_close(weights(output)["open_clip_model.safetensors"], before)
+    facts = report(output)
+    assert facts["settings"]["kernel"] == 3
+    assert len(facts["data"]["digest"]) == 64
+    assert facts["data"]["held_out"] == ["2.tif"]
+    assert facts["steps_done"] == 3
+    assert set(logged(output, "train/reconstruction")) == {1, 2, 3}
+    assert logged(output, "train/learning_rate")[1] == pytest.approx(5e-4)
+    assert set(logged(output, "held_out/bilinear_by_mean")) == {0, 3}
+    made = tmp_path / "map.tif"
+    words = ("--classes", "building,road")
+    scene = str(data / "rgb" / "0.tif")
+    ran = run(["segment", scene, *words, "--model", str(output), "-o", str(made)])
+    assert ran.exit_code == 0, ran.output
+    assert read(made).shape == (100, 130)
+
+
+def test_a_distilled_model_is_one_for_radar(distill_run, data, tiny_model, tmp_path):
+    output = tmp_path / "radar"
+
+    result = run(distill_run(output, "--steps", "2"))
+
+    assert result.exit_code == 0, result.output
+    card = open_model_folder(output).card
+    assert (card.sensor, card.attention, card.modulated_blocks) == ("sar", "sclip", 2)
+    before = load_file(tiny_model / "open_clip_model.safetensors")
+    after = weights(output)["open_clip_model.safetensors"]
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert changed
+    assert all(name.startswith("visual.") for name in changed)
+    measured = report(output)["measured"][-1]
+    assert {"recall_optical_to_sar", "recall_sar_to_optical", "token_cosine"} <= measured.keys()
+    made = tmp_path / "map.tif"
+    words = ("--classes", "building,road")
+    scene = str(data / "vh" / "0.tif")
+    ran = run(["segment", scene, *words, "--model", str(output), "-o", str(made), "-v"])
+    assert ran.exit_code == 0, ran.output
+    assert "sar, bands 1" in ran.output
+
+
+def test_a_stopped_and_resumed_run_is_one_that_never_stopped(arguments, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    assert run(arguments(whole, "--steps", "8")).exit_code == 0
+    stopped = run(arguments(parts, "--steps", "8", "--stop-at", "4"))
+    assert stopped.exit_code == 130
+    assert "stopped at step 4 of 8, and saved; go on with the same command and --resume" in (
+        " ".join(stopped.output.split())
+    )
+    resumed = run(arguments(parts, "--steps", "8", "--resume"))
+
+    assert resumed.exit_code == 0, resumed.output
+    assert_same_weights(whole, parts)
+    first, second = report(whole), report(parts)
+    assert first["measured"] == second["measured"]
+    assert first["data"] == second["data"]
+    assert logged(whole, "train/loss") == logged(parts, "train/loss")
+
+
+def test_the_same_seed_gives_the_same_and_readers_change_nothing(arguments, tmp_path):
+    for name, more in (("a", ()), ("b", ("--workers", "2")), ("c", ("--seed", "1"))):
+        assert run(arguments(tmp_path / name, "--steps", "2", *more)).exit_code == 0
+
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_folder_that_is_there_is_not_written_over(arguments, tmp_path):
+    output = tmp_path / "run"
+
+    assert "there is no" in run(arguments(output, "--steps", "2", "--resume")).output
+    assert run(arguments(output, "--steps", "2")).exit_code == 0
+    again = run(arguments(output, "--steps", "2"))
+    assert again.exit_code == 1
+    assert "use --resume" in again.output
+    other = run(arguments(output, "--steps", "2", "--resume", "--learning-rate", "0.5"))
+    assert other.exit_code == 1
+    assert "learning_rate" in other.output
+    (output / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
+    damaged = run(arguments(output, "--steps", "2", "--resume"))
+    assert damaged.exit_code == 1
+    assert "cannot be resumed from" in damaged.output
+    assert run(arguments(output, "--steps", "1", "--overwrite")).exit_code == 0
+    assert report(output)["steps_done"] == 1
+
+
+def test_a_loss_that_is_no_number_names_the_images(arguments, tmp_path):
+    output = tmp_path / "run"
+
+    result = run(arguments(output, "--steps", "9", "--learning-rate", "1e30", "--save-every", "1"))
+
+    assert result.exit_code == 1
+    assert "the loss is" in result.output
+    assert ".tif" in result.output
+    saved = torch.load(output / "checkpoint.pt", weights_only=True)
+    assert saved["step"] < 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number):
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "segearth_cli", *distill_run(output, "--steps", "100000")]
+
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=interruptible
+    )
+    for line in process.stderr:
+        if "step 3 of" in line:
+            process.send_signal(number)
+            break
+    _, rest = process.communicate(timeout=120)
+
+    assert process.returncode == 130
+    assert "--resume" in rest
+    assert (output / "checkpoint.pt").is_file()
+    assert not list(output.glob("*.part"))
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_loss_of_one(distill_run, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    assert run(distill_run(one, "--steps", "2")).exit_code == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+              "--standalone", "-m", "segearth_cli"]  # fmt: skip
+    own = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *distill_run(two, "--steps", "2")], cwd=ROOT, env=own, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    for tag in ("loss", "contrast", "token", "region"):
+        expected = logged(one, f"train/{tag}")
+        assert logged(two, f"train/{tag}") == pytest.approx(expected, rel=1e-4)
+    assert report(two)["processes"] == 2
+
+
+def step(number=0):
+    return Step(number, torch.Generator().manual_seed(0), Accelerator(cpu=True))
+
+
+def gradients(trainee, parts):
+    trainee.module.zero_grad()
+    scalars = trainee.accumulate(parts, step())
+    return scalars, [p.grad.clone() for p in trainee.module.parameters() if p.grad is not None]
+
+
+@pytest.fixture
+def distillation(data, tiny_model, tmp_path):
+    def make(**more):
+        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "regions": 2}
+        pairs = {"optical": str(data / "rgb"), "sar": str(data / "vh")}
+        options = DistillOptions(**{**own, **pairs, "precision": "fp32", **more})
+        return Distillation(options, torch.device("cpu"))
+
+    return make
+
+
+def test_parts_of_a_batch_have_its_gradients(distillation):
+    trainee = distillation()
+    crops = [trainee.crops[i] for i in range(6)]
+
+    whole, expected = gradients(trainee, [collate(crops)])
+    parts, found = gradients(trainee, [collate(crops[:3]), collate(crops[3:])])
+
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_are_the_same_when_activations_are_computed_twice(distillation):
+    plain, checkpointing = distillation(), distillation(checkpointing=True)
+    batch = [collate([plain.crops[i] for i in range(3)])]
+
+    torch.testing.assert_close(gradients(plain, batch), gradients(checkpointing, batch))
+
+
+def test_the_loss_of_a_distillation_is_the_sum_of_its_equations(distillation):
+    trainee = distillation()
+    scalars, _ = gradients(trainee, [collate([trainee.crops[i] for i in range(3)])])
+
+    total = scalars["contrast"] + scalars["token"] + scalars["region"]
+    torch.testing.assert_close(scalars["loss"], total)
+    assert float(scalars["temperature"]) == pytest.approx(0.07)
+
+
+@pytest.fixture
+def upsampling(data, tiny_model, tmp_path):
+    def make(**more):
+        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "kernel": 3}
+        options = UpsamplerOptions(
+            **{**own, "images": (str(data / "rgb"),), "precision": "fp32", "jitters": 1, **more}
+        )
+        return UpsamplerTraining(options, torch.device("cpu"))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stack": True},
+        {"ratio": 4},
+        {"features": "output"},
+        {"features": "maskclip", "kernel": 5},
+        {"content_weight": 0.0},
+    ],
+    ids=str,
+)
+def test_every_row_of_table_7_can_be_trained(upsampling, more):
+    trainee = upsampling(**more)
+
+    scalars, found = gradients(trainee, [collate([trainee.crops[i] for i in range(2)])])
+
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in found)
+    assert ("content" in scalars) == (more.get("content_weight") != 0)
+    assert all(np.isfinite(value) for value in trainee.measure().values())
+
+
+def test_the_loss_of_an_upsampler_is_eq_5(upsampling):
+    trainee = upsampling(content_weight=0.3)
+    scalars, _ = gradients(trainee, [collate([trainee.crops[0]])])
+
+    torch.testing.assert_close(scalars["loss"], scalars["uncertain"] + 0.3 * scalars["content"])
+
+
+def test_pictures_show_an_image_beside_its_features(upsampling, distillation):
+    for trainee, panels in ((upsampling(), 3), (distillation(), 4)):
+        (picture,) = trainee.pictures().values()
+        assert picture.shape[0] == 3
+        assert picture.shape[2] == panels * 64
+        assert 0 <= float(picture.min()) < float(picture.max()) <= 1
+
+
+def test_a_jitter_moves_images_and_features_alike():
+    image = torch.rand(1, 3, 64, 64)
+
+    torch.testing.assert_close(Jitter()(image), image)
+    torch.testing.assert_close(Jitter(mirrored=True)(image), image.flip(3))
+    shifted = Jitter(x=2 * 8 / 64)(image)  # eight pixels to the right
+    torch.testing.assert_close(shifted[..., :56], image[..., 8:])
+    torch.testing.assert_close(shifted[..., 56:], image[..., -8:].flip(3))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        jitter = Jitter.random(64, generator)
+        assert 1 <= jitter.zoom <= 2
+        assert abs(jitter.x) + 1 / jitter.zoom <= 1 + 2 * 20 / 64 + 1e-6
+
+
+def test_downsampling_with_even_attention_is_the_mean_of_blurred_patches():
+    down = AttentionDownsampler(4, 16).eval()
+    for parameter in down.parameters():
+        torch.nn.init.zeros_(parameter)
+    features = torch.ones(1, 4, 64, 64) * torch.arange(4.0)[:, None, None]
+
+    torch.testing.assert_close(down(features, (4, 4)), features[..., :4, :4])
