@@ -38,6 +38,7 @@ from segearth_cli.flags import (
     Precision,
     Quiet,
     Resume,
+    SarUnit,
     SaveEvery,
     Seed,
     Speckle,
@@ -208,6 +209,7 @@ def segment_command(
     stretch: Stretch = "auto",
     nodata: Nodata = None,
     gsd: Gsd = None,
+    sar_unit: SarUnit = "auto",
     speckle: Speckle = 0,
     dst_crs: Annotated[
         str | None,
@@ -296,6 +298,7 @@ def segment_command(
         stretch=stretch,
         nodata=nodata,
         gsd=gsd,
+        sar_unit=sar_unit,
         speckle=speckle,
         dst_crs=dst_crs,
         bbox=parse_bbox(bbox),
@@ -536,6 +539,7 @@ def distill_sar_command(
     sar_stretch: Annotated[
         str, scene_option(metavar="HOW", help="The same as --stretch, of the radar images.")
     ] = "auto",
+    sar_unit: SarUnit = "auto",
     speckle: Speckle = 0,
     regions: Annotated[
         int, model_option(metavar="K", help="Features are compared in K x K regions.")
@@ -579,7 +583,11 @@ def distill_sar_command(
         pairs=pairs,
         optical_scene=SceneOptions(sensor="optical", bands=parse_bands(bands), stretch=stretch),
         sar_scene=SceneOptions(
-            sensor="sar", bands=parse_bands(sar_bands), stretch=sar_stretch, speckle=speckle
+            sensor="sar",
+            bands=parse_bands(sar_bands),
+            stretch=sar_stretch,
+            sar_unit=sar_unit,
+            speckle=speckle,
         ),
         regions=regions,
         temperature=temperature,

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from segearth_cli.options import ATTENTIONS, PRECISIONS
+from segearth_cli.options import ATTENTIONS, PRECISIONS, SAR_UNITS
 
 option = partial(typer.Option, show_envvar=False)
 class_option = partial(option, rich_help_panel="Classes")
@@ -80,6 +80,9 @@ Bands: TypeAlias = Annotated[
     scene_option(
         "-b", "--bands", metavar="4,3,2", help="Bands to read, red first: numbers or descriptions."
     ),
+]
+SarUnit: TypeAlias = Annotated[
+    str, scene_option(metavar="|".join(SAR_UNITS), help="Radar: what the values are.")
 ]
 Speckle: TypeAlias = Annotated[
     int,

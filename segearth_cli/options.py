@@ -11,6 +11,7 @@ ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_BACKGROUND = ("background",)
 SENSORS = ("auto", "optical", "sar")
+SAR_UNITS = ("auto", "power", "amplitude", "decibels")
 RASTER_SUFFIXES = (".tif", ".tiff")
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".geojsonl", ".fgb", ".parquet", ".shp")
 OUTPUT_SUFFIXES = (*RASTER_SUFFIXES, *VECTOR_SUFFIXES, ".png")
@@ -92,12 +93,14 @@ class SceneOptions:
     bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top
     bbox_crs: str | None = None
     aoi: str | None = None
+    sar_unit: str = "auto"  # of a SAR scene's values
     speckle: int = 0  # pixels a side of the Lee filter's windows, of SAR scenes; 0 = none
     threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no raster can be read by."""
         _one_of("--sensor", self.sensor, SENSORS)
+        _one_of("--sar-unit", self.sar_unit, SAR_UNITS)
         _require(
             self.gsd is None or 0 < self.gsd < math.inf,
             f"--gsd is {self.gsd}; it must be a positive number of metres",

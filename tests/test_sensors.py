@@ -206,7 +206,7 @@ def test_sar_amplitude_and_power_become_decibels_and_zero_is_safe():
     amplitude = (1000 * np.sqrt(power)).astype(np.uint16)
     by_power, by_amplitude = scale(power, sensor="sar"), scale(amplitude, sensor="sar")
     assert (by_power.decibels, by_amplitude.decibels) == (10, 20)
-    assert scale(power, sensor="sar", amplitude=True).decibels == 20
+    assert scale(power, sensor="sar", unit="amplitude").decibels == 20
     assert by_power.low[0] == pytest.approx(-19.8, abs=0.3)
     valid = np.ones((60, 60), bool)
     one, _ = prepare(power, valid, by_power)

@@ -277,26 +277,26 @@ def open_scene(source: str, options: SceneOptions, onto: Grid | None = None) -> 
         complex_values = any(facts.dtypes[b - 1].startswith("complex") for b in bands)
         doubtful = options.nodata is None and (silent or sensor == "sar")
         _warn_about_values(sample, source, assumed, complex_values, doubtful)
-        amplitude = complex_values or any(
-            "amplitude" in facts.descriptions[b - 1].lower() for b in bands
-        )
+        unit = options.sar_unit
+        if unit == "auto" and sensor == "sar" and dtype != "uint8":
+            named = (facts.descriptions[b - 1].lower() for b in bands)
+            says_amplitude = complex_values or any("amplitude" in name for name in named)
+            unit = sensors.unit_of_radar(*sample, dtype, says_amplitude)
         if options.speckle:
-            region = _despeckled(region, sample, sensor, dtype, amplitude, options.speckle)
+            region = _despeckled(region, sample, sensor, unit, options.speckle)
             sample = region.sample()
         scaling = sensors.scaling_of(
-            stretch, sensor, dtype, sample, amplitude, int(bits) if bits else None
+            stretch, sensor, dtype, sample, unit, int(bits) if bits else None
         )
         return Scene(region, grid, bands, scaling, settings, resources.pop_all())
 
 
-def _despeckled(
-    region: _Region, sample: _Sample, sensor: str, dtype: str, amplitude: bool, size: int
-) -> _Region:
+def _despeckled(region: _Region, sample: _Sample, sensor: str, unit: str, size: int) -> _Region:
     """Have the Lee filter in the way of all that is read of a radar scene."""
     if sensor != "sar":
         logger.warning("--speckle is for radar scenes: %s is left as it is", region.source)
         return region
-    lee = LeeFilter(size, sensors.unit_of_radar(*sample, dtype, amplitude))
+    lee = LeeFilter(size, "amplitude" if unit == "auto" else unit)  # 8 bits: grey values
     lee = replace(lee, looks=lee.looks_of(*sample))
     logger.info("%s: %.1f looks, in %s", region.source, lee.looks, lee.unit)
     return replace(region, speckle=lee)

@@ -247,14 +247,14 @@ def scaling_of(
     sensor: str,
     dtype: str,
     sample: tuple[NDArray[Any], NDArray[np.bool_]],
-    amplitude: bool = False,
+    unit: str = "auto",
     bits: int | None = None,
 ) -> Scaling:
     """Return the scene's one scaling.
 
-    ``sample`` is (raw, valid), both [B, H, W], of pixels from all over the scene. ``amplitude``
-    marks float SAR values as amplitudes, ``bits`` a type that is not used in full (a 1-bit mask
-    stored as uint8). Raises UsageError for ``none`` on float SAR values.
+    ``sample`` is (raw, valid), both [B, H, W], of pixels from all over the scene. ``unit`` is that
+    of radar values, ``bits`` a type that is not used in full (a 1-bit mask stored as uint8). Raises
+    UsageError for ``none`` on float SAR values.
     """
     raw, valid = sample
     bands = len(raw)
@@ -266,8 +266,9 @@ def scaling_of(
     usable = valid & np.isfinite(raw)
     values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
     decibels = 0
-    if sensor == "sar" and dtype != "uint8" and stretch.kind != "none":
-        decibels = _log_factor(values, dtype, amplitude)
+    is_grey = dtype == "uint8" and unit == "auto"  # scaled for the eye by somebody else
+    if sensor == "sar" and stretch.kind != "none" and not is_grey:
+        decibels = _DECIBELS_OF[unit_of_radar(raw, valid, dtype) if unit == "auto" else unit]
         values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]
     if stretch.kind == "values":
         spans = [(stretch.low, stretch.high)] * bands
@@ -304,22 +305,22 @@ def _percentiles(values: NDArray[np.float64], low: float, high: float) -> tuple[
     return first - margin, first + margin
 
 
-def _log_factor(values: list[NDArray[np.float64]], dtype: str, amplitude: bool) -> int:
-    """Return 0 for values in dB already, 20 for amplitudes (digital numbers), 10 for power."""
-    every = np.concatenate(values) if values else np.empty(0)
-    step = max(1, every.size // _MOST_LOOKED_AT)
-    if every.size and np.median(every[::step]) < 0:
-        return 0
-    return 20 if amplitude or np.dtype(dtype).kind in "iu" else 10
+_DECIBELS_OF = {"decibels": 0, "power": 10, "amplitude": 20}  # factor of the logarithm
 
 
 def unit_of_radar(
-    raw: NDArray[Any], valid: NDArray[np.bool_], dtype: str, amplitude: bool = False
+    raw: NDArray[Any], valid: NDArray[np.bool_], dtype: str, says_amplitude: bool = False
 ) -> str:
-    """Return what radar values are: ``decibels``, ``amplitude`` or ``power``."""
-    usable = valid & np.isfinite(raw)
-    values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
-    return {0: "decibels", 20: "amplitude", 10: "power"}[_log_factor(values, dtype, amplitude)]
+    """Return what radar values are: ``decibels``, ``amplitude`` or ``power``.
+
+    ``raw`` and ``valid`` [B, H, W]. Values mostly below zero are decibels; integers, and what
+    ``says_amplitude``, are amplitudes (digital numbers).
+    """
+    values = raw[valid & np.isfinite(raw)]
+    step = max(1, values.size // _MOST_LOOKED_AT)
+    if values.size and np.median(values[::step]) < 0:
+        return "decibels"
+    return "amplitude" if says_amplitude or np.dtype(dtype).kind in "iu" else "power"
 
 
 def _decibels(values: NDArray[Any], factor: int) -> NDArray[Any]:

@@ -184,6 +184,8 @@ def pair_sources(
 
 
 def _pairs_by_stem(optical: str, sar: str) -> tuple[list[Place], list[str]]:
+    if not Path(optical).is_dir() and not Path(sar).is_dir():  # two files: one pair
+        return [Place((optical, sar))], []
     first, second = ({Path(p).stem: p for p in find_images([folder])} for folder in (optical, sar))
     places = [Place((first[stem], second[stem])) for stem in first if stem in second]
     alone = [first[s] for s in first if s not in second]

@@ -1,0 +1,109 @@
+import logging
+
+import numpy as np
+import pytest
+from scenes import write_scene
+
+from segearth_cli.errors import UsageError
+from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.speckle import LeeFilter
+from segearth_cli.options import SceneOptions
+
+LOOKS = 4
+
+
+def radar(height=160, width=200):
+    """A bright and a dark field side by side, as power with the speckle of four looks."""
+    rng = np.random.default_rng(0)
+    power = np.where(np.arange(width) < width // 2, 0.2, 0.02) * np.ones((1, height, width))
+    return (power * rng.gamma(LOOKS, 1 / LOOKS, power.shape)).astype(np.float32)
+
+
+def formula(power, row, col, size, looks):
+    """Lee's filter at one pixel, written out."""
+    half = size // 2
+    rows, cols = (slice(max(0, i - half), i + half + 1) for i in (row, col))
+    window = power[rows, cols].astype(np.float64)
+    mean, variance = window.mean(), window.var()
+    weight = min(max(1 - (1 / looks) / (variance / mean**2), 0), 1)
+    return mean + weight * (power[row, col] - mean)
+
+
+def test_it_is_lees_formula():
+    power = radar()
+    lee = LeeFilter(5, "power", LOOKS)
+    padded = np.pad(power, ((0, 0), (2, 2), (2, 2)))
+    valid = np.pad(np.ones(power.shape, bool), ((0, 0), (2, 2), (2, 2)))
+
+    filtered = lee(padded, valid)
+
+    for row, col in ((80, 60), (80, 100), (0, 0), (159, 30), (3, 198)):
+        expected = formula(power[0], row, col, 5, LOOKS)
+        assert filtered[0, row, col] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["power", "amplitude", "decibels"])
+def test_the_unit_changes_nothing_but_the_values(unit):
+    power = radar()
+    to, back = {
+        "power": (lambda x: x, lambda x: x),
+        "amplitude": (np.sqrt, np.square),
+        "decibels": (lambda x: 10 * np.log10(x), lambda x: 10 ** (x / 10)),
+    }[unit]
+    valid = np.ones(power.shape, bool)
+
+    filtered = back(LeeFilter(7, unit, LOOKS)(to(power), valid))
+
+    np.testing.assert_allclose(filtered, LeeFilter(7, "power", LOOKS)(power, valid), rtol=1e-4)
+
+
+def test_looks_are_those_of_the_speckle():
+    power = radar(400, 400)
+
+    assert LeeFilter(7, "power").looks_of(power, np.ones(power.shape, bool)) == pytest.approx(
+        LOOKS, rel=0.3
+    )
+
+
+def test_a_filtered_scene_is_calm_with_its_edge_and_does_not_depend_on_how_it_is_read(tmp_path):
+    power = radar()
+    power[:, 100:120, 20:40] = np.nan
+    source = write_scene(tmp_path / "a.tif", power, nodata=float("nan"))
+    plain = open_scene(source, SceneOptions(sensor="sar", stretch="-25,0"))
+    filtered = open_scene(source, SceneOptions(sensor="sar", stretch="-25,0", speckle=7))
+
+    before, valid = plain.read(0, 160)
+    after, same = filtered.read(0, 160)
+
+    assert (valid == same).all()
+    field = (0, slice(10, 90), slice(10, 80))
+    assert after[field].std() < 0.6 * before[field].std()
+    assert after[0, :, 110:].mean() < after[0, :90, :90].mean() - 0.2
+    strips = np.concatenate([filtered.read(row, 20)[0] for row in range(0, 160, 20)], axis=1)
+    np.testing.assert_array_equal(strips, after)
+    halves = [filtered.read(0, 160, col, 100)[0] for col in (0, 100)]
+    np.testing.assert_array_equal(np.concatenate(halves, axis=2), after)
+
+
+def test_it_is_for_radar_and_odd_sizes(tmp_path, caplog):
+    with pytest.raises(UsageError, match="odd number"):
+        SceneOptions(speckle=4)
+    scene = write_scene(tmp_path / "a.tif")
+
+    with caplog.at_level(logging.WARNING):
+        open_scene(scene, SceneOptions(speckle=5)).close()
+
+    assert "--speckle is for radar scenes" in caplog.text
+
+
+def test_the_unit_of_radar_values_can_be_said(tmp_path):
+    source = write_scene(tmp_path / "a.tif", (radar() * 1000).astype(np.float32))
+
+    said = {
+        unit: open_scene(source, SceneOptions(sensor="sar", sar_unit=unit)).scaling.decibels
+        for unit in ("auto", "power", "amplitude", "decibels")
+    }
+
+    assert said == {"auto": 10, "power": 10, "amplitude": 20, "decibels": 0}
+    with pytest.raises(UsageError, match="--sar-unit"):
+        SceneOptions(sar_unit="dB")
