@@ -18,17 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segearth_cli.device import autocast, pick_precision
-from segearth_cli.errors import UsageError
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.folder import ModelCard, load_clip, save_model_folder
+from segearth_cli.model.folder import ModelCard, save_model_folder
 from segearth_cli.model.upsampler import read_upsampler_state
-from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import DistillOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, pair_sources
 from segearth_cli.training.loop import Scalars, Step, TrainResult, train
 from segearth_cli.training.losses import contrastive_loss, region_distance, token_distance
 from segearth_cli.training.pictures import coloured, side_by_side
+from segearth_cli.training.pretrained import Pretrained
 
 HIGHEST_INVERSE_TEMPERATURE = 100.0  # as CLIP's own training has it
 HELD_OUT_CROPS = 256
@@ -79,22 +77,10 @@ class Distillation:
 
     def __init__(self, options: DistillOptions, device: torch.device) -> None:
         self.options = options
-        self.device = device
-        self.precision = pick_precision(options.precision, device)
-        self.folder = resolve_model(options.model)
-        self.clip, _ = load_clip(self.folder)
-        visual = self.clip.visual
-        patch = int(visual.patch_size[0])
-        if options.crop % patch:
-            raise UsageError(f"--crop {options.crop} is no multiple of the model's patch, {patch}")
-        self.module = Student(copy.deepcopy(visual), options.temperature, options.checkpointing).to(
-            device
-        )
-        self.teacher = plain_encoder(visual.requires_grad_(False)).to(device).eval()
-        self.mean, self.std = (
-            torch.tensor(visual.preprocess_cfg[name], device=device)[:, None, None]
-            for name in ("mean", "std")
-        )
+        self.model = Pretrained(options, device)
+        visual = copy.deepcopy(self.model.visual).requires_grad_(True)
+        self.module = Student(visual, options.temperature, options.checkpointing).to(device)
+        self.teacher = plain_encoder(self.model.visual).eval()
         self.sources = pair_sources(options.optical, options.sar, options.pairs, options.held_out)
         opener = Opener(options.optical_scene, options.sar_scene)
         self.crops = RandomCrops(self.sources.train, opener, options.crop, options.seed, turns=True)
@@ -119,7 +105,7 @@ class Distillation:
         with torch.set_grad_enabled(len(parts) == 1):
             student = [self._student(part.images[1]) for part in parts]
         contrast, pulls, pull_of_temperature = self._contrast(teacher, student, step)
-        distances = torch.zeros(2, device=self.device)  # of tokens, of regions
+        distances = torch.zeros(2, device=self.model.device)  # of tokens, of regions
         for number, (part, wanted, pull) in enumerate(zip(parts, teacher, pulls, strict=True)):
             own = student[0] if len(parts) == 1 else self._student(part.images[1])
             token = token_distance(wanted.tokens, own.tokens) / len(parts)
@@ -166,8 +152,8 @@ class Distillation:
         return self._encoded(self.module.encoder, sar)
 
     def _encoded(self, encoder: DenseEncoder, images: Tensor) -> Features:
-        with autocast(self.device, self.precision):
-            patches, tokens = encoder((images - self.mean) / self.std)
+        with self.model.autocast():
+            patches, tokens = encoder(self.model.normalised(images))
         return Features(tokens.float(), patches.float())
 
     @torch.no_grad()
@@ -181,7 +167,7 @@ class Distillation:
         for start in range(0, len(self.fixed), HELD_OUT_BATCH):
             some = self.fixed[start : start + HELD_OUT_BATCH]
             images = [
-                torch.stack([crop.images[k] for crop in some]).to(self.device) for k in (0, 1)
+                torch.stack([crop.images[k] for crop in some]).to(self.model.device) for k in (0, 1)
             ]
             wanted, own = self._teacher(images[0]), self._student(images[1])
             share = len(some) / len(self.fixed)
@@ -206,7 +192,7 @@ class Distillation:
         """Radar and optical image, and the maps of their features, side by side."""
         panels = []
         for crop in self.fixed[:: max(1, len(self.fixed) // PICTURES)][:PICTURES]:
-            optical, sar = (image.to(self.device) for image in crop.images)
+            optical, sar = (image.to(self.model.device) for image in crop.images)
             maps = coloured(
                 self._student(sar[None]).patches[0], self._teacher(optical[None]).patches[0]
             )
@@ -215,9 +201,9 @@ class Distillation:
 
     def export(self, folder: Path, facts: dict[str, Any]) -> None:
         """The model folder: the student in the teacher's place, its upsampler as it was."""
-        own = self.folder
+        own = self.model.folder
         visual = self.module.encoder.visual.state_dict()
-        state = self.clip.state_dict() | {f"visual.{name}": w for name, w in visual.items()}
+        state = self.model.clip.state_dict() | {f"visual.{name}": w for name, w in visual.items()}
         card = ModelCard.for_sensor(
             folder.resolve().name,
             "sar",

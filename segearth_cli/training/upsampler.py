@@ -18,12 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from segearth_cli.device import autocast, pick_precision
-from segearth_cli.errors import UsageError
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.folder import load_clip, save_model_folder
+from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import JBUOne, JBUStack, Upsampler
-from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import UpsamplerOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, image_sources
 from segearth_cli.training.loop import Scalars, Step, TrainResult, train
@@ -34,6 +31,7 @@ from segearth_cli.training.losses import (
     uncertain_reconstruction,
 )
 from segearth_cli.training.pictures import coloured, side_by_side
+from segearth_cli.training.pretrained import Pretrained
 
 PAD = 20  # pixels of reflection that a jitter may show
 MOST_ZOOM = 2.0
@@ -184,26 +182,15 @@ class UpsamplerTraining:
 
     def __init__(self, options: UpsamplerOptions, device: torch.device) -> None:
         self.options = options
-        self.device = device
-        self.precision = pick_precision(options.precision, device)
-        self.folder = resolve_model(options.model)
-        self.clip, _ = load_clip(self.folder)
-        visual = self.clip.visual.requires_grad_(False).to(device)
-        patch, channels = int(visual.patch_size[0]), int(visual.output_dim)
-        if options.crop % patch:
-            raise UsageError(f"--crop {options.crop} is no multiple of the model's patch, {patch}")
-        self.encode = ENCODERS[options.features](visual)
-        self.grid = options.crop // patch
-        self.ratio = options.ratio or 2 ** math.ceil(math.log2(patch))
-        upsampler = (JBUStack if options.stack else JBUOne)(channels, options.kernel // 2)
+        self.model = model = Pretrained(options, device)
+        self.encode = ENCODERS[options.features](model.visual)
+        self.grid = options.crop // model.patch
+        self.ratio = options.ratio or 2 ** math.ceil(math.log2(model.patch))
+        upsampler = (JBUStack if options.stack else JBUOne)(model.channels, options.kernel // 2)
         upsampler.steps(self.ratio)  # refuses patches that a stack is not made for
         self.module = SimFeatUp(
-            upsampler, channels, min(KERNEL, self.ratio), options.content_weight > 0
+            upsampler, model.channels, min(KERNEL, self.ratio), options.content_weight > 0
         ).to(device)
-        self.mean, self.std = (
-            torch.tensor(visual.preprocess_cfg[name], device=device)[:, None, None]
-            for name in ("mean", "std")
-        )
         self.sources = image_sources(options.images, options.held_out)
         opener = Opener(options.scene)
         self.crops = RandomCrops(self.sources.train, opener, options.crop, options.seed)
@@ -219,18 +206,20 @@ class UpsamplerTraining:
 
     def accumulate(self, parts: Sequence[Batch], step: Step) -> Scalars:
         """Every part in every jittered view, each with its own backward."""
-        options, channels = self.options, self.module.uncertainty.net.in_channels
+        options, channels = self.options, self.model.channels
         views = [
             (
                 Jitter.random(options.crop, step.generator),
-                random_directions(channels, options.directions, step.generator).to(self.device),
+                random_directions(channels, options.directions, step.generator).to(
+                    self.model.device
+                ),
             )
             for _ in range(options.jitters)
         ]
         share = 1 / (len(parts) * len(views))
         total: Scalars = {}
         for part in parts:
-            image = (part.images[0] - self.mean) / self.std
+            image = self.model.normalised(part.images[0])
             features = self._features(image)
             for jitter, directions in views:
                 losses = self._losses(image, features, jitter, directions)
@@ -248,11 +237,11 @@ class UpsamplerTraining:
         upsampled = jitter(self.module.upsampler(features, self._guidance(image)))
         rebuilt = self.module.downsampler(upsampled, (self.grid, self.grid))
         uncertainty = self.module.uncertainty(target)
-        loss = uncertain_reconstruction(target, rebuilt, uncertainty, directions)
+        loss = uncertain_reconstruction(target, rebuilt, uncertainty, directions.to(target.device))
         parts = {"uncertain": loss, "reconstruction": reconstruction_error(target, rebuilt)}
         if self.module.retention is not None:
             content = content_loss(
-                2 * self._guidance(view * self.std + self.mean) - 1,
+                2 * self._guidance(self.model.unnormalised(view)) - 1,
                 self.module.retention(upsampled),
             )
             loss = loss + self.options.content_weight * content
@@ -261,7 +250,7 @@ class UpsamplerTraining:
 
     @torch.no_grad()
     def _features(self, image: Tensor) -> Tensor:
-        with autocast(self.device, self.precision):
+        with self.model.autocast():
             return self.encode(image).float()
 
     def _guidance(self, image: Tensor) -> Tensor:
@@ -280,7 +269,7 @@ class UpsamplerTraining:
         sums = {"reconstruction": 0.0, "by_mean": 0.0, "bilinear_by_mean": 0.0}
         grid = (self.grid, self.grid)
         for crop in self.fixed:
-            image = (crop.images[0][None].to(self.device) - self.mean) / self.std
+            image = self.model.normalised(crop.images[0][None].to(self.model.device))
             features = self._features(image)
             jitter = Jitter.random(self.options.crop, generator)
             target = self._features(jitter(image))
@@ -300,8 +289,8 @@ class UpsamplerTraining:
         """An image, its features and its upsampled features, side by side."""
         panels = []
         for crop in self.fixed[:: max(1, len(self.fixed) // PICTURES)][:PICTURES]:
-            image = crop.images[0][None].to(self.device)
-            normalised = (image - self.mean) / self.std
+            image = crop.images[0][None].to(self.model.device)
+            normalised = self.model.normalised(image)
             features = self._features(normalised)
             upsampled = self.module.upsampler(features, self._guidance(normalised))
             panels.append(side_by_side(image[0], *coloured(features[0], upsampled[0])))
@@ -310,16 +299,16 @@ class UpsamplerTraining:
     def export(self, folder: Path, facts: dict[str, Any]) -> None:
         """The model folder: the encoder as it was, with the upsampler."""
         card = replace(
-            self.folder.card,
+            self.model.folder.card,
             name=folder.resolve().name,
-            description=f"{self.folder.card.name} with an upsampler trained by segearth",
+            description=f"{self.model.folder.card.name} with an upsampler trained by segearth",
             made_by=facts["command"],
-            extra={**self.folder.card.extra, "upsampler_training": facts},
+            extra={**self.model.folder.card.extra, "upsampler_training": facts},
         )
         save_model_folder(
             folder,
-            self.clip.state_dict(),
-            self.folder.read_config(),
+            self.model.clip.state_dict(),
+            self.model.folder.read_config(),
             card,
             self.module.upsampler.state_dict(),
             into=True,

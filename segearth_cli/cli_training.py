@@ -1,0 +1,218 @@
+"""The commands that train: options become a dataclass, then one call."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from segearth_cli import terminal
+from segearth_cli.flags import (
+    Accumulate,
+    Bands,
+    Checkpointing,
+    CropSide,
+    Device,
+    Epochs,
+    Gsd,
+    HeldOut,
+    Json,
+    LearningRate,
+    LogEvery,
+    ModelName,
+    ModelOut,
+    Nodata,
+    OverwriteRun,
+    Precision,
+    Quiet,
+    Resume,
+    SarUnit,
+    SaveEvery,
+    Seed,
+    Speckle,
+    Steps,
+    StopAt,
+    Stretch,
+    Threads,
+    TrainBatchSize,
+    ValidateEvery,
+    WarmupSteps,
+    Workers,
+    model_option,
+    run_option,
+    scene_option,
+)
+from segearth_cli.options import (
+    UPSAMPLED,
+    DistillOptions,
+    SceneOptions,
+    TrainOptions,
+    UpsamplerOptions,
+    parse_bands,
+)
+
+
+def shared(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's options those of every training; they are named as their fields."""
+    names = {field.name for field in fields(TrainOptions)}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def train_upsampler_command(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE", show_envvar=False, help="Images to train on: files and folders."
+        ),
+    ],
+    output: ModelOut,
+    model: ModelName = "auto",
+    kernel: Annotated[
+        int, model_option(metavar="PIXELS", help="Side of a pixel's neighbourhood: 11, FeatUp 7.")
+    ] = 11,
+    stack: Annotated[
+        bool, model_option("--stack", help="A module per doubling, as FeatUp, instead of one.")
+    ] = False,
+    ratio: Annotated[
+        int | None,
+        model_option(metavar="N", help="Upsample so many times. Default: up to the pixels."),
+    ] = None,
+    features: Annotated[
+        str,
+        model_option(metavar="|".join(UPSAMPLED), help="What is upsampled: eq. 6, or FeatUp's."),
+    ] = "last-input",
+    gamma: Annotated[
+        float, model_option(metavar="WEIGHT", help="Of image reconstruction; 0 leaves it out.")
+    ] = 0.1,
+    jitters: Annotated[int, run_option(metavar="N", help="Views of each crop.")] = 5,
+    bands: Bands = None,
+    stretch: Stretch = "auto",
+    nodata: Nodata = None,
+    gsd: Gsd = None,
+    steps: Steps = None,
+    epochs: Epochs = 1,
+    batch_size: TrainBatchSize = 8,
+    accumulate: Accumulate = 1,
+    crop: CropSide = 224,
+    learning_rate: LearningRate = 1e-3,
+    warmup_steps: WarmupSteps = 0,
+    held_out: HeldOut = 0.1,
+    validate_every: ValidateEvery = None,
+    save_every: SaveEvery = 500,
+    log_every: LogEvery = 10,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = 0,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: OverwriteRun = False,
+    stop_at: StopAt = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train SimFeatUp, the upsampler of features, on images without labels.
+
+    Example: segearth train-upsampler images/ -o sharp --model vit-b-16
+    """
+    given = dict(locals())
+    from segearth_cli.training.upsampler import train_upsampler
+
+    terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
+    options = UpsamplerOptions(
+        images=tuple(images),
+        scene=SceneOptions(bands=parse_bands(bands), stretch=stretch, nodata=nodata, gsd=gsd),
+        kernel=kernel,
+        stack=stack,
+        ratio=ratio,
+        features=features,
+        content_weight=gamma,
+        jitters=jitters,
+        progress=not quiet,
+        **shared(given),
+    )
+    terminal.show_training(train_upsampler(options), json, quiet)
+
+
+def distill_sar_command(
+    output: ModelOut,
+    optical: Annotated[
+        str | None, scene_option(metavar="DIR", help="Optical images of the pairs.")
+    ] = None,
+    sar: Annotated[
+        str | None, scene_option(metavar="DIR", help="Radar images, named as the optical ones.")
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        scene_option(
+            metavar="FILE",
+            help="Instead: a CSV with columns optical, sar and, if you like, split (train, val).",
+        ),
+    ] = None,
+    model: ModelName = "auto",
+    bands: Bands = None,
+    stretch: Stretch = "auto",
+    sar_bands: Annotated[
+        str | None, scene_option(metavar="1,2", help="Bands of the radar images, one or two.")
+    ] = None,
+    sar_stretch: Annotated[
+        str, scene_option(metavar="HOW", help="The same as --stretch, of the radar images.")
+    ] = "auto",
+    sar_unit: SarUnit = "auto",
+    speckle: Speckle = 0,
+    regions: Annotated[
+        int, model_option(metavar="K", help="Features are compared in K x K regions.")
+    ] = 7,
+    temperature: Annotated[
+        float, model_option(metavar="TAU", help="Of the contrast, in the beginning.")
+    ] = 0.07,
+    steps: Steps = None,
+    epochs: Epochs = 20,
+    batch_size: TrainBatchSize = 512,
+    accumulate: Accumulate = 1,
+    crop: CropSide = 224,
+    learning_rate: LearningRate = 1e-4,
+    warmup_steps: WarmupSteps = 0,
+    held_out: HeldOut = 0.1,
+    validate_every: ValidateEvery = None,
+    save_every: SaveEvery = 500,
+    log_every: LogEvery = 10,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    checkpointing: Checkpointing = False,
+    workers: Workers = 0,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: OverwriteRun = False,
+    stop_at: StopAt = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teach an optical model to read radar images, from pairs of both (AlignEarth).
+
+    Example: segearth distill-sar --optical rgb/ --sar vh/ -o radar --model vit-b-16
+    """
+    given = dict(locals())
+    from segearth_cli.training.distill import distill_sar
+
+    terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
+    options = DistillOptions(
+        optical=optical,
+        sar=sar,
+        pairs=pairs,
+        optical_scene=SceneOptions(sensor="optical", bands=parse_bands(bands), stretch=stretch),
+        sar_scene=SceneOptions(
+            sensor="sar",
+            bands=parse_bands(sar_bands),
+            stretch=sar_stretch,
+            sar_unit=sar_unit,
+            speckle=speckle,
+        ),
+        regions=regions,
+        temperature=temperature,
+        progress=not quiet,
+        **shared(given),
+    )
+    terminal.show_training(distill_sar(options), json, quiet)
