@@ -199,17 +199,19 @@ def test_a_loss_that_is_no_number_names_the_images(arguments, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number):
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
+def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number, workers):
     output = tmp_path / "run"
-    command = [sys.executable, "-m", "segearth_cli", *distill_run(output, "--steps", "100000")]
+    own = distill_run(output, "--steps", "100000", "--workers", workers)
 
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=interruptible
-    )
+        [sys.executable, "-m", "segearth_cli", *own], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        preexec_fn=interruptible, start_new_session=True,
+    )  # fmt: skip
     for line in process.stderr:
         if "step 3 of" in line:
-            process.send_signal(number)
+            # a terminal's Ctrl-C reaches the readers too
+            (os.killpg if workers else os.kill)(process.pid, number)
             break
     _, rest = process.communicate(timeout=120)
 

@@ -263,7 +263,11 @@ def image_size(source: str) -> tuple[int, int]:
 
 
 class Opener:
-    """Opens images, and keeps the last ones open; every process opens its own."""
+    """Opens images, and keeps the last ones open.
+
+    Every process needs its own: whoever reads in other processes must not have read before, since
+    processes that are forked share open files.
+    """
 
     def __init__(self, *options: SceneOptions) -> None:
         self._options = options
@@ -286,10 +290,6 @@ class Opener:
             for scene in self._open.popitem(last=False)[1]:
                 scene.close()
         return views
-
-    def __getstate__(self) -> dict[str, object]:
-        """Open files stay in their process."""
-        return {"_options": self._options, "_open": OrderedDict()}
 
 
 class RandomCrops(Dataset[Crop]):

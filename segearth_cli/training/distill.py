@@ -82,9 +82,19 @@ class Distillation:
         self.module = Student(visual, options.temperature, options.checkpointing).to(device)
         self.teacher = plain_encoder(self.model.visual).eval()
         self.sources = pair_sources(options.optical, options.sar, options.pairs, options.held_out)
-        opener = Opener(options.optical_scene, options.sar_scene)
-        self.crops = RandomCrops(self.sources.train, opener, options.crop, options.seed, turns=True)
-        self.fixed = fixed_crops(self.sources.held_out, opener, options.crop, HELD_OUT_CROPS)
+        self.crops = RandomCrops(
+            self.sources.train,
+            Opener(options.optical_scene, options.sar_scene),
+            options.crop,
+            options.seed,
+            turns=True,
+        )
+        self.fixed = fixed_crops(
+            self.sources.held_out,
+            Opener(options.optical_scene, options.sar_scene),
+            options.crop,
+            HELD_OUT_CROPS,
+        )
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """AdamW."""

@@ -16,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -37,6 +38,7 @@ CHECKPOINT = "checkpoint.pt"
 REPORT = "training.json"
 LOGS = "logs"
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+LONGEST_WAIT = timedelta(hours=12)
 FREE_SETTINGS = {  # may differ between the parts of a run
     "output", "resume", "overwrite", "stop_at", "progress", "workers", "threads", "save_every",
     "log_every", "device",
@@ -160,9 +162,9 @@ def train(
         steps = options.steps or math.ceil(options.epochs * len(trainee.crops) / options.batch_size)
         optimizer = accelerator.prepare(trainee.optimizer(options.learning_rate))
         run = Run()
-        report = Report(options, trainee, steps, command, accelerator)
         if options.resume:
             load_checkpoint(options, run, trainee, optimizer, accelerator)
+        report = Report(options, trainee, steps, command, accelerator, run.step)
         fit(run, trainee, optimizer, accelerator, options, steps, report)
         if not accelerator.is_main_process:
             return None
@@ -220,7 +222,12 @@ def start(options: TrainOptions) -> Accelerator:
             f"--device {options.device}: say cuda, and choose with CUDA_VISIBLE_DEVICES or torchrun"
         )
     precision = pick_precision(options.precision, device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=MIXED[precision])
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=MIXED[precision],
+        # the others wait while the main process measures
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+    )
     shares = options.accumulate * accelerator.num_processes
     if options.batch_size % shares:
         raise UsageError(
@@ -288,9 +295,15 @@ def loader(
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=options.workers,
+        worker_init_fn=leave_interrupts_to_the_main_process,
         pin_memory=accelerator.device.type != "cpu",
-        persistent_workers=False,
     )
+
+
+def leave_interrupts_to_the_main_process(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: readers must go on until the step is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def take_step(
@@ -476,6 +489,7 @@ class Report:
         steps: int,
         command: str,
         accelerator: Accelerator,
+        first_step: int,
     ) -> None:
         self._options = options
         self._trainee = trainee
@@ -500,7 +514,8 @@ class Report:
                 "digest": sources.digest,
             },
         }
-        self._writer = SummaryWriter(str(options.output / LOGS))
+        # what an interrupted run logged after its last checkpoint is logged again
+        self._writer = SummaryWriter(str(options.output / LOGS), purge_step=first_step + 1)
 
     def log(self, run: Run, scalars: dict[str, float]) -> None:
         """Means over some steps."""

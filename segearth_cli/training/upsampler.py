@@ -20,7 +20,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import save_model_folder
-from segearth_cli.model.upsampler import JBUOne, JBUStack, Upsampler
+from segearth_cli.model.upsampler import JBU, JBUOne, JBUStack, Upsampler
 from segearth_cli.options import UpsamplerOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, image_sources
 from segearth_cli.training.loop import Scalars, Step, TrainResult, train
@@ -36,6 +36,7 @@ from segearth_cli.training.pretrained import Pretrained
 PAD = 20  # pixels of reflection that a jitter may show
 MOST_ZOOM = 2.0
 KERNEL = 16  # pixels a side that a feature is downsampled from
+START_SIGMA = 0.3  # of the Gaussian over a neighbourhood from -1 to 1: the best of 0.1 to 1
 CAREFUL_STEPS = 10  # with very short gradients, in the beginning
 CAREFUL_NORM = 1e-4
 HELD_OUT_CROPS = 32
@@ -162,6 +163,23 @@ class SimFeatUp(nn.Module):
         self.retention = ContentRetention(channels) if retains_content else None
 
 
+@torch.no_grad()
+def start_plainly(upsampler: Upsampler) -> None:
+    """Begin as a narrow blur, without corrections.
+
+    From the usual random weights the corrections to the kernels change what these sum up to, in
+    every doubling, and hundreds of steps pass before features are as long again as they were.
+    """
+    corrections = [upsampler.fixup_proj[1]]
+    for step in upsampler.children():
+        if isinstance(step, JBU):
+            step.sigma_spatial.fill_(START_SIGMA)
+            corrections.append(step.fixup_proj[3])
+    for layer in corrections:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
 ENCODERS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "last-input": lambda visual: DenseEncoder(visual).last_input,
     "output": lambda visual: _patches_of(DenseEncoder(visual, "vanilla", residual=True)),
@@ -188,13 +206,17 @@ class UpsamplerTraining:
         self.ratio = options.ratio or 2 ** math.ceil(math.log2(model.patch))
         upsampler = (JBUStack if options.stack else JBUOne)(model.channels, options.kernel // 2)
         upsampler.steps(self.ratio)  # refuses patches that a stack is not made for
+        start_plainly(upsampler)
         self.module = SimFeatUp(
             upsampler, model.channels, min(KERNEL, self.ratio), options.content_weight > 0
         ).to(device)
         self.sources = image_sources(options.images, options.held_out)
-        opener = Opener(options.scene)
-        self.crops = RandomCrops(self.sources.train, opener, options.crop, options.seed)
-        self.fixed = fixed_crops(self.sources.held_out, opener, options.crop, HELD_OUT_CROPS)
+        self.crops = RandomCrops(
+            self.sources.train, Opener(options.scene), options.crop, options.seed
+        )
+        self.fixed = fixed_crops(
+            self.sources.held_out, Opener(options.scene), options.crop, HELD_OUT_CROPS
+        )
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """NAdam."""
