@@ -507,7 +507,7 @@ class Report:
             "steps": steps,
             "processes": accelerator.num_processes,
             "device": str(accelerator.device),
-            "precision": accelerator.mixed_precision,
+            "precision": pick_precision(options.precision, accelerator.device),
             "data": {
                 "train": len(sources.train),
                 "held_out": [Path(place.sources[0]).name for place in sources.held_out],
