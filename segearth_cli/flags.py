@@ -115,7 +115,7 @@ ValidateEvery: TypeAlias = Annotated[
     int | None, run_option(metavar="STEPS", help="Measure so often. Default: after each epoch.")
 ]
 SaveEvery: TypeAlias = Annotated[
-    int, run_option(metavar="STEPS", help="Write a checkpoint so often.")
+    int, run_option(metavar="STEPS", help="Write a checkpoint so often, and when measured.")
 ]
 LogEvery: TypeAlias = Annotated[int, run_option(metavar="STEPS", help="Log losses so often.")]
 Seed: TypeAlias = Annotated[int, run_option(metavar="N", help="The same seed, the same result.")]

@@ -265,12 +265,13 @@ def fit(
             run.seconds = time.monotonic() - began
             progress.update()
             report.log(run, scalars)
-            if run.step % every == 0 or run.step == steps:
+            is_measured = run.step % every == 0 or run.step == steps
+            if is_measured:
                 measure(run, trainee, accelerator, report)
             stop = run.step < steps and agreed(
                 stopping.is_set() or run.step == options.stop_at, accelerator
             )
-            if stop or run.step == steps or run.step % options.save_every == 0:
+            if stop or is_measured or run.step % options.save_every == 0:
                 save_checkpoint(options, run, trainee, optimizer, accelerator)
             if stop:
                 raise Stopped(
