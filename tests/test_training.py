@@ -186,6 +186,31 @@ def test_a_folder_that_is_there_is_not_written_over(arguments, tmp_path):
     assert report(output)["steps_done"] == 1
 
 
+def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(arguments, data, tmp_path):
+    output = tmp_path / "run"
+    for more, message in (
+        (("--crop", "50"), "--crop 50 is no multiple of the model's patch"),
+        (("--held-out", "2"), "--held-out is 2.0"),
+        (("--batch-size", "3", "--accumulate", "2"), "cannot be taken in 2 equal parts"),
+        (("--precision", "fp16"), "--precision fp16 needs a GPU"),
+        (("--device", "cuda:7"), "--device cuda:7"),
+        (("--model", "nonesuch"), "no model or folder"),
+    ):
+        result = run(arguments(output, *more))
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split())
+        assert not output.exists()
+    output.write_text("a file")
+    assert "is a file; name a folder" in run(arguments(output)).output
+
+
+def test_bf16_trains(arguments, tmp_path):
+    result = run(arguments(tmp_path / "run", "--steps", "2", "--precision", "bf16"))
+
+    assert result.exit_code == 0, result.output
+    assert report(tmp_path / "run")["precision"] == "bf16"
+
+
 def test_a_loss_that_is_no_number_names_the_images(arguments, tmp_path):
     output = tmp_path / "run"
 

@@ -139,7 +139,7 @@ def train(
 
     Args:
         options: how long and how fast.
-        build: makes the trainee; called when the output is known to be free.
+        build: makes the trainee; called when the output is known to be free, and before it is made.
         command: the subcommand's name, for messages.
 
     Returns:
@@ -154,11 +154,11 @@ def train(
     check_output(options)
     accelerator = start(options)
     try:
+        torch.manual_seed(options.seed)  # of the first weights
+        trainee = build(accelerator.device)
         accelerator.wait_for_everyone()  # all have looked before one writes
         if accelerator.is_main_process:
             make_output(options)
-        torch.manual_seed(options.seed)  # of the first weights
-        trainee = build(accelerator.device)
         steps = options.steps or math.ceil(options.epochs * len(trainee.crops) / options.batch_size)
         optimizer = accelerator.prepare(trainee.optimizer(options.learning_rate))
         run = Run()
@@ -186,8 +186,10 @@ def check_output(options: TrainOptions) -> None:
     checkpoint = options.output / CHECKPOINT
     if options.resume and not checkpoint.is_file():
         raise UsageError(f"there is no {checkpoint} to go on from; leave --resume out")
-    if options.output.exists() and not (options.resume or options.overwrite):
-        if not options.output.is_dir() or any(options.output.iterdir()):
+    if options.output.exists() and not options.output.is_dir():
+        raise OutputError(f"{options.output} is a file; name a folder")
+    if options.output.is_dir() and not (options.resume or options.overwrite):
+        if any(options.output.iterdir()):
             raise OutputError(
                 f"{options.output} exists; use --resume to go on with it or --overwrite to begin "
                 "anew in it"
