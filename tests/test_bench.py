@@ -14,7 +14,9 @@ def bench(*args):
     return CliRunner().invoke(app, ["bench", "--device", "cpu", *map(str, args)])
 
 
-@pytest.mark.parametrize("model", ["tiny_model", "upsampled_model"])
+@pytest.mark.parametrize(
+    "model", ["tiny_model", pytest.param("upsampled_model", marks=pytest.mark.slow)]
+)
 def test_json_holds_every_stage_and_the_whole(request, tmp_path, model):
     source = write_scene(tmp_path / "scene.tif")
     result = bench(source, "--model", request.getfixturevalue(model), "--json", "--vector")

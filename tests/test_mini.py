@@ -42,6 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_folder_that_open_clip_reads_and_resumes(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "mini"
     budget = ["--data", str(data), "-o", str(output), "--batch-size", "8", "--word-steps", "2"]

@@ -32,8 +32,8 @@ OPEN_AT_ONCE = 64  # images per process
 TRIES = 10  # places in an image, before it counts as empty
 LEAST_VALID = 0.5  # share of a crop that must hold data
 LONE_HELD_OUT = 0.25  # share of the rows of an image that is the only one, at least
-WHOLE_FILE = 1 << 26  # bytes: of larger files the digest takes head and tail
-HEAD = 1 << 20
+WHOLE_FILE = 1 << 20  # bytes: of larger files the digest takes size, head and tail
+HEAD = 1 << 16
 
 Image = NDArray[np.float32]
 Views = tuple[Scene, ...]
