@@ -148,6 +148,9 @@ def test_a_stopped_and_resumed_run_is_one_that_never_stopped(arguments, tmp_path
     assert "stopped at step 4 of 8, and saved; go on with the same command and --resume" in (
         " ".join(stopped.output.split())
     )
+    early = run(arguments(parts, "--steps", "8", "--resume", "--stop-at", "4"))
+    assert early.exit_code == 2
+    assert "the run is at step 4 already" in " ".join(early.output.split())
     resumed = run(arguments(parts, "--steps", "8", "--resume"))
 
     assert resumed.exit_code == 0, resumed.output

@@ -205,6 +205,9 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     assert len(sources.train) == 1
     assert "missing.tif: there is no such file" in caplog.text
     assert "line 5" in caplog.text
+    table.write_text("optical,sar,split\na.tif,a_vh.tif,test\n")
+    with pytest.raises(UsageError, match="has the split 'test'"):
+        pair_sources(None, None, str(table), 0.1)
     table.write_text("left,right\n")
     with pytest.raises(UsageError, match="columns optical and sar"):
         pair_sources(None, None, str(table), 0.1)

@@ -212,8 +212,14 @@ def _pairs_of_table(path: Path) -> tuple[list[Place], list[str], list[str]]:
         if not all(names):
             skipped.append(f"line {number} of {path} names no pair")
             continue
+        part = (row.get("split") or "").strip().lower()
+        if part not in ("", "train", "val"):
+            raise UsageError(
+                f"line {number} of {path} has the split {part!r}; write train, val or nothing, and "
+                "leave out the pairs that are for neither"
+            )
         places.append(Place(tuple(str(path.parent / name) for name in names)))
-        parts.append((row.get("split") or "").strip().lower())
+        parts.append(part)
     return places, parts, skipped
 
 

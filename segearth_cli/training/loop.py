@@ -164,6 +164,11 @@ def train(
         run = Run()
         if options.resume:
             load_checkpoint(options, run, trainee, optimizer, accelerator)
+        if options.stop_at is not None and options.stop_at <= run.step:
+            raise UsageError(
+                f"--stop-at {options.stop_at}: the run is at step {run.step} already; give a later "
+                "one"
+            )
         report = Report(options, trainee, steps, command, accelerator, run.step)
         fit(run, trainee, optimizer, accelerator, options, steps, report)
         if not accelerator.is_main_process:
