@@ -249,6 +249,7 @@ class TrainOptions:
             ("--save-every", self.save_every, 1),
             ("--log-every", self.log_every, 1),
             ("--workers", self.workers, 0),
+            ("--seed", self.seed, 0),
             ("--threads", self.threads, 1),
             ("--stop-at", self.stop_at, 1),
         ):

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,32 @@ def test_pairs_by_stem_turn_together_and_odd_ones_are_named(tmp_path, caplog):
         optical, sar = crops[index].images
         red, radar = optical[0].flatten(), sar[0].flatten()
         assert np.corrcoef(red, radar)[0, 1] > 0.99
+
+
+def test_pairs_of_equal_name_in_other_folders_are_not_mixed(tmp_path):
+    for folder in ("rgb/a", "rgb/b", "rgb/c", "vh/a", "vh/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        array = blocks(1 if folder.startswith("vh") else 3)
+        write_radar(tmp_path / folder / "1.tif", array / 10 - 30)
+
+    sources = pair_sources(str(tmp_path / "rgb"), str(tmp_path / "vh"), None, 0.5)
+
+    found = [
+        Path(p).parent.name for place in sources.train + sources.held_out for p in place.sources
+    ]
+    assert found == ["a", "a", "b", "b"]
+    assert len(sources.skipped) == 1
+
+
+def test_an_image_that_the_options_do_not_fit_is_left_out(tmp_path):
+    four = write_scene(tmp_path / "four.tif", blocks(4))
+    three = write_scene(tmp_path / "three.tif", blocks(3))
+    crops = RandomCrops([Place((four,)), Place((three,))], opener(bands=("4", "3", "2")), 64, 0)
+
+    batch = collate([crops[i] for i in range(len(crops))])
+
+    assert set(batch.sources) == {four}
+    assert "three.tif" in batch.skipped[0]
 
 
 def test_georeferenced_pairs_of_other_grids_are_brought_onto_one(tmp_path):

@@ -272,7 +272,7 @@ def scaling_of(
         values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]
     if stretch.kind == "values":
         spans = [(stretch.low, stretch.high)] * bands
-    elif stretch.kind == "none" or (stretch.kind == "auto" and dtype == "uint8"):
+    elif stretch.kind == "none" or (stretch.kind == "auto" and dtype == "uint8" and not decibels):
         spans = [(0.0, _full_scale(dtype, bits))] * bands
     else:
         low, high = {

@@ -217,7 +217,9 @@ def save_model_folder(
 
     if destination.exists() and not (overwrite or into):
         raise OutputError(f"the model folder {destination} exists already; remove it first")
-    staging = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    # Folders that are there may be file systems of their own.
+    beside = destination / "model" if into else destination
+    staging = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
     try:
         staging.mkdir(parents=True, exist_ok=True)
         metadata = {"format": "pt"}

@@ -186,11 +186,30 @@ def pair_sources(
 def _pairs_by_stem(optical: str, sar: str) -> tuple[list[Place], list[str]]:
     if not Path(optical).is_dir() and not Path(sar).is_dir():  # two files: one pair
         return [Place((optical, sar))], []
-    first, second = ({Path(p).stem: p for p in find_images([folder])} for folder in (optical, sar))
-    places = [Place((first[stem], second[stem])) for stem in first if stem in second]
-    alone = [first[s] for s in first if s not in second]
-    alone += [second[s] for s in second if s not in first]
-    return places, [f"{path} has no partner of that name" for path in alone]
+    first, second = (_by_name(folder) for folder in (optical, sar))
+    skipped = [
+        f"{path} has no partner of that name"
+        for own, other in ((first, second), (second, first))
+        for name in own.keys() - other.keys()
+        for path in own[name]
+    ]
+    places = []
+    for name in first:
+        paths = [*first[name], *second.get(name, ())]
+        if len(paths) > 2 and name in second:
+            skipped.append(f"{' and '.join(paths)} have one name but for the suffix")
+        elif name in second:
+            places.append(Place(tuple(paths)))
+    return places, sorted(skipped)
+
+
+def _by_name(folder: str) -> dict[str, list[str]]:
+    """A folder's images by their path in it, without suffix."""
+    found: dict[str, list[str]] = {}
+    for path in find_images([folder]):
+        name = Path(path).relative_to(folder) if Path(folder).is_dir() else Path(Path(path).name)
+        found.setdefault(str(name.with_suffix("")), []).append(path)
+    return found
 
 
 def _pairs_of_table(path: Path) -> tuple[list[Place], list[str], list[str]]:
@@ -276,7 +295,8 @@ class Opener:
     """
 
     def __init__(self, *options: SceneOptions) -> None:
-        self._options = options
+        # GDAL's threads, once begun, do not survive in processes that are forked
+        self._options = [replace(own, threads=1) for own in options]
         self._open: OrderedDict[tuple[str, ...], Views] = OrderedDict()
 
     def __call__(self, sources: tuple[str, ...]) -> Views:
@@ -287,10 +307,13 @@ class Opener:
         """
         views = self._open.pop(sources, None)
         if views is None:
-            if len(sources) == 1:
-                views = (open_scene(sources[0], self._options[0]),)
-            else:
-                views = open_pair(sources[0], sources[1], self._options[0], self._options[1])
+            try:
+                if len(sources) == 1:
+                    views = (open_scene(sources[0], self._options[0]),)
+                else:
+                    views = open_pair(sources[0], sources[1], self._options[0], self._options[1])
+            except UsageError as error:  # options that this image cannot follow
+                raise SceneError(f"{' and '.join(sources)}: {error}") from error
         self._open[sources] = views
         while len(self._open) > OPEN_AT_ONCE:
             for scene in self._open.popitem(last=False)[1]:

@@ -274,6 +274,8 @@ def fit(
             report.log(run, scalars)
             is_measured = run.step % every == 0 or run.step == steps
             if is_measured:
+                # whatever happens when the model is written, the steps are safe
+                save_checkpoint(options, run, trainee, optimizer, accelerator)
                 measure(run, trainee, accelerator, report)
             stop = run.step < steps and agreed(
                 stopping.is_set() or run.step == options.stop_at, accelerator
@@ -338,17 +340,25 @@ def take_step(
     scalars = trainee.accumulate(parts, Step(number, generator, accelerator))
     values = {name: float(mean(value, accelerator)) for name, value in scalars.items()}
     if not math.isfinite(values["loss"]):
-        sources = ", ".join(dict.fromkeys(source for part in parts for source in part.sources))
-        raise TrainingError(
-            f"the loss is {values['loss']} at step {number + 1}, over {sources}; look at these "
-            "images, or go on from the last checkpoint with a lower --learning-rate"
-        )
+        raise unusable("loss", values["loss"], number, parts)
     share_gradients(trainee.module, accelerator)
     limit = trainee.longest_gradient(number)
-    if limit is not None:
-        accelerator.clip_grad_norm_(trainee.module.parameters(), limit)
+    if limit is not None or accelerator.scaler is None:
+        longest = math.inf if limit is None else limit
+        norm = accelerator.clip_grad_norm_(trainee.module.parameters(), longest)
+        if accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise unusable("gradient", float(norm), number, parts)
     optimizer.step()
     return {**values, "learning_rate": rate}
+
+
+def unusable(what: str, value: float, number: int, parts: Sequence[Batch]) -> TrainingError:
+    """The error of a step that would spoil the weights; an fp16 scaler leaves such steps out."""
+    sources = ", ".join(dict.fromkeys(source for part in parts for source in part.sources))
+    return TrainingError(
+        f"the {what} is {value} at step {number + 1}, over {sources}; look at these images, or "
+        "begin anew with a lower --learning-rate"
+    )
 
 
 def learning_rate(step: int, steps: int, options: TrainOptions) -> float:

@@ -35,7 +35,6 @@ from segearth_cli.training.pretrained import Pretrained
 
 PAD = 20  # pixels of reflection that a jitter may show
 MOST_ZOOM = 2.0
-KERNEL = 16  # pixels a side that a feature is downsampled from
 START_SIGMA = 0.3  # of the Gaussian over a neighbourhood from -1 to 1: the best of 0.1 to 1
 CAREFUL_STEPS = 10  # with very short gradients, in the beginning
 CAREFUL_NORM = 1e-4
@@ -208,7 +207,7 @@ class UpsamplerTraining:
         upsampler.steps(self.ratio)  # refuses patches that a stack is not made for
         start_plainly(upsampler)
         self.module = SimFeatUp(
-            upsampler, model.channels, min(KERNEL, self.ratio), options.content_weight > 0
+            upsampler, model.channels, self.ratio, options.content_weight > 0
         ).to(device)
         self.sources = image_sources(options.images, options.held_out)
         self.crops = RandomCrops(
