@@ -22,6 +22,14 @@ def _require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def _at_least(*bounds: tuple[str, float | None, int]) -> None:
+    """Refuse values below their least ones; ``None`` is no value."""
+    for option, value, least in bounds:
+        _require(
+            value is None or value >= least, f"{option} is {value}; it must be {least} or more"
+        )
+
+
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, f"{option} is {value!r}; choose one of {', '.join(choices)}")
 
@@ -48,15 +56,12 @@ class ModelOptions:
         if self.attention is not None:
             _one_of("--attention", self.attention, ATTENTIONS)
         _one_of("--precision", self.precision, PRECISIONS)
-        for option, value, least in (
+        _at_least(
             ("--modulated-blocks", self.modulated_blocks, 1),
             ("--window", self.window, 0),
             ("--stride", self.stride, 1),
             ("--batch-size", self.batch_size, 1),
-        ):
-            _require(
-                value is None or value >= least, f"{option} is {value}; it must be {least} or more"
-            )
+        )
         _require(
             not (self.window and self.stride) or self.stride <= self.window,
             f"--stride {self.stride} exceeds --window {self.window}: pixels would be skipped",
@@ -105,10 +110,7 @@ class SceneOptions:
             self.gsd is None or 0 < self.gsd < math.inf,
             f"--gsd is {self.gsd}; it must be a positive number of metres",
         )
-        _require(
-            self.threads is None or self.threads >= 1,
-            f"--threads is {self.threads}; it must be 1 or more",
-        )
+        _at_least(("--threads", self.threads, 1))
         _require(
             self.speckle == 0 or (self.speckle >= 3 and self.speckle % 2 == 1),
             f"--speckle is {self.speckle}; give an odd number of pixels such as 7, or 0 for none",
@@ -238,7 +240,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no run can be."""
-        for option, value, least in (
+        _at_least(
             ("--steps", self.steps, 1),
             ("--epochs", self.epochs, 1),
             ("--batch-size", self.batch_size, 1),
@@ -252,10 +254,7 @@ class TrainOptions:
             ("--seed", self.seed, 0),
             ("--threads", self.threads, 1),
             ("--stop-at", self.stop_at, 1),
-        ):
-            _require(
-                value is None or value >= least, f"{option} is {value}; it must be {least} or more"
-            )
+        )
         _require(
             0 < self.learning_rate < math.inf,
             f"--learning-rate is {self.learning_rate}; it must be a positive number",
@@ -311,7 +310,7 @@ class UpsamplerOptions(TrainOptions):
             "--stack has four doublings: leave --ratio out",
         )
         _one_of("--features", self.features, UPSAMPLED)
-        _require(self.jitters >= 1, f"--jitters is {self.jitters}; it must be 1 or more")
+        _at_least(("--jitters", self.jitters, 1))
         _require(
             0 <= self.content_weight < math.inf,
             f"--gamma is {self.content_weight}; it must be 0 or a larger number",
@@ -345,7 +344,7 @@ class DistillOptions(TrainOptions):
             0 < self.temperature < math.inf,
             f"--temperature is {self.temperature}; it must be a positive number",
         )
-        _require(self.regions >= 1, f"--regions is {self.regions}; it must be 1 or more")
+        _at_least(("--regions", self.regions, 1))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -80,8 +80,8 @@ class LeeFilter:
         """Return sums over windows, always added in the same order: [B, h, w] -> smaller."""
         for axis in (1, 2):
             length = values.shape[axis] - self.size + 1
-            total = np.zeros_like(np.take(values, range(length), axis))
-            for start in range(self.size):
+            total = np.take(values, range(length), axis)
+            for start in range(1, self.size):
                 total += np.take(values, range(start, start + length), axis)
             values = total
         return values

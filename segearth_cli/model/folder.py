@@ -231,7 +231,6 @@ def save_model_folder(
         (staging / CARD).write_text(card.to_json(), encoding="utf-8")
         open_model_folder(staging)
         if into:
-            destination.mkdir(exist_ok=True)
             for file in staging.iterdir():
                 file.replace(destination / file.name)
             if upsampler_state is None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ LONE_HELD_OUT = 0.25  # share of the rows of an image that is the only one, at l
 WHOLE_FILE = 1 << 20  # bytes: of larger files the digest takes size, head and tail
 HEAD = 1 << 16
 
-Image = NDArray[np.float32]
 Views = tuple[Scene, ...]
 
 logger = logging.getLogger(__name__)
@@ -400,7 +400,7 @@ def fixed_crops(places: Sequence[Place], opener: Opener, crop: int, most: int) -
         UsageError: not one can be used.
     """
     corners: list[tuple[Place, int, int]] = []
-    for place in places[:: max(1, -(-len(places) // most))]:
+    for place in thinned(places, most):
         with suppress(SceneError):  # named when the images were found, or not in the way
             grid = opener(place.sources)[0].grid
             first, rows = place.rows(grid.height)
@@ -410,7 +410,7 @@ def fixed_crops(places: Sequence[Place], opener: Opener, crop: int, most: int) -
                 for left in range(0, max(1, grid.width - crop + 1), crop)
             ]
     found = []
-    for place, top, left in corners[:: max(1, -(-len(corners) // most))]:
+    for place, top, left in thinned(corners, most):
         with suppress(SceneError):
             views = opener(place.sources)
             first, rows = place.rows(views[0].grid.height)
@@ -420,6 +420,11 @@ def fixed_crops(places: Sequence[Place], opener: Opener, crop: int, most: int) -
     if not found:
         raise UsageError("no held-out image can be used; hold out others, or more of them")
     return found
+
+
+def thinned(things: Sequence[Any], most: int) -> Sequence[Any]:
+    """At most so many, evenly spread."""
+    return things[:: max(1, -(-len(things) // most))]
 
 
 def cut(

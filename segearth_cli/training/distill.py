@@ -25,13 +25,12 @@ from segearth_cli.options import DistillOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, pair_sources
 from segearth_cli.training.loop import Scalars, Step, TrainResult, train
 from segearth_cli.training.losses import contrastive_loss, region_distance, token_distance
-from segearth_cli.training.pictures import coloured, side_by_side
+from segearth_cli.training.pictures import coloured, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
 
 HIGHEST_INVERSE_TEMPERATURE = 100.0  # as CLIP's own training has it
 HELD_OUT_CROPS = 256
 HELD_OUT_BATCH = 16
-PICTURES = 3
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ class Distillation:
     def pictures(self) -> dict[str, Tensor]:
         """Radar and optical image, and the maps of their features, side by side."""
         panels = []
-        for crop in self.fixed[:: max(1, len(self.fixed) // PICTURES)][:PICTURES]:
+        for crop in shown(self.fixed):
             optical, sar = (image.to(self.model.device) for image in crop.images)
             maps = coloured(
                 self._student(sar[None]).patches[0], self._teacher(optical[None]).patches[0]

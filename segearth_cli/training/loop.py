@@ -173,9 +173,7 @@ def train(
         fit(run, trainee, optimizer, accelerator, options, steps, report)
         if not accelerator.is_main_process:
             return None
-        report.finish(run)
-        skipped = (*trainee.sources.skipped, *run.skipped)
-        return TrainResult(str(options.output), steps, run.seconds, skipped, tuple(run.measured))
+        return report.finish(run)
     finally:
         accelerator.end_training()
         AcceleratorState._reset_state()
@@ -263,7 +261,8 @@ def fit(
     )  # fmt: skip
     with stop_requests() as stopping, contextlib.closing(progress):
         if run.step == 0:
-            measure(run, trainee, accelerator, report)
+            measure(run, trainee, accelerator)
+            report.measured(run)
         while run.step < steps:
             parts = [next(batches).to(accelerator.device) for _ in range(options.accumulate)]
             run.skipped |= dict.fromkeys(reason for part in parts for reason in part.skipped)
@@ -274,14 +273,15 @@ def fit(
             report.log(run, scalars)
             is_measured = run.step % every == 0 or run.step == steps
             if is_measured:
-                # whatever happens when the model is written, the steps are safe
-                save_checkpoint(options, run, trainee, optimizer, accelerator)
-                measure(run, trainee, accelerator, report)
+                measure(run, trainee, accelerator)
             stop = run.step < steps and agreed(
                 stopping.is_set() or run.step == options.stop_at, accelerator
             )
             if stop or is_measured or run.step % options.save_every == 0:
                 save_checkpoint(options, run, trainee, optimizer, accelerator)
+            if is_measured:  # whatever happens when the model is written, the steps are safe
+                report.measured(run)
+            accelerator.wait_for_everyone()
             if stop:
                 raise Stopped(
                     f"stopped at step {run.step} of {steps}, and saved; go on with the same "
@@ -331,14 +331,16 @@ def take_step(
         TrainingError: the loss is no number; the weights are as they were.
     """
     trainee.module.train()
-    torch.manual_seed(hash((options.seed, number, accelerator.process_index)) & (2**63 - 1))
-    generator = torch.Generator().manual_seed(hash((options.seed, number)) & (2**63 - 1))
+    torch.manual_seed(mixed(options.seed, number, accelerator.process_index))
+    generator = torch.Generator().manual_seed(mixed(options.seed, number))
     rate = learning_rate(number, steps, options)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     scalars = trainee.accumulate(parts, Step(number, generator, accelerator))
-    values = {name: float(mean(value, accelerator)) for name, value in scalars.items()}
+    own = torch.stack([value.detach().float() for value in scalars.values()])
+    means = accelerator.reduce(own, reduction="mean").tolist()
+    values = dict(zip(scalars, means, strict=True))
     if not math.isfinite(values["loss"]):
         raise unusable("loss", values["loss"], number, parts)
     share_gradients(trainee.module, accelerator)
@@ -369,9 +371,9 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * spent))
 
 
-def mean(value: Tensor, accelerator: Accelerator) -> Tensor:
-    """Mean over the processes."""
-    return accelerator.reduce(value.detach().float(), reduction="mean")
+def mixed(*numbers: int) -> int:
+    """A seed made of several numbers, the same in every process and run."""
+    return hash(numbers) & (2**63 - 1)
 
 
 def agreed(wish: bool, accelerator: Accelerator) -> bool:
@@ -392,14 +394,11 @@ def share_gradients(module: nn.Module, accelerator: Accelerator) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def measure(run: Run, trainee: Trainee, accelerator: Accelerator, report: Report) -> None:
-    """Measure on what was held out, in the main process; export the weights as they are."""
+def measure(run: Run, trainee: Trainee, accelerator: Accelerator) -> None:
+    """Measure on what was held out, in the main process."""
     if accelerator.is_main_process:
         trainee.module.eval()
-        values = trainee.measure()
-        run.measured.append({"step": run.step, **values})
-        report.measured(run)
-    accelerator.wait_for_everyone()
+        run.measured.append({"step": run.step, **trainee.measure()})
 
 
 @contextlib.contextmanager
@@ -445,16 +444,23 @@ def save_checkpoint(
         "scaler": scaler.state_dict() if scaler is not None else None,
         "settings": fixed_settings(options),
     }
-    part = options.output / f"{CHECKPOINT}.part"
+    write_whole(options.output / CHECKPOINT, lambda part: torch.save(content, part))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place, and put it there.
+
+    Raises:
+        OutputError: it cannot be written; what was there before still is.
+    """
+    part = path.with_name(f"{path.name}.part")
     try:
-        torch.save(content, part)
-        os.replace(part, options.output / CHECKPOINT)
+        write(part)
+        os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
         part.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {options.output / CHECKPOINT}: "
-            f"{getattr(error, 'strerror', None) or 'the disk may be full'}"
-        ) from error
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise OutputError(f"cannot write {path}: {reason}") from error
 
 
 def load_checkpoint(
@@ -537,8 +543,10 @@ class Report:
 
     def log(self, run: Run, scalars: dict[str, float]) -> None:
         """Means over some steps."""
+        if not self._is_main:
+            return
         self._recent.append(scalars)
-        if not self._is_main or run.step % self._options.log_every:
+        if run.step % self._options.log_every:
             return
         means = {
             name: sum(one[name] for one in self._recent) / len(self._recent) for name in scalars
@@ -550,41 +558,44 @@ class Report:
 
     def measured(self, run: Run) -> None:
         """The last measurement, pictures, the weights as they are."""
-        latest = run.measured[-1]
-        for name, value in latest.items():
-            if name != "step":
-                self._writer.add_scalar(f"held_out/{name}", value, run.step)
+        if not self._is_main:
+            return
+        values = {name: value for name, value in run.measured[-1].items() if name != "step"}
+        for name, value in values.items():
+            self._writer.add_scalar(f"held_out/{name}", value, run.step)
         for title, picture in self._trainee.pictures().items():
             self._writer.add_image(title, picture, run.step)
         self._writer.flush()
-        values = {name: value for name, value in latest.items() if name != "step"}
         logger.info("step %d of %d, held out: %s", run.step, self._steps, _listed(values))
         self._write(run)
         if run.step:
             self._trainee.export(self._options.output, self._facts_of(run))
 
-    def finish(self, run: Run) -> None:
+    def finish(self, run: Run) -> TrainResult:
         """The last words."""
         self._write(run)
         self._writer.close()
+        output = str(self._options.output)
+        return TrainResult(
+            output, self._steps, run.seconds, self._skipped(run), tuple(run.measured)
+        )
+
+    def _skipped(self, run: Run) -> tuple[str, ...]:
+        return (*self._trainee.sources.skipped, *run.skipped)
 
     def _facts_of(self, run: Run) -> dict[str, Any]:
         return {
             **self._facts,
             "steps_done": run.step,
             "seconds": round(run.seconds, 1),
-            "skipped": [*self._trainee.sources.skipped, *run.skipped],
+            "skipped": self._skipped(run),
             "measured": run.measured,
         }
 
     def _write(self, run: Run) -> None:
+        text = json.dumps(self._facts_of(run), indent=2) + "\n"
         path = self._options.output / REPORT
-        part = path.with_suffix(".part")
-        try:
-            part.write_text(json.dumps(self._facts_of(run), indent=2) + "\n", encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _listed(values: dict[str, float]) -> str:

@@ -1,8 +1,19 @@
 """Features as pictures, for a person who watches a run."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from segearth_cli.training.data import Crop
+
+SHOWN = 3  # crops
+
+
+def shown(crops: Sequence[Crop]) -> Sequence[Crop]:
+    """Those that a picture is made of."""
+    return crops[:: max(1, len(crops) // SHOWN)][:SHOWN]
 
 
 def coloured(*features: Tensor) -> list[Tensor]:

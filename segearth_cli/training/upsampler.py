@@ -30,7 +30,7 @@ from segearth_cli.training.losses import (
     reconstruction_error,
     uncertain_reconstruction,
 )
-from segearth_cli.training.pictures import coloured, side_by_side
+from segearth_cli.training.pictures import coloured, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
 
 PAD = 20  # pixels of reflection that a jitter may show
@@ -39,7 +39,6 @@ START_SIGMA = 0.3  # of the Gaussian over a neighbourhood from -1 to 1: the best
 CAREFUL_STEPS = 10  # with very short gradients, in the beginning
 CAREFUL_NORM = 1e-4
 HELD_OUT_CROPS = 32
-PICTURES = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class AttentionDownsampler(nn.Module):
 
     Args:
         channels: of the features.
-        kernel: pixels a side of a patch.
+        kernel: pixels a side of a patch; patches lie side by side.
     """
 
     def __init__(self, channels: int, kernel: int) -> None:
@@ -90,21 +89,18 @@ class AttentionDownsampler(nn.Module):
         self.weight = nn.Parameter(1 + 0.01 * torch.randn(kernel, kernel))
         self.bias = nn.Parameter(0.01 * torch.randn(kernel, kernel))
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """B C H W -> B C h w."""
+    def forward(self, features: Tensor) -> Tensor:
+        """B C H W -> B C H/kernel W/kernel."""
         blurred = gaussian_blur(features, 5, 1.0)
-        scores = self._patches(self.attention(blurred), grid)[:, 0]  # B h w k k
+        scores = self._patches(self.attention(blurred))[:, 0]  # B h w k k
         keep = self.dropout(torch.ones_like(scores[..., :1, :1])) > 0  # of whole patches
         scores = scores * keep * self.weight + self.bias
         weights = scores.flatten(-2).softmax(-1).view_as(scores)
-        return torch.einsum("bchwij,bhwij->bchw", self._patches(blurred, grid), weights)
+        return torch.einsum("bchwij,bhwij->bchw", self._patches(blurred), weights)
 
-    def _patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The patches of a grid, as a view: B C H W -> B C h w k k."""
-        strides = [side // count for side, count in zip(x.shape[-2:], grid, strict=True)]
-        kernel = min(self.kernel, *x.shape[-2:])
-        view = x.unfold(2, kernel, strides[0]).unfold(3, kernel, strides[1])
-        return view[:, :, : grid[0], : grid[1]]
+    def _patches(self, x: Tensor) -> Tensor:
+        """The patches, as a view: B C H W -> B C h w k k."""
+        return x.unfold(2, self.kernel, self.kernel).unfold(3, self.kernel, self.kernel)
 
 
 class ContentRetention(nn.Module):
@@ -256,9 +252,9 @@ class UpsamplerTraining:
         view = jitter(image)
         target = self._features(view)
         upsampled = jitter(self.module.upsampler(features, self._guidance(image)))
-        rebuilt = self.module.downsampler(upsampled, (self.grid, self.grid))
+        rebuilt = self.module.downsampler(upsampled)
         uncertainty = self.module.uncertainty(target)
-        loss = uncertain_reconstruction(target, rebuilt, uncertainty, directions.to(target.device))
+        loss = uncertain_reconstruction(target, rebuilt, uncertainty, directions)
         parts = {"uncertain": loss, "reconstruction": reconstruction_error(target, rebuilt)}
         if self.module.retention is not None:
             content = content_loss(
@@ -288,7 +284,6 @@ class UpsamplerTraining:
         """
         generator = torch.Generator().manual_seed(0)
         sums = {"reconstruction": 0.0, "by_mean": 0.0, "bilinear_by_mean": 0.0}
-        grid = (self.grid, self.grid)
         for crop in self.fixed:
             image = self.model.normalised(crop.images[0][None].to(self.model.device))
             features = self._features(image)
@@ -298,9 +293,9 @@ class UpsamplerTraining:
             upsampled = jitter(self.module.upsampler(features, guidance))
             bilinear = jitter(F.interpolate(features, guidance.shape[-2:], mode="bilinear"))
             for name, rebuilt in (
-                ("reconstruction", self.module.downsampler(upsampled, grid)),
-                ("by_mean", F.adaptive_avg_pool2d(upsampled, grid)),
-                ("bilinear_by_mean", F.adaptive_avg_pool2d(bilinear, grid)),
+                ("reconstruction", self.module.downsampler(upsampled)),
+                ("by_mean", F.avg_pool2d(upsampled, self.ratio)),
+                ("bilinear_by_mean", F.avg_pool2d(bilinear, self.ratio)),
             ):
                 sums[name] += float(reconstruction_error(target, rebuilt))
         return {name: value / len(self.fixed) for name, value in sums.items()}
@@ -309,7 +304,7 @@ class UpsamplerTraining:
     def pictures(self) -> dict[str, Tensor]:
         """An image, its features and its upsampled features, side by side."""
         panels = []
-        for crop in self.fixed[:: max(1, len(self.fixed) // PICTURES)][:PICTURES]:
+        for crop in shown(self.fixed):
             image = crop.images[0][None].to(self.model.device)
             normalised = self.model.normalised(image)
             features = self._features(normalised)
