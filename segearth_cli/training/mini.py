@@ -41,7 +41,7 @@ from segearth_cli.training.mini_network import (
 )
 from segearth_cli.training.mini_words import learn_words, text_parameters
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("segearth_cli.training.mini")  # __name__ is __main__ when run
 
 AVERAGE_EVERY = 4  # steps
 GSD_M = (0.1, 1.0)  # of the images with dense labels: what the model is made for
@@ -62,7 +62,7 @@ class MiniOptions:
     weight_decay: float = 0.05
     word_steps: int = 250  # of the text tower alone, before
     warmup_steps: int = 60
-    ema_decay: float = 0.998
+    ema_decay: float = 0.9995
     caption_weight: float = 0.3
     save_minutes: float = 5.0
     threads: int = 2

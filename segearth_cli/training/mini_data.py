@@ -18,6 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 WINDOW = 224
 GRID = 56  # labels are sampled on this many points per side
 IGNORE = 255
+SMALL_CHIPS = 0.7  # share of the steps whose chips are half as large, and four times as many
 
 DUBAI_HELD_OUT = ("tile5", "tile6")
 BUILDINGS_HELD_OUT = ("kampala",)
@@ -46,12 +47,14 @@ class Source:
 
 @dataclass
 class Batch:
-    """Augmented windows; `whole` is the class of an image that shows one class only, else -1."""
+    """Augmented windows with their labels, and chips that show one class each."""
 
     images: torch.Tensor  # B 3 224 224 uint8
     labels: torch.Tensor  # B 56 56 uint8, indices into the classes of the source
     source: torch.Tensor  # B
-    whole: torch.Tensor  # B
+    chips: torch.Tensor  # C 3 S S uint8; S is 224, or half of it with four times as many chips
+    chip_source: torch.Tensor  # C
+    chip_class: torch.Tensor  # C
 
 
 def held_out(path: Path) -> bool:
@@ -148,13 +151,13 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             "buildings",
             ("rest", "building"),
             *read_buildings(data / "buildings", measuring=False),
-            share=0.08,
-            loss_weight=0.5,
+            share=0.14,
+            loss_weight=0.7,
             negatives=absent,
             rest=0,
         ),
     ]
-    for name, share in (("eurosat", 0.12), ("ucmerced", 0.18)):
+    for name, share in (("eurosat", 0.12), ("ucmerced", 0.14)):
         images, labels = read_chips(data / name, measuring=False)
         sources.append(Source(name, chip_classes(data / name), images, labels, share=share))
     if scenes is not None:
@@ -163,7 +166,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
                 "scenes",
                 ("rest", "building", "road", "water", "tree", "grass", "cropland", "bare ground"),
                 *read_scenes(scenes),
-                share=0.26,
+                share=0.24,
                 groups=(("vegetation", (4, 5)), ("land", (7,))),
                 negatives=absent,
                 rest=0,
@@ -187,45 +190,68 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         rng = np.random.default_rng(self.seed)
         shares = np.asarray([s.share for s in self.sources])
         shares = shares / shares.sum()
+        of_chips = [i for i, source in enumerate(self.sources) if source.is_chips]
         while True:
             counts = rng.multinomial(self.batch_size, shares)
             picks = np.repeat(np.arange(len(self.sources)), counts).tolist()
-            yield collated([window(self.sources[i], rng) for i in picks], picks, rng)
+            windows = [augmented(*window(self.sources[i], rng), rng) for i in picks]
+            images, labels = zip(*windows, strict=True)
+            small = rng.random() < SMALL_CHIPS
+            side, number = (
+                (WINDOW // 2, 2 * self.batch_size)
+                if small
+                else (WINDOW, max(self.batch_size // 2, 1))
+            )
+            chip_source = rng.choice(of_chips, number).tolist()
+            chips, classes = zip(
+                *(chip(self.sources[i], side, rng) for i in chip_source), strict=True
+            )
+            yield Batch(
+                stacked(images),
+                torch.from_numpy(np.stack(labels)),
+                torch.tensor(picks),
+                stacked(chips),
+                torch.tensor(chip_source),
+                torch.tensor(classes),
+            )
 
 
-Window = tuple[Pixels, Pixels, int]  # image 224 224 3, labels 56 56, class of the whole or -1
+def stacked(images: Sequence[Pixels]) -> torch.Tensor:
+    """H W 3 each -> B 3 H W."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def collated(windows: list[Window], picks: list[int], rng: np.random.Generator) -> Batch:
-    """Windows with a random symmetry and random colours each, as one batch."""
-    images, labels = [], []
-    for image, label, _ in windows:
-        turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
-        image, label = np.rot90(image, turns), np.rot90(label, turns)
-        if mirrored:
-            image, label = image[:, ::-1], label[:, ::-1]
-        images.append(recoloured(image, rng))
-        labels.append(np.ascontiguousarray(label))
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    whole = torch.tensor([w[2] for w in windows])
-    return Batch(stacked, torch.from_numpy(np.stack(labels)), torch.tensor(picks), whole)
+def augmented(image: Pixels, label: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """A window with a random symmetry and random colours."""
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    image, label = np.rot90(image, turns), np.rot90(label, turns)
+    if mirrored:
+        image, label = image[:, ::-1], label[:, ::-1]
+    return recoloured(image, rng), np.ascontiguousarray(label)
 
 
-def window(source: Source, rng: np.random.Generator) -> Window:
-    """One random window of a source."""
+def window(source: Source, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """One random window of a source: image 224 224 3 and labels 56 56."""
     if source.is_chips:
         return mosaic(source, rng)
     number = int(rng.integers(len(source.images)))
-    image, label = crop(source.images[number], source.labels[number], rng)
-    return image, label, -1
+    return crop(source.images[number], source.labels[number], rng)
+
+
+def chip(source: Source, side: int, rng: np.random.Generator) -> tuple[Pixels, int]:
+    """One augmented chip, side side 3, and its class."""
+    number = int(rng.integers(len(source.images)))
+    image = resized(chip_part(source.images[number], rng), side, side)
+    label = source.labels[number]
+    return augmented(image, np.zeros((1, 1), np.uint8), rng)[0], int(label)
 
 
 def crop(image: Pixels, label: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """A square of 0.5 to 2 times the window's size, at any angle half of the time."""
+    """A square of 0.4 to 2.5 times the window's size, at any angle half of the time."""
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else 0.0
     reach = abs(np.cos(angle)) + abs(np.sin(angle))  # box that holds the turned square
     limit = (min(image.shape[:2]) - 1) / reach
-    side = min(WINDOW * float(np.exp(rng.uniform(np.log(0.5), np.log(2)))), limit)
+    side = min(WINDOW * float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))), limit)
     box = int(side * reach)
     row, col = (int(rng.integers(0, n - box)) for n in image.shape[:2])
     size = round(WINDOW * reach)
@@ -257,9 +283,9 @@ def turned(image: Pixels, angle: float, reach: float) -> Pixels:
     return np.asarray(tensor[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
 
 
-def mosaic(source: Source, rng: np.random.Generator) -> Window:
+def mosaic(source: Source, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """Chips side by side, 1 x 1 to 4 x 4, with uneven cuts."""
-    cells = int(rng.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1]))
+    cells = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.3, 0.3, 0.2]))
     cuts = np.linspace(0, WINDOW, cells + 1)
     cuts[1:-1] += rng.uniform(-0.25, 0.25, (cells - 1,)) * WINDOW / cells
     edges = cuts.round().astype(int)
@@ -273,8 +299,7 @@ def mosaic(source: Source, rng: np.random.Generator) -> Window:
             image[top:bottom, left:right] = chip[: bottom - top, : right - left]
             label[top:bottom, left:right] = source.labels[number]
     step = WINDOW // GRID
-    whole = int(label[0, 0]) if cells == 1 else -1
-    return image, label[step // 2 :: step, step // 2 :: step], whole
+    return image, label[step // 2 :: step, step // 2 :: step]
 
 
 def chip_part(chip: Pixels, rng: np.random.Generator) -> Pixels:
@@ -291,8 +316,8 @@ def recoloured(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Brightness, contrast, gamma, tint and haze as one table per channel; blur, noise, grey."""
     image = np.ascontiguousarray(image)
     if rng.random() < 0.15:
-        side = int(WINDOW * rng.uniform(0.4, 0.8))
-        image = resized(resized(image, side, side), WINDOW, WINDOW)
+        side = int(len(image) * rng.uniform(0.4, 0.8))
+        image = resized(resized(image, side, side), len(image), len(image))
     if rng.random() < 0.25:  # towards grey, or more colourful
         grey = image.mean(-1, keepdims=True)
         image = (grey + (image - grey) * rng.uniform(0.3, 1.6)).clip(0, 255).astype(np.uint8)

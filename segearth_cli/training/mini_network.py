@@ -46,6 +46,7 @@ ARCHITECTURE: dict[str, Any] = {
     "preprocess_cfg": {"mean": [0.45, 0.45, 0.45], "std": [0.25, 0.25, 0.25]},
 }
 LOGIT_SCALE = 50.0
+OVERLAP_WEIGHT = 0.5
 START_IMAGES = 256  # whose patches the first layer starts from
 GLOBAL_BIASES = (0.0, 0.3)  # trained with either, so that both work
 
@@ -75,11 +76,13 @@ def batch_losses(
         logits = logits - bias * (dense_token[mine] @ text.T)[:, :, None, None]
         loss = dense_loss(logits.float(), batch.labels[mine], vocabulary, weights[number])
         losses[source.name] = (loss, share)
-        whole = mine[batch.whole[mine] >= 0]
-        if source.is_chips and len(whole):
-            token = class_token(model.visual, trunk[whole])
-            loss = caption_loss(model, token, texts[len(sources) + number], batch.whole[whole])
-            losses[f"caption-{source.name}"] = (loss, len(whole) / len(batch.images))
+    tokens = class_token(model.visual, run_trunk(model.visual, normalised(batch.chips)))
+    for number, source in enumerate(sources):
+        mine = (batch.chip_source == number).nonzero()[:, 0]
+        if len(mine):
+            text = texts[len(sources) + number]
+            loss = caption_loss(model, tokens[mine], text, batch.chip_class[mine])
+            losses[f"caption-{source.name}"] = (loss, len(mine) / len(batch.chips))
     return losses
 
 
@@ -170,7 +173,22 @@ def dense_loss(
     target = target_of_label[labels.long()]
     weight = weight_of_label[labels.long()] * (target >= 0)
     loss = F.cross_entropy(logits, target, ignore_index=-1, label_smoothing=0.03, reduction="none")
-    return (loss * weight).sum() / weight.sum().clamp(min=1.0)
+    loss = (loss * weight).sum() / weight.sum().clamp(min=1.0)
+    return loss + OVERLAP_WEIGHT * overlap_loss(logits, target)
+
+
+def overlap_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice of each word that is there, their mean: small things count as much as large ones.
+
+    Logits B Q H W; target B H W, -1 where it is unknown.
+    """
+    known = (target >= 0)[:, None]
+    right = F.one_hot(target.clamp(min=0), logits.shape[1]).permute(0, 3, 1, 2) * known  # B Q H W
+    share = logits.softmax(dim=1) * known
+    both, either = ((share * right).sum((0, 2, 3)), (share + right).sum((0, 2, 3)))
+    present = right.sum((0, 2, 3)) > 0
+    dice = 2 * both[present] / either[present].clamp(min=1.0)
+    return 1 - dice.mean() if present.any() else logits.sum() * 0
 
 
 def caption_loss(model: CLIP, images: Tensor, texts: Tensor, classes: Tensor) -> Tensor:
