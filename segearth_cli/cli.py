@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from segearth_cli import __version__, terminal
+from segearth_cli.cli_evaluate import evaluate_command
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.flags import (
@@ -396,6 +397,7 @@ def bench_command(
     terminal.show_bench(bench(options), json)
 
 
+app.command("evaluate", epilog=ENVIRONMENT)(evaluate_command)
 app.command("train-upsampler", epilog=ENVIRONMENT)(train_upsampler_command)
 app.command("distill-sar", epilog=ENVIRONMENT)(distill_sar_command)
 

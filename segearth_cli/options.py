@@ -211,6 +211,60 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """A dataset that models are measured on; several values of a setting are compared.
+
+    No value at all means the dataset's own, else the model folder's.
+    """
+
+    dataset: str  # a preset's name, or a file
+    root: Path
+    names: Path | None = None  # the images to be used, a stem a line
+    limit: int | None = None  # images
+    models: tuple[str, ...] = ("auto",)
+    attentions: tuple[str, ...] = ()
+    upsamplers: tuple[str, ...] = ("auto",)
+    global_biases: tuple[float, ...] = ()
+    long_sides: tuple[int, ...] = ()  # pixels; 0 = as they are
+    modulated_blocks: int | None = None
+    threshold: float | None = None
+    logit_scale: float | None = None
+    window: int | None = None
+    stride: int | None = None
+    scene: SceneOptions = field(default_factory=SceneOptions)
+    device: str = "auto"
+    precision: str = "auto"
+    exact: bool = False
+    batch_size: int | None = None
+    threads: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be measured with."""
+        for attention in self.attentions:
+            _one_of("--attention", attention, ATTENTIONS)
+        _require(bool(self.models and self.upsamplers), "name a model and an upsampler")
+        _at_least(("--limit", self.limit, 1), ("--threads", self.threads, 1))
+        _at_least(*(("--long-side", side, 0) for side in self.long_sides))
+        _require(
+            self.threshold is None or 0 <= self.threshold <= 1,
+            f"--threshold is {self.threshold}; it must lie between 0 and 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Maps that are measured against labels."""
+
+    maps: Path  # a class raster, or a folder of them
+    labels: Path
+    classes: tuple[str, ...] = ()  # names of the values 0, 1, ...; none: the map's own
+    label_values: tuple[tuple[int | None, int], ...] = ()  # label's value (None: all others), map's
+    ignore: tuple[int, ...] = ()
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What both trainings are told: where, how long, how fast."""
 
@@ -377,6 +431,50 @@ def parse_memory(text: str | None) -> int | None:
         raise UsageError(f"--max-memory {text!r} is no size; give one such as 2GB") from error
     _require(0 < size < math.inf, f"--max-memory {text!r} is no size; give one such as 2GB")
     return int(size)
+
+
+def parse_list(text: str | None) -> tuple[str, ...]:
+    """``"a,b"`` as its parts; nothing for ``None``."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...]:
+    """``"0,0.3"`` as numbers; nothing for ``None``.
+
+    Raises:
+        UsageError: these are no numbers.
+    """
+    try:
+        return tuple(float(part) for part in parse_list(text))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is no list of numbers such as 0,0.3") from error
+
+
+def parse_whole(option: str, text: str | None) -> tuple[int, ...]:
+    """``"448,896"`` as whole numbers; nothing for ``None``.
+
+    Raises:
+        UsageError: these are no whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in parse_list(text))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is no list of whole numbers") from error
+
+
+def parse_label_values(text: str | None) -> tuple[tuple[int | None, int], ...]:
+    """``"1=2,3=0,*=0"`` as pairs of a label's value, ``None`` for all others, and the map's.
+
+    Raises:
+        UsageError: these are no such pairs.
+    """
+    try:
+        pairs = [part.split("=") for part in parse_list(text)]
+        return tuple((None if old == "*" else int(old), int(new)) for old, new in pairs)
+    except ValueError as error:
+        raise UsageError(
+            f"--label-values {text!r} is not LABEL=MAP,..., for instance 1=1,2=1,*=0"
+        ) from error
 
 
 def parse_bands(text: str | None) -> tuple[str, ...]:

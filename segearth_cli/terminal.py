@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -16,12 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segearth_cli.errors import OutputError
+from segearth_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure
     from segearth_cli.bench import BenchResult
+    from segearth_cli.compare import CompareResult
+    from segearth_cli.evaluate import EvaluateResult, Row
     from segearth_cli.model.weights import ModelRow
+    from segearth_cli.scores import Scores
     from segearth_cli.segment import Plan, SegmentResult
     from segearth_cli.training.loop import TrainResult
 
@@ -217,6 +221,111 @@ def show_bench(result: BenchResult, as_json: bool) -> None:
     if result.device_bytes is not None:
         memory += f", on the device {result.device_bytes / 2**30:.2f} GiB"
     out.print(Text(memory))
+
+
+def table_form(as_json: bool, as_csv: bool, as_markdown: bool) -> str | None:
+    """The one form in which a table goes to stdout, if any.
+
+    Raises:
+        UsageError: several were asked for.
+    """
+    wanted = {"json": as_json, "csv": as_csv, "markdown": as_markdown}
+    forms = [name for name, is_wanted in wanted.items() if is_wanted]
+    if len(forms) > 1:
+        raise UsageError(f"--{forms[0]} and --{forms[1]} exclude each other; give one")
+    return forms[0] if forms else None
+
+
+def print_table(form: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout as CSV or Markdown."""
+    if form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
+        return
+    for line in (columns, ["---"] * len(columns), *rows):
+        print("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
+
+
+def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> None:
+    """How settings score on a dataset: classes of a single one, else a row each."""
+    if form == "json":
+        print_json(asdict(result))
+    columns, rows = _comparison_table(result)
+    if form in ("csv", "markdown"):
+        print_table(form, columns, rows)
+    if quiet:
+        return
+    out = console()
+    title = f"{result.dataset}: {result.images} images"
+    if len(result.rows) == 1:
+        out.print(_class_table(title, result.rows[0].scores))
+        score = result.rows[0].scores.of(result.metric)
+        out.print(Text(f"{_setting_of(result.rows[0])}: {result.metric} {_percent(score)}"))
+    else:
+        few = len(columns) - len(result.rows[0].scores.classes)  # a terminal is narrow
+        out.print(table(title, columns[:few], [row[:few] for row in rows]))
+    if result.paper_score is not None:
+        out.print(Text(f"the paper's model: {result.metric} {result.paper_score}"))
+    out.print(Text(f"in {result.seconds:.0f} s"))
+
+
+def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> None:
+    """How maps score against labels, class by class."""
+    if form == "json":
+        print_json(asdict(result))
+    if form in ("csv", "markdown"):
+        print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
+    if not quiet:
+        console().print(_class_table(f"{result.maps} maps", result.scores))
+
+
+CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
+
+
+def _class_rows(scores: Scores) -> list[list[str]]:
+    rows = [
+        [c.name, *map(_percent, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
+        for c in scores.classes
+    ]
+    means = (scores.miou, scores.mean_f1, None, scores.mean_accuracy)
+    return [*rows, ["mean", *map(_percent, means), str(scores.pixels)]]
+
+
+def _class_table(title: str, scores: Scores) -> Table:
+    made = table(title, CLASS_COLUMNS, _class_rows(scores))
+    made.caption = f"right: {_percent(scores.accuracy)} % of the pixels"
+    made.caption_justify = "left"
+    return made
+
+
+def _comparison_table(result: EvaluateResult) -> tuple[list[str], list[list[str]]]:
+    """A row for each setting, with the IoU of every class."""
+    names = [scores.name for scores in result.rows[0].scores.classes]
+    columns = ["model", "attention", "upsampler", "lambda", "long side", result.metric, *names]
+    rows = [
+        [
+            row.model,
+            row.attention + (f" x{row.modulated_blocks}" if row.modulated_blocks > 1 else ""),
+            row.upsampler,
+            f"{row.global_bias:g}",
+            str(row.long_side or "own"),
+            _percent(row.scores.of(result.metric)),
+            *(_percent(scores.iou) for scores in row.scores.classes),
+        ]
+        for row in result.rows
+    ]
+    return columns, rows
+
+
+def _setting_of(row: Row) -> str:
+    size = f"long side {row.long_side}" if row.long_side else "images as they are"
+    return (
+        f"{row.model}, attention {row.attention}, upsampler {row.upsampler}, "
+        f"lambda {row.global_bias:g}, threshold {row.threshold:g}, {size}"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> None:

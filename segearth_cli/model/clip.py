@@ -79,16 +79,24 @@ class DenseEncoder(nn.Module):
             Projected patch features, B x D x H/patch x W/patch, and class token, B x D; neither
             is normalised.
         """
-        walk = self._gem if self.attention == "gem" else self._modulated
-        features = self.project(walk(self.embed(images)))  # B 1+N D
+        return self.dense(self.block_inputs(images), images)
+
+    def block_inputs(self, images: Tensor) -> list[Tensor]:
+        """What enters each block, B x 1+N x C: the same for every attention of the last ones."""
+        inputs = [self.embed(images)]
+        for block in self.visual.transformer.resblocks[:-1]:
+            inputs.append(self._run(block_output, block, inputs[-1]))
+        return inputs
+
+    def dense(self, inputs: list[Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, of `block_inputs`."""
+        output = self._gem(inputs) if self.attention == "gem" else self._modulated(inputs)
+        features = self.project(output)  # B 1+N D
         return self._grid(features, images), features[:, 0]
 
     def last_input(self, images: Tensor) -> Tensor:
         """What enters the last block, projected: B 3 H W -> B D H/patch W/patch (eq. 6)."""
-        tokens = self.embed(images)
-        for block in self.visual.transformer.resblocks[:-1]:
-            tokens = block_output(block, tokens)
-        return self._grid(self.project(tokens), images)
+        return self._grid(self.project(self.block_inputs(images)[-1]), images)
 
     def _grid(self, features: Tensor, images: Tensor) -> Tensor:
         """Patches where they lie, without the class token: B 1+N D -> B D h w."""
@@ -110,17 +118,14 @@ class DenseEncoder(nn.Module):
         """``ln_post`` and the projection into the space shared with text: B x N x D."""
         return self.visual.ln_post(tokens) @ self.visual.proj
 
-    def _modulated(self, tokens: Tensor) -> Tensor:
+    def _modulated(self, inputs: list[Tensor]) -> Tensor:
         """Sum of the modulated outputs of the last blocks, each on its normal input."""
         heads = ATTENTIONS[self.attention]
-        blocks = list(self.visual.transformer.resblocks)
-        first = len(blocks) - self.modulated_blocks
-        outputs = []
-        for index, block in enumerate(blocks):
-            if index >= first:
-                outputs.append(self._run(modulated_output, block, tokens, heads, self.residual))
-            if index < len(blocks) - 1:
-                tokens = self._run(block_output, block, tokens)
+        blocks = self.visual.transformer.resblocks
+        outputs = [
+            self._run(modulated_output, block, tokens, heads, self.residual)
+            for block, tokens in list(zip(blocks, inputs, strict=True))[-self.modulated_blocks :]
+        ]
         return sum(outputs[1:], outputs[0])
 
     def _run(self, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -129,19 +134,14 @@ class DenseEncoder(nn.Module):
             return checkpoint(step, *inputs, use_reentrant=False)
         return step(*inputs)
 
-    def _gem(self, tokens: Tensor) -> Tensor:
+    def _gem(self, inputs: list[Tensor]) -> Tensor:
         """GEM's self-self path beside the normal one, over the last ``GEM_DEPTH - 1`` blocks."""
-        blocks = list(self.visual.transformer.resblocks)
-        first = len(blocks) - (min(GEM_DEPTH, len(blocks)) - 1)
-        self_self = output = tokens
-        for index, block in enumerate(blocks):
-            if index == first:
-                self_self = tokens
-            if index >= first:
-                output = self_self_output(block, tokens)
-                self_self = self_self + output
-            if index < len(blocks) - 1:
-                tokens = block_output(block, tokens)
+        blocks = self.visual.transformer.resblocks
+        last = min(GEM_DEPTH, len(blocks)) - 1
+        self_self = output = inputs[-last]
+        for block, tokens in list(zip(blocks, inputs, strict=True))[len(blocks) - last :]:
+            output = self_self_output(block, tokens)
+            self_self = self_self + output
         return self_self if self.residual else output
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from segearth_cli.errors import UsageError
 from segearth_cli.options import DEFAULT_BACKGROUND, SegmentOptions
+from segearth_cli.presets import read_presets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -236,8 +235,7 @@ def read_preset(name: str) -> ClassChoice:
     Raises:
         UsageError: no preset has that name.
     """
-    text = resources.files("segearth_cli").joinpath("presets.json").read_text(encoding="utf-8")
-    known = {preset["name"]: preset for preset in json.loads(text)}
+    known = read_presets()
     if name not in known:
         raise UsageError(f"no preset is named {name!r}; choose one of {', '.join(known)}")
     preset = known[name]

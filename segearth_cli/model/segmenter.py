@@ -121,13 +121,10 @@ class Segmenter(nn.Module):
     def window_logits(self, images: Tensor) -> Tensor:
         """The same as `forward`, of normalised images."""
         height, width = images.shape[-2:]
-        padded, (top, left) = self._pad(images)
+        padded, (top, left) = self.padded(images)
         features, bias = self.encode(padded)
         with stage("upsampler"):
-            logits = self._upsampled(features, padded) - bias[:, :, None, None]
-            if logits.shape[-2:] != padded.shape[-2:]:
-                size = padded.shape[-2:]
-                logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+            logits = self.cosines(features, padded) - bias[:, :, None, None]
         return logits[..., top : top + height, left : left + width]
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +138,27 @@ class Segmenter(nn.Module):
         """
         with stage("encoder"), autocast(self.device, self.precision):
             features, class_token = self.encoder(images)
-        similarity = F.normalize(class_token.float(), dim=-1) @ self.text.T
-        return features.float(), self.global_bias * similarity
+        return features.float(), self.global_bias * self.class_similarity(class_token)
+
+    def class_similarity(self, class_token: Tensor) -> Tensor:
+        """Cosine of the class token with each query: B x D -> B x Q."""
+        return F.normalize(class_token.float(), dim=-1) @ self.text.T
+
+    def cosines(self, features: Tensor, images: Tensor) -> Tensor:
+        """Cosine of each pixel's feature with each query.
+
+        Args:
+            features: B x D x h x w, float32.
+            images: B x 3 x H x W, those that were encoded.
+
+        Returns:
+            B x Q x H x W.
+        """
+        cosines = self._upsampled(features, images)
+        size = images.shape[-2:]
+        if cosines.shape[-2:] == size:
+            return cosines
+        return F.interpolate(cosines, size, mode="bilinear", align_corners=False)
 
     def _upsampled(self, features: Tensor, images: Tensor) -> Tensor:
         """Cosine of each feature, as fine as the upsampler makes them, with each query."""
@@ -155,7 +171,7 @@ class Segmenter(nn.Module):
         similarity = torch.einsum("bdhw,qd->bqhw", features, self.text)
         return similarity / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
-    def _pad(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def padded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Zero-pad evenly to whole patches; also returns the rows above and columns left."""
         patch = self.encoder.patch_size
         least = patch * (self.upsampler.smallest_grid if self.upsampler is not None else 1)
@@ -198,8 +214,20 @@ def load_segmenter(
         clip, tokenizer, vocabulary.queries, cache_folder() / "text", folder.digest()
     )
     settings = model_settings(folder, options, pick_precision(options.precision_wanted, device))
-    encoder = DenseEncoder(clip.visual, settings.attention, settings.modulated_blocks)
-    path = upsampler_path(folder, options)
+    segmenter = build_segmenter(clip.visual, text, vocabulary.query_class, settings)
+    return segmenter.to(device), settings
+
+
+def build_segmenter(
+    visual: Any, text: Tensor, query_class: Sequence[int], settings: ModelSettings
+) -> Segmenter:
+    """A segmenter of a vision tower, which several can share, and text features Q x D.
+
+    Raises:
+        ModelError: the upsampler's file is damaged or of another width.
+    """
+    encoder = DenseEncoder(visual, settings.attention, settings.modulated_blocks)
+    path = None if settings.upsampler == "bilinear" else Path(settings.upsampler)
     upsampler = (
         build_upsampler(read_upsampler_state(path), encoder.output_dim, str(path)) if path else None
     )
@@ -207,15 +235,15 @@ def load_segmenter(
         encoder,
         upsampler,
         text,
-        mean=clip.visual.preprocess_cfg["mean"],
-        std=clip.visual.preprocess_cfg["std"],
+        mean=visual.preprocess_cfg["mean"],
+        std=visual.preprocess_cfg["std"],
         global_bias=settings.global_bias,
         logit_scale=settings.logit_scale,
-        query_class=vocabulary.query_class,
+        query_class=query_class,
         precision=settings.precision,
         exact=settings.exact,
     )
-    return segmenter.to(device).eval().requires_grad_(False), settings
+    return segmenter.eval().requires_grad_(False)
 
 
 def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:

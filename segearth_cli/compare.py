@@ -1,0 +1,215 @@
+"""Class rasters measured against label rasters, row by row, whatever their grids."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+from tqdm import tqdm
+
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.model.prompts import BACKGROUND_NAMES
+from segearth_cli.options import CompareOptions
+from segearth_cli.scores import IGNORED, Confusion, Scores
+
+ROWS = 512  # read at once
+RASTERS = (".tif", ".tiff", ".png", ".jp2", ".img", ".vrt")
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Maps, and how they score against labels."""
+
+    maps: int
+    scores: Scores
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of a map and of its label stand for.
+
+    Attributes:
+        names: of the map's values 0, 1, ...
+        class_of_label: the map's value for each of the label's 256.
+        class_of_map: the map's own values, with nodata and unknown ones ignored.
+    """
+
+    names: tuple[str, ...]
+    class_of_label: NDArray[np.uint8]
+    class_of_map: NDArray[np.uint8]
+
+
+def compare(options: CompareOptions) -> CompareResult:
+    """Score maps against labels, over all pixels that both of them know.
+
+    Raises:
+        SegEarthError: nothing fits together, or a raster cannot be read.
+    """
+    started = time.perf_counter()
+    pairs = raster_pairs(options.maps, options.labels)
+    confusion: Confusion | None = None
+    names: tuple[str, ...] = ()
+    disable = None if options.progress else True
+    for made, label in tqdm(pairs, unit="map", disable=disable, leave=False):
+        meaning = meaning_of(made, label, options)
+        if confusion is None:
+            confusion, names = Confusion(len(meaning.names)), meaning.names
+        elif meaning.names != names:
+            raise UsageError(
+                f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
+            )
+        for truth, predicted in aligned_rows(made, label):
+            confusion.add(meaning.class_of_label[truth], meaning.class_of_map[predicted])
+    assert confusion is not None
+    scores = confusion.scores(names)
+    if scores.pixels == 0:
+        raise SceneError("map and label have no pixel in common that both of them know")
+    return CompareResult(len(pairs), scores, time.perf_counter() - started)
+
+
+def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Two files, or the files of equal stem in two folders.
+
+    Raises:
+        UsageError: there are none, or a map has no label.
+    """
+    if not maps.is_dir():
+        if labels.is_dir():
+            raise UsageError(f"{maps} is a file and {labels} a folder; name two of a kind")
+        return [(maps, labels)]
+    if not labels.is_dir():
+        raise UsageError(f"{maps} is a folder and {labels} is none; name two of a kind")
+    by_stem = {path.stem: path for path in _rasters(labels)}
+    made = _rasters(maps)
+    if not made:
+        raise UsageError(f"no raster lies in {maps}; its maps end with {' '.join(RASTERS)}")
+    missing = next((path for path in made if path.stem not in by_stem), None)
+    if missing is not None:
+        raise UsageError(f"{missing} has no label of the stem {missing.stem!r} in {labels}")
+    return [(path, by_stem[path.stem]) for path in made]
+
+
+def _rasters(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in RASTERS)
+
+
+def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
+    """What the values of two files stand for.
+
+    Names come from the options, else from the map. The label's values are the options', else those
+    of the same name where both files name theirs, else the map's own.
+
+    Raises:
+        UsageError: the map names no classes, and nobody else does.
+    """
+    own, nodata = class_names(made)
+    own = dict(enumerate(options.classes)) or own
+    if not own:
+        raise UsageError(
+            f"{made} does not name its classes; name those of its values 0, 1, ... with --classes"
+        )
+    names = tuple(own.get(value, str(value)) for value in range(max(own) + 1))
+    labelled, label_nodata = class_names(label)
+    class_of_label = np.full(256, IGNORED, np.uint8)
+    if options.label_values:
+        for old, new in sorted(options.label_values, key=lambda pair: pair[0] is not None):
+            class_of_label[slice(None) if old is None else old] = new
+    elif labelled and not options.classes:
+        for value, name in labelled.items():
+            class_of_label[value] = _value_of(name, names)
+    else:
+        class_of_label[: len(names)] = range(len(names))
+    class_of_map = np.full(256, IGNORED, np.uint8)
+    class_of_map[list(own)] = list(own)
+    for table, empty in ((class_of_label, label_nodata), (class_of_map, nodata)):
+        if empty is not None and 0 <= empty < 256:
+            table[int(empty)] = IGNORED
+    class_of_label[list(options.ignore)] = IGNORED
+    return Meaning(names, class_of_label, class_of_map)
+
+
+def _value_of(name: str, names: tuple[str, ...]) -> int:
+    """The map's value for a name of the label's; what the map does not know is its background."""
+    plain = [own.casefold() for own in names]
+    if name.casefold() in plain:
+        return plain.index(name.casefold())
+    return 0 if plain[0] in BACKGROUND_NAMES else IGNORED
+
+
+def class_names(path: Path) -> tuple[dict[int, str], float | None]:
+    """Names of a raster's values by its own tags, and its nodata value."""
+    with environment(gdal_settings(str(path))), opened(str(path)) as src:
+        text, nodata = src.tags().get("CLASSES", ""), src.nodata
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return dict(enumerate(text.split(","))) if text else {}, nodata
+    if not isinstance(content, dict):
+        return {}, nodata
+    return {int(value): str(name) for value, name in content.items()}, nodata
+
+
+def aligned_rows(made: Path, label: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Values of label and map on the label's pixels, some rows at a time.
+
+    Raises:
+        SceneError: they do not lie on one another, or cannot be read.
+    """
+    settings = gdal_settings(str(label)) | gdal_settings(str(made))
+    with ExitStack() as stack:
+        stack.enter_context(environment(settings))
+        truth = stack.enter_context(opened(str(label)))
+        source = stack.enter_context(opened(str(made)))
+        for path, src in ((label, truth), (made, source)):
+            if src.count != 1 or src.dtypes[0] != "uint8":
+                raise SceneError(
+                    f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class "
+                    "values, uint8"
+                )
+        predicted = _onto(source, truth, made, label, stack)
+        try:
+            for first in range(0, truth.height, ROWS):
+                window = Window(0, first, truth.width, min(ROWS, truth.height - first))
+                known = predicted.dataset_mask(window=window) > 0
+                values = predicted.read(1, window=window)
+                yield truth.read(1, window=window), np.where(known, values, np.uint8(IGNORED))
+        except GDAL_ERRORS as error:
+            raise SceneError(f"cannot read {made} beside {label}: {reason(error)}") from error
+
+
+def _onto(source: Any, truth: Any, made: Path, label: Path, stack: ExitStack) -> Any:
+    """The map on the label's grid."""
+    same_size = (source.width, source.height) == (truth.width, truth.height)
+    if source.crs is None or truth.crs is None:
+        if not same_size:
+            raise SceneError(
+                f"{made} has {source.width} x {source.height} pixels and {label} {truth.width} x "
+                f"{truth.height}, and not both are placed on the ground; resample one of them"
+            )
+        return source
+    if same_size and source.crs == truth.crs and source.transform.almost_equals(truth.transform):
+        return source
+    return stack.enter_context(
+        WarpedVRT(
+            source,
+            crs=truth.crs,
+            transform=truth.transform,
+            width=truth.width,
+            height=truth.height,
+            resampling=Resampling.nearest,
+            add_alpha=source.nodata is None,
+        )
+    )

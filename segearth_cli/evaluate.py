@@ -1,0 +1,272 @@
+"""A model measured on a labelled dataset by the authors' protocol (paper 5.2).
+
+Images are resized to the long side, cut into windows, and their logits resized back to the label.
+Settings that are compared share one walk through the encoder where they can (`model.variants`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from segearth_cli.device import memory_guard, pass_size, pick_device, pick_precision, use_threads
+from segearth_cli.errors import SceneError
+from segearth_cli.geo.datasets import (
+    Dataset,
+    Sample,
+    find_samples,
+    pieces,
+    read_dataset,
+    read_label,
+)
+from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.model.folder import load_clip
+from segearth_cli.model.prompts import text_features
+from segearth_cli.model.segmenter import ModelSettings, Segmenter, build_segmenter, model_settings
+from segearth_cli.model.variants import variant_logits
+from segearth_cli.model.weights import cache_folder, resolve_model
+from segearth_cli.options import EvaluateOptions, ModelOptions
+from segearth_cli.scores import Confusion, Scores
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting, and what it scores."""
+
+    model: str
+    attention: str
+    modulated_blocks: int
+    upsampler: str
+    global_bias: float
+    long_side: int  # pixels; 0 = as the images are
+    threshold: float
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """A dataset, and every setting's scores on it."""
+
+    dataset: str
+    metric: str
+    paper_score: float | None  # percent, of the paper's model
+    images: int
+    rows: tuple[Row, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A setting, ready to run."""
+
+    settings: ModelSettings
+    segmenter: Segmenter
+
+
+def evaluate(options: EvaluateOptions) -> EvaluateResult:
+    """Score every combination of the options' values on a dataset.
+
+    Raises:
+        SegEarthError: no such dataset or model, or an image or label cannot be read.
+    """
+    started = time.perf_counter()
+    dataset = read_dataset(options.dataset)
+    samples = find_samples(dataset, options.root, options.names)[: options.limit]
+    use_threads(options.threads)
+    sides = options.long_sides or (dataset.long_side,)
+    models = [load_variants(name, dataset, options) for name in options.models]
+    rows: list[Row] = []
+    with tqdm(
+        total=len(samples) * len(models),
+        unit="image",
+        desc=dataset.name,
+        disable=None if options.progress else True,
+        leave=False,
+    ) as progress:
+        for variants in models:
+            counts = {place: Confusion(len(dataset.classes)) for place in _places(sides, variants)}
+            for sample in samples:
+                for image, truth in read_pieces(sample, dataset, options):
+                    for side in sides:
+                        classes = predicted(image, truth.shape, side, variants, dataset, options)
+                        for number, found in enumerate(classes):
+                            counts[side, number].add(truth, found)
+                progress.update()
+            rows += [
+                row_of(variants[number].settings, side, dataset, options, confusion)
+                for (side, number), confusion in counts.items()
+            ]
+    return EvaluateResult(
+        dataset=dataset.name,
+        metric=dataset.metric,
+        paper_score=dataset.paper_score,
+        images=len(samples),
+        rows=tuple(rows),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _places(sides: tuple[int, ...], variants: list[Variant]) -> list[tuple[int, int]]:
+    return list(product(sides, range(len(variants))))
+
+
+def row_of(
+    settings: ModelSettings,
+    side: int,
+    dataset: Dataset,
+    options: EvaluateOptions,
+    confusion: Confusion,
+) -> Row:
+    """A row of the table."""
+    return Row(
+        model=settings.name,
+        attention=settings.attention,
+        modulated_blocks=settings.modulated_blocks,
+        upsampler=Path(settings.upsampler).stem,
+        global_bias=settings.global_bias,
+        long_side=side,
+        threshold=threshold_of(dataset, options),
+        scores=confusion.scores(dataset.names),
+    )
+
+
+def threshold_of(dataset: Dataset, options: EvaluateOptions) -> float:
+    """The probability below which a pixel is background."""
+    return dataset.threshold if options.threshold is None else options.threshold
+
+
+def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list[Variant]:
+    """Every setting of one model, all on one vision tower.
+
+    Raises:
+        SegEarthError: there is no such model or upsampler, or it is damaged.
+    """
+    folder = resolve_model(name, dataset.sensor)
+    device = pick_device(options.device)
+    clip, tokenizer = load_clip(folder)
+    text = text_features(clip, tokenizer, dataset.queries, cache_folder() / "text", folder.digest())
+    upsamplers: dict[str, Any] = {}
+    variants = []
+    for attention, upsampler, bias in product(
+        options.attentions or (dataset.attention,),
+        options.upsamplers,
+        options.global_biases or (dataset.global_bias,),
+    ):
+        own = ModelOptions(
+            model=name,
+            attention=attention,
+            modulated_blocks=options.modulated_blocks or dataset.modulated_blocks,
+            upsampler=upsampler,
+            global_bias=bias,
+            logit_scale=options.logit_scale,
+            window=dataset.window if options.window is None else options.window,
+            stride=options.stride or (dataset.stride if options.window is None else None),
+            precision=options.precision,
+            batch_size=options.batch_size,
+            exact=options.exact,
+        )
+        settings = model_settings(folder, own, pick_precision(own.precision_wanted, device))
+        shared = upsamplers.get(settings.upsampler)
+        segmenter = build_segmenter(
+            clip.visual,
+            text,
+            dataset.query_class,
+            replace(settings, upsampler="bilinear") if shared is not None else settings,
+        )
+        if shared is not None:
+            segmenter.upsampler = shared
+        elif segmenter.upsampler is not None:
+            upsamplers[settings.upsampler] = segmenter.upsampler
+        variants.append(Variant(settings, segmenter.to(device)))
+    return variants
+
+
+def read_pieces(
+    sample: Sample, dataset: Dataset, options: EvaluateOptions
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """An image, 3 x H x W in [0, 1], and its label, H x W, or piece by piece.
+
+    Raises:
+        SceneError: either cannot be read, or they differ in size.
+    """
+    truth = read_label(sample, dataset)
+    scene_options = replace(options.scene, sensor=dataset.sensor)
+    with open_scene(str(sample.image), scene_options) as scene:
+        size = (scene.grid.height, scene.grid.width)
+        if sample.layout.patch is not None and size != truth.shape:
+            raise SceneError(
+                f"{sample.image} has {size[1]} x {size[0]} pixels, {sample.label} "
+                f"{truth.shape[1]} x {truth.shape[0]}; resample one of them"
+            )
+        for rows, columns in pieces(*size, sample.layout):
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            image, _ = scene.read(rows.start, height, columns.start, width)
+            yield image, truth[rows, columns] if sample.layout.patch is not None else truth
+
+
+@torch.inference_mode()
+def predicted(
+    image: NDArray[np.float32],
+    shape: tuple[int, ...],
+    long_side: int,
+    variants: list[Variant],
+    dataset: Dataset,
+    options: EvaluateOptions,
+) -> Iterator[NDArray[np.uint8]]:
+    """The class of every pixel of the label by each setting, H x W."""
+    image = resized(image, long_side)
+    settings = variants[0].settings
+    grid = WindowGrid(image.shape[1], image.shape[2], settings.window, settings.stride)
+    size = pass_size(variants[0].segmenter.device, options.batch_size, len(grid))
+    advice = "try a smaller --long-side, --window, --device cpu, or fewer settings at once"
+    with memory_guard(advice):
+        every = variant_logits(
+            [v.segmenter for v in variants], image, settings.window, settings.stride, size
+        )
+        for variant, logits in zip(variants, every, strict=True):
+            yield classes_of(
+                variant.segmenter,
+                logits,
+                (shape[0], shape[1]),
+                threshold_of(dataset, options),
+                dataset.background_index,
+            )
+
+
+def resized(image: NDArray[np.float32], long_side: int) -> NDArray[np.float32]:
+    """The image so that its longer side has that many pixels; 0 leaves it as it is."""
+    if not long_side:
+        return image
+    factor = long_side / max(image.shape[1:])
+    height, width = (max(1, int(side * factor + 0.5)) for side in image.shape[1:])
+    if (height, width) == image.shape[1:]:
+        return image
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None]
+    made = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
+    return np.asarray(made[0].numpy())
+
+
+def classes_of(
+    segmenter: Segmenter, logits: Tensor, shape: tuple[int, int], threshold: float, background: int
+) -> NDArray[np.uint8]:
+    """Classes of logits Q x h x w on the label's pixels, H x W; the uncertain are background."""
+    if logits.shape[1:] != shape:
+        logits = F.interpolate(logits[None], shape, mode="bilinear", align_corners=False)[0]
+    best, index = segmenter.class_probabilities(logits).max(dim=0)
+    index[best < threshold] = background
+    return np.asarray(index.to(torch.uint8).cpu().numpy())

@@ -1,0 +1,328 @@
+"""Labelled datasets on disk: where images and labels lie, and what the labels' values mean."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.geo.tiling import window_offsets
+from segearth_cli.options import ATTENTIONS
+from segearth_cli.presets import read_presets
+from segearth_cli.scores import IGNORED
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+METRICS = ("mIoU", "foreground IoU")
+SENSORS = ("optical", "sar")
+GREY_OF_COLOURS = 3  # bands from which on a label is an RGB picture
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a dataset lies on disk; folders are relative to its root.
+
+    Attributes:
+        images, labels: folders; a ``*`` in both stands for the same folder's name.
+        image_suffix, label_suffix: what follows the stem that an image and its label share.
+        list: a text file that names the images to be used, where it is there.
+        stems: those to be used.
+        grey: labels are masks whose values from this on are class 1.
+        patch: width and height of the pieces that the authors cut large images into.
+        overlap: of neighbouring pieces, in pixels.
+    """
+
+    images: str
+    labels: str
+    image_suffix: str
+    label_suffix: str
+    list: str | None = None
+    stems: tuple[str, ...] = ()
+    grey: int | None = None
+    patch: tuple[int, int] | None = None
+    overlap: int = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled dataset and the protocol it is measured by (``None``: the model's own setting).
+
+    Attributes:
+        classes: synonyms per class, in the order of the labels' indices.
+        background_index: the class of pixels below the threshold.
+        long_side: pixels that images are resized to; 0 leaves them as they are.
+        palette: colours of the classes, where labels are RGB pictures.
+        colours: red, green, blue and class index of further colours.
+        reduce_zero_label: label 0 says nothing, and the others start at 1.
+    """
+
+    name: str
+    classes: tuple[tuple[str, ...], ...]
+    layouts: tuple[Layout, ...]
+    sensor: str = "optical"
+    background_index: int = 0
+    threshold: float = 0.0
+    long_side: int = 0
+    window: int | None = None
+    stride: int | None = None
+    attention: str | None = None
+    modulated_blocks: int | None = None
+    global_bias: float | None = None
+    metric: str = "mIoU"
+    paper_score: float | None = None
+    palette: tuple[tuple[int, int, int], ...] = ()
+    colours: tuple[tuple[int, int, int, int], ...] = ()
+    reduce_zero_label: bool = False
+    ignore: tuple[int, ...] = field(default=(IGNORED,))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each class: its first synonym."""
+        return tuple(synonyms[0] for synonyms in self.classes)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Every prompt word, class by class."""
+        return tuple(word for synonyms in self.classes for word in synonyms)
+
+    @property
+    def query_class(self) -> tuple[int, ...]:
+        """Index of the class that each query belongs to."""
+        return tuple(index for index, words in enumerate(self.classes) for _ in words)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its label."""
+
+    image: Path
+    label: Path
+    layout: Layout
+
+
+def read_dataset(name: str) -> Dataset:
+    """A preset by name, or a dataset of one's own by a TOML or JSON file in the same form.
+
+    Raises:
+        UsageError: there is none, or the file says something that no dataset has.
+    """
+    if not name.lower().endswith((".toml", ".json")):
+        known = read_presets()
+        if name not in known:
+            raise UsageError(
+                f"no dataset is named {name!r}; give a .toml or .json file, or one of "
+                f"{', '.join(known)}"
+            )
+        return _dataset(known[name], name)
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+        content = tomllib.loads(text) if name.lower().endswith(".toml") else json.loads(text)
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{name} does not describe a dataset; start with name and classes")
+    return _dataset({"name": Path(name).stem, **content}, name)
+
+
+def _dataset(content: dict[str, Any], origin: str) -> Dataset:
+    """The description of a file or a preset, checked."""
+    content = dict(content)
+    suffixes = {
+        key: content.pop(key, ".png" if key == "label_suffix" else ".tif")
+        for key in ("image_suffix", "label_suffix")
+    }
+    plain = {key: content.pop(key) for key in ("images", "labels") if key in content}
+    layouts = content.pop("layouts", None) or [plain]
+    content.pop("model", None)  # the paper's; the user says which one runs
+    known = {f.name for f in fields(Dataset)}
+    unknown = sorted(set(content) - known)
+    if unknown:
+        raise UsageError(f"{origin}: nothing is called {unknown[0]!r}; known are {sorted(known)}")
+    try:
+        dataset = Dataset(
+            **{
+                **{key: _frozen(value) for key, value in content.items() if value is not None},
+                "classes": tuple(_words(words) for words in content["classes"]),
+                "layouts": tuple(
+                    Layout(**{**suffixes, **{k: _frozen(v) for k, v in layout.items()}})
+                    for layout in layouts
+                ),
+            }
+        )
+    except (TypeError, KeyError) as error:
+        raise UsageError(
+            f"{origin} does not describe a dataset ({error}); give classes, images and labels"
+        ) from error
+    _check(dataset, origin)
+    return dataset
+
+
+def _check(dataset: Dataset, origin: str) -> None:
+    classes = len(dataset.classes)
+    checks = {
+        "two to 254 classes are needed": 2 <= classes < IGNORED,
+        "a class has no name": all(w and isinstance(w, str) for c in dataset.classes for w in c),
+        f"sensor is one of {', '.join(SENSORS)}": dataset.sensor in SENSORS,
+        f"metric is one of {', '.join(METRICS)}": dataset.metric in METRICS,
+        f"attention is one of {', '.join(ATTENTIONS)}": dataset.attention in (None, *ATTENTIONS),
+        "background_index is no class": 0 <= dataset.background_index < classes,
+        "long_side, window and stride are whole numbers": all(
+            isinstance(n, int) and n >= 0
+            for n in (dataset.long_side, dataset.window or 0, dataset.stride or 0)
+        ),
+        "threshold lies between 0 and 1": 0 <= dataset.threshold <= 1,
+        "foreground IoU is of two classes": dataset.metric == "mIoU" or classes == 2,
+    }
+    for message, holds in checks.items():
+        if not holds:
+            raise UsageError(f"{origin}: {message}")
+
+
+def _words(words: Any) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else tuple(words)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> list[Sample]:
+    """The images under a root that have a label, in the first layout that has any.
+
+    Args:
+        dataset: whose layouts are tried.
+        root: the dataset's folder.
+        names: a text file with the stems, or file names, to be used.
+
+    Raises:
+        UsageError: nothing lies there as the dataset's layouts say, or an image has no label.
+    """
+    if not root.is_dir():
+        raise UsageError(f"--root {root} is no folder; name the folder of the dataset")
+    wanted = _listed(names) if names is not None else None
+    if wanted == set():
+        raise UsageError(f"--list {names} names nothing; write a stem a line")
+    for layout in dataset.layouts:
+        samples = _samples(layout, root)
+        if not samples:
+            continue
+        own = root / layout.list if layout.list else None
+        listed = wanted or (_listed(own) if own is not None and own.is_file() else None)
+        chosen = set(layout.stems) if listed is None else listed
+        if chosen:
+            samples = [s for s in samples if chosen & _calls(s, layout)]
+        if not samples:
+            raise UsageError(f"no image under {root / layout.images} is one of those to be used")
+        missing = next((s for s in samples if not s.label.is_file()), None)
+        if missing is not None:
+            raise UsageError(f"{missing.image} has no label at {missing.label}")
+        return samples
+    tried = ", ".join(
+        f"{layout.images}/*{layout.image_suffix} with {layout.labels}/*{layout.label_suffix}"
+        for layout in dataset.layouts
+    )
+    raise UsageError(f"no image of {dataset.name} under {root}; looked for {tried}")
+
+
+def _listed(path: Path) -> set[str]:
+    try:
+        return {line.strip() for line in path.read_text().splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the list {path}: {error}") from error
+
+
+def _calls(sample: Sample, layout: Layout) -> set[str]:
+    """What a list may call a sample: its stem, or either file's name with or without suffix."""
+    return {
+        sample.image.name.removesuffix(layout.image_suffix),
+        sample.image.name,
+        sample.image.stem,
+        sample.label.name,
+    }
+
+
+def _samples(layout: Layout, root: Path) -> list[Sample]:
+    """All images of a layout, in the order of their names, with where their labels should be."""
+    samples = []
+    before, star, after = layout.images.partition("*")
+    for folder in sorted(root.glob(layout.images)):
+        inside = folder.relative_to(root).as_posix()
+        part = inside.removeprefix(before).removesuffix(after) if star else ""
+        labels = root / layout.labels.replace("*", part)
+        for image in sorted(folder.glob(f"*{layout.image_suffix}")):
+            stem = image.name.removesuffix(layout.image_suffix)
+            label = labels / f"{stem}{layout.label_suffix}"
+            if image != label:
+                samples.append(Sample(image, label, layout))
+    return samples
+
+
+def read_label(sample: Sample, dataset: Dataset) -> NDArray[np.uint8]:
+    """The label as class indices, H x W; ``IGNORED`` where it says nothing.
+
+    Raises:
+        SceneError: it cannot be read, or holds a value that is no class.
+    """
+    source = str(sample.label)
+    with environment(gdal_settings(source)), opened(source) as src:
+        bands = src.read()
+    if sample.layout.grey is not None:
+        mask: NDArray[np.uint8] = (bands.mean(axis=0) >= sample.layout.grey).astype(np.uint8)
+        return mask
+    if len(bands) >= GREY_OF_COLOURS:
+        return _of_colours(bands[:3], dataset, source)
+    label = bands[0]
+    ignored = np.isin(label, dataset.ignore)
+    if dataset.reduce_zero_label:
+        ignored |= label == 0
+        label = label.astype(np.int64) - 1
+    strange = (label < 0) | (label >= len(dataset.classes))
+    if (strange & ~ignored).any():
+        value = bands[0][strange & ~ignored].flat[0]
+        raise SceneError(
+            f"{source} holds {value}, which is none of the {len(dataset.classes)} classes of "
+            f"{dataset.name}; name such values in ignore = [...]"
+        )
+    indices: NDArray[np.uint8] = np.where(ignored, IGNORED, label).astype(np.uint8)
+    return indices
+
+
+def _of_colours(bands: NDArray[np.uint8], dataset: Dataset, source: str) -> NDArray[np.uint8]:
+    """Class indices of an RGB label, 3 x H x W; unknown colours are background, or ignored.
+
+    Where label 0 says nothing, a colour that is no class's says nothing either.
+    """
+    if not dataset.palette:
+        raise SceneError(
+            f"{source} is a picture of {len(bands)} bands, and {dataset.name} has no palette; "
+            "convert it to class indices"
+        )
+    code = (bands.astype(np.uint32) << np.array([16, 8, 0], np.uint32)[:, None, None]).sum(axis=0)
+    rest = IGNORED if dataset.reduce_zero_label else dataset.background_index
+    label = np.full(code.shape, rest, np.uint8)
+    entries = [(*colour, index) for index, colour in enumerate(dataset.palette)]
+    for red, green, blue, index in (*entries, *dataset.colours):
+        label[code == (red << 16 | green << 8 | blue)] = index
+    return label
+
+
+def pieces(height: int, width: int, layout: Layout) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the pieces that an image is measured in: all of it, or patches."""
+    across, down = layout.patch or (width, height)
+    for row in window_offsets(height, down, max(down - layout.overlap, 1)):
+        for column in window_offsets(width, across, max(across - layout.overlap, 1)):
+            yield slice(row, min(height, row + down)), slice(column, min(width, column + across))
