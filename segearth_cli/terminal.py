@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segearth_cli.bench import BenchResult
     from segearth_cli.model.weights import ModelRow
     from segearth_cli.segment import Plan, SegmentResult
-    from segearth_cli.training.loop import TrainResult
+    from segearth_cli.training.report import TrainResult
 
 
 def console() -> Console:

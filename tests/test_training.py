@@ -20,7 +20,7 @@ from segearth_cli.model.folder import open_model_folder
 from segearth_cli.options import DistillOptions, UpsamplerOptions
 from segearth_cli.training.data import collate
 from segearth_cli.training.distill import Distillation
-from segearth_cli.training.loop import Step
+from segearth_cli.training.trainee import Step
 from segearth_cli.training.upsampler import AttentionDownsampler, Jitter, UpsamplerTraining
 
 ROOT = Path(__file__).parents[1]

@@ -12,16 +12,9 @@ from scenes import UTM, blocks, write_scene
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.options import SceneOptions
-from segearth_cli.training.data import (
-    Opener,
-    Place,
-    RandomCrops,
-    collate,
-    fixed_crops,
-    image_sources,
-    pair_sources,
-)
+from segearth_cli.training.data import Opener, RandomCrops, collate, fixed_crops
 from segearth_cli.training.loop import StepBatches
+from segearth_cli.training.sources import Place, image_sources, pair_sources
 
 
 def opener(**options):

@@ -22,11 +22,14 @@ from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import ModelCard, save_model_folder
 from segearth_cli.model.upsampler import read_upsampler_state
 from segearth_cli.options import DistillOptions
-from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, pair_sources
-from segearth_cli.training.loop import Scalars, Step, TrainResult, train
+from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops
+from segearth_cli.training.loop import train
 from segearth_cli.training.losses import contrastive_loss, region_distance, token_distance
 from segearth_cli.training.pictures import coloured, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
+from segearth_cli.training.report import TrainResult
+from segearth_cli.training.sources import pair_sources
+from segearth_cli.training.trainee import Scalars, Step
 
 HIGHEST_INVERSE_TEMPERATURE = 100.0  # as CLIP's own training has it
 HELD_OUT_CROPS = 256

@@ -7,109 +7,34 @@ a run that is resumed from a checkpoint ends in the same weights as one that nev
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from segearth_cli import __version__
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import OutputError, Stopped, TrainingError, UsageError
 from segearth_cli.options import TrainOptions
-from segearth_cli.training.data import Batch, RandomCrops, Sources, collate
+from segearth_cli.training.checkpoint import CHECKPOINT, Run, load_checkpoint, save_checkpoint
+from segearth_cli.training.data import Batch, collate
+from segearth_cli.training.report import LOGS, REPORT, Report, TrainResult
+from segearth_cli.training.trainee import Step, Trainee
 
-CHECKPOINT = "checkpoint.pt"
-REPORT = "training.json"
-LOGS = "logs"
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LONGEST_WAIT = timedelta(hours=12)
-FREE_SETTINGS = {  # may differ between the parts of a run
-    "output", "resume", "overwrite", "stop_at", "progress", "workers", "threads", "save_every",
-    "log_every", "device",
-}  # fmt: skip
 
 logger = logging.getLogger(__name__)
-
-Scalars = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step may use: its number, its luck, and how to go backward."""
-
-    number: int
-    generator: torch.Generator  # on the CPU; the same in all processes
-    accelerator: Accelerator
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients."""
-        self.accelerator.backward(loss)
-
-
-class Trainee(Protocol):
-    """What is trained, and how: all that differs between the two trainings."""
-
-    sources: Sources
-    crops: RandomCrops
-
-    @property
-    def module(self) -> nn.Module:
-        """What learns: its weights are in the checkpoints."""
-
-    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        """A fresh optimizer of the module's weights."""
-
-    def accumulate(self, parts: Sequence[Batch], step: Step) -> Scalars:
-        """Add the gradients of a batch that comes in parts; return what to log, ``loss`` too."""
-
-    def longest_gradient(self, step: int) -> float | None:
-        """Longest gradient allowed in this step; ``None`` for any."""
-
-    def measure(self) -> dict[str, float]:
-        """How good it is on what was held out."""
-
-    def pictures(self) -> dict[str, Tensor]:
-        """What it sees, 3 x H x W in [0, 1], by title."""
-
-    def export(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write the model as it is into a folder."""
-
-
-@dataclass
-class Run:
-    """A run's state beside the weights."""
-
-    step: int = 0
-    seconds: float = 0.0
-    measured: list[dict[str, float]] = field(default_factory=list)
-    skipped: dict[str, None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to."""
-
-    output: str
-    steps: int
-    seconds: float
-    skipped: tuple[str, ...]
-    measured: tuple[dict[str, float], ...]  # in the order of steps
 
 
 class StepBatches(Sampler[list[int]]):
@@ -421,182 +346,3 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def save_checkpoint(
-    options: TrainOptions, run: Run, trainee: Trainee, optimizer: Any, accelerator: Accelerator
-) -> None:
-    """All that a resumed run needs, whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    if not accelerator.is_main_process:
-        return
-    scaler = accelerator.scaler
-    content = {
-        "step": run.step,
-        "seconds": run.seconds,
-        "measured": run.measured,
-        "skipped": list(run.skipped),
-        "module": trainee.module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "settings": fixed_settings(options),
-    }
-    write_whole(options.output / CHECKPOINT, lambda part: torch.save(content, part))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place, and put it there.
-
-    Raises:
-        OutputError: it cannot be written; what was there before still is.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-        part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "the disk may be full"
-        raise OutputError(f"cannot write {path}: {reason}") from error
-
-
-def load_checkpoint(
-    options: TrainOptions, run: Run, trainee: Trainee, optimizer: Any, accelerator: Accelerator
-) -> None:
-    """Put a run back to where it was saved.
-
-    Raises:
-        TrainingError: the checkpoint is damaged, or of a run with other settings.
-    """
-    path = options.output / CHECKPOINT
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        settings, now = saved["settings"], fixed_settings(options)
-        other = [name for name in now if settings.get(name) != now[name]]
-        if other:
-            raise TrainingError(
-                f"{path} was made with other settings: "
-                + ", ".join(f"{name} {settings.get(name)!r}, not {now[name]!r}" for name in other)
-            )
-        trainee.module.load_state_dict(saved["module"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if saved["scaler"] is not None and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise TrainingError(f"{path} cannot be resumed from: {error}") from error
-    run.step, run.seconds = saved["step"], saved["seconds"]
-    run.measured, run.skipped = saved["measured"], dict.fromkeys(saved["skipped"])
-    logger.info("going on at step %d", run.step)
-
-
-def fixed_settings(options: TrainOptions) -> dict[str, Any]:
-    """The settings that decide what a run computes, as JSON has them."""
-    everything = {name: value for name, value in vars(options).items() if name not in FREE_SETTINGS}
-    plain: dict[str, Any] = json.loads(json.dumps(everything, default=_plain))
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else vars(value)
-
-
-class Report:
-    """``training.json``, TensorBoard and the log: what a run leaves beside its weights."""
-
-    def __init__(
-        self,
-        options: TrainOptions,
-        trainee: Trainee,
-        steps: int,
-        command: str,
-        accelerator: Accelerator,
-        first_step: int,
-    ) -> None:
-        self._options = options
-        self._trainee = trainee
-        self._steps = steps
-        self._recent: list[dict[str, float]] = []
-        self._is_main = accelerator.is_main_process
-        if not self._is_main:
-            return
-        sources = trainee.sources
-        self._facts: dict[str, Any] = {
-            "command": f"segearth {command}",
-            "version": __version__,
-            "torch": torch.__version__,
-            "settings": fixed_settings(options),
-            "steps": steps,
-            "processes": accelerator.num_processes,
-            "device": str(accelerator.device),
-            "precision": pick_precision(options.precision, accelerator.device),
-            "data": {
-                "train": len(sources.train),
-                "held_out": [Path(place.sources[0]).name for place in sources.held_out],
-                "digest": sources.digest,
-            },
-        }
-        # what an interrupted run logged after its last checkpoint is logged again
-        self._writer = SummaryWriter(str(options.output / LOGS), purge_step=first_step + 1)
-
-    def log(self, run: Run, scalars: dict[str, float]) -> None:
-        """Means over some steps."""
-        if not self._is_main:
-            return
-        self._recent.append(scalars)
-        if run.step % self._options.log_every:
-            return
-        means = {
-            name: sum(one[name] for one in self._recent) / len(self._recent) for name in scalars
-        }
-        self._recent = []
-        for name, value in means.items():
-            self._writer.add_scalar(f"train/{name}", value, run.step)
-        logger.info("step %d of %d: %s", run.step, self._steps, _listed(means))
-
-    def measured(self, run: Run) -> None:
-        """The last measurement, pictures, the weights as they are."""
-        if not self._is_main:
-            return
-        values = {name: value for name, value in run.measured[-1].items() if name != "step"}
-        for name, value in values.items():
-            self._writer.add_scalar(f"held_out/{name}", value, run.step)
-        for title, picture in self._trainee.pictures().items():
-            self._writer.add_image(title, picture, run.step)
-        self._writer.flush()
-        logger.info("step %d of %d, held out: %s", run.step, self._steps, _listed(values))
-        self._write(run)
-        if run.step:
-            self._trainee.export(self._options.output, self._facts_of(run))
-
-    def finish(self, run: Run) -> TrainResult:
-        """The last words."""
-        self._write(run)
-        self._writer.close()
-        output = str(self._options.output)
-        return TrainResult(
-            output, self._steps, run.seconds, self._skipped(run), tuple(run.measured)
-        )
-
-    def _skipped(self, run: Run) -> tuple[str, ...]:
-        return (*self._trainee.sources.skipped, *run.skipped)
-
-    def _facts_of(self, run: Run) -> dict[str, Any]:
-        return {
-            **self._facts,
-            "steps_done": run.step,
-            "seconds": round(run.seconds, 1),
-            "skipped": self._skipped(run),
-            "measured": run.measured,
-        }
-
-    def _write(self, run: Run) -> None:
-        text = json.dumps(self._facts_of(run), indent=2) + "\n"
-        path = self._options.output / REPORT
-        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _listed(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -22,8 +22,8 @@ from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import JBU, JBUOne, JBUStack, Upsampler
 from segearth_cli.options import UpsamplerOptions
-from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, image_sources
-from segearth_cli.training.loop import Scalars, Step, TrainResult, train
+from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops
+from segearth_cli.training.loop import train
 from segearth_cli.training.losses import (
     content_loss,
     random_directions,
@@ -32,6 +32,9 @@ from segearth_cli.training.losses import (
 )
 from segearth_cli.training.pictures import coloured, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
+from segearth_cli.training.report import TrainResult
+from segearth_cli.training.sources import image_sources
+from segearth_cli.training.trainee import Scalars, Step
 
 PAD = 20  # pixels of reflection that a jitter may show
 MOST_ZOOM = 2.0
