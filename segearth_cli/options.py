@@ -272,6 +272,16 @@ class TrainOptions:
             "--resume and --overwrite exclude each other; give one",
         )
         _one_of("--precision", self.precision, PRECISIONS)
+        if self.steps is not None:
+            self.check_warmup(self.steps)
+
+    def check_warmup(self, steps: int) -> None:
+        """Refuse a run that ends before its learning rate is reached."""
+        _require(
+            self.warmup_steps < steps,
+            f"--warmup-steps {self.warmup_steps} are not fewer than the run's {steps} steps; give "
+            "fewer, or more --steps",
+        )
 
 
 UPSAMPLED = ("last-input", "output", "maskclip")

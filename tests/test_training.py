@@ -4,88 +4,19 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
-from scenes import blocks, interruptible, read, write_scene
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.testing import CliRunner
+from scenes import interruptible, read
+from trainings import ROOT, assert_same_weights, logged, report, run, weights
 
-from segearth_cli.cli import app
 from segearth_cli.model.folder import open_model_folder
-from segearth_cli.options import DistillOptions, UpsamplerOptions
 from segearth_cli.training.data import collate
-from segearth_cli.training.distill import Distillation
+from segearth_cli.training.loop import started
 from segearth_cli.training.trainee import Step
-from segearth_cli.training.upsampler import AttentionDownsampler, Jitter, UpsamplerTraining
-
-ROOT = Path(__file__).parents[1]
-CPU = ("--device", "cpu", "--precision", "fp32", "--crop", "64", "--log-every", "1")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Four optical images, and a radar image of each place."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "rgb").mkdir()
-    (folder / "vh").mkdir()
-    for number in range(4):
-        array = np.roll(blocks(3, 100, 130), 7 * number, axis=2)
-        write_scene(folder / "rgb" / f"{number}.tif", array)
-        radar = (array[:1].astype(np.float32) - array[1:2]) / 20 - 15
-        write_scene(folder / "vh" / f"{number}.tif", radar)
-    return folder
-
-
-@pytest.fixture
-def upsampler_run(data, tiny_model):
-    def arguments(output, *more):
-        own = ("--model", tiny_model, "--batch-size", "2", "--jitters", "1", "--kernel", "3")
-        return [str(x) for x in ("train-upsampler", data / "rgb", "-o", output, *own, *CPU, *more)]
-
-    return arguments
-
-
-@pytest.fixture
-def distill_run(data, tiny_model):
-    def arguments(output, *more):
-        pairs = ("--optical", data / "rgb", "--sar", data / "vh")
-        own = ("--model", tiny_model, "--batch-size", "4", "--regions", "2")
-        return [str(x) for x in ("distill-sar", *pairs, "-o", output, *own, *CPU, *more)]
-
-    return arguments
-
-
-@pytest.fixture(params=["upsampler", "distill"])
-def arguments(request):
-    return request.getfixturevalue(f"{request.param}_run")
-
-
-def run(arguments):
-    return CliRunner().invoke(app, arguments)
-
-
-def report(output):
-    return json.loads((output / "training.json").read_text())
-
-
-def weights(output):
-    files = ("open_clip_model.safetensors", "upsampler.safetensors")
-    return {name: load_file(output / name) for name in files if (output / name).is_file()}
-
-
-def assert_same_weights(first, second):
-    torch.testing.assert_close(weights(first), weights(second), atol=0, rtol=0)
-
-
-def logged(output, tag):
-    events = EventAccumulator(str(output / "logs"), size_guidance={"scalars": 0})
-    events.Reload()
-    return {event.step: event.value for event in events.Scalars(tag)}
+from segearth_cli.training.upsampler import AttentionDownsampler, Jitter
 
 
 def test_a_trained_upsampler_is_a_model_that_segments(upsampler_run, tiny_model, data, tmp_path):
@@ -270,25 +201,12 @@ def test_two_processes_see_the_loss_of_one(distill_run, tmp_path):
     assert report(two)["processes"] == 2
 
 
-def step(number=0):
-    return Step(number, torch.Generator().manual_seed(0), Accelerator(cpu=True))
-
-
 def gradients(trainee, parts):
     trainee.module.zero_grad()
-    scalars = trainee.accumulate(parts, step())
+    with started(trainee.options) as accelerator:
+        step = Step(0, torch.Generator().manual_seed(0), accelerator)
+        scalars = trainee.accumulate(parts, step)
     return scalars, [p.grad.clone() for p in trainee.module.parameters() if p.grad is not None]
-
-
-@pytest.fixture
-def distillation(data, tiny_model, tmp_path):
-    def make(**more):
-        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "regions": 2}
-        pairs = {"optical": str(data / "rgb"), "sar": str(data / "vh")}
-        options = DistillOptions(**{**own, **pairs, "precision": "fp32", **more})
-        return Distillation(options, torch.device("cpu"))
-
-    return make
 
 
 def test_parts_of_a_batch_have_its_gradients(distillation):
@@ -316,18 +234,6 @@ def test_the_loss_of_a_distillation_is_the_sum_of_its_equations(distillation):
     total = scalars["contrast"] + scalars["token"] + scalars["region"]
     torch.testing.assert_close(scalars["loss"], total)
     assert float(scalars["temperature"]) == pytest.approx(0.07)
-
-
-@pytest.fixture
-def upsampling(data, tiny_model, tmp_path):
-    def make(**more):
-        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "kernel": 3}
-        options = UpsamplerOptions(
-            **{**own, "images": (str(data / "rgb"),), "precision": "fp32", "jitters": 1, **more}
-        )
-        return UpsamplerTraining(options, torch.device("cpu"))
-
-    return make
 
 
 @pytest.mark.parametrize(

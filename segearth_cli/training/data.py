@@ -50,8 +50,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        images = tuple(image.to(device, non_blocking=True) for image in self.images)
-        return Batch(images, self.sources, self.skipped)
+        return replace(self, images=tuple(x.to(device, non_blocking=True) for x in self.images))
+
+    def pin_memory(self) -> Batch:
+        """The same in memory that a GPU copies from while others compute; DataLoader calls it."""
+        return replace(self, images=tuple(image.pin_memory() for image in self.images))
 
 
 def collate(crops: Sequence[Crop]) -> Batch:

@@ -9,32 +9,44 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from segearth_cli.device import pick_device, pick_precision, use_threads
-from segearth_cli.errors import OutputError, Stopped, TrainingError, UsageError
+from segearth_cli.device import memory_guard, pick_device, pick_precision, use_threads
+from segearth_cli.errors import OutputError, SegEarthError, Stopped, TrainingError, UsageError
+from segearth_cli.model.folder import first_line
 from segearth_cli.options import TrainOptions
-from segearth_cli.training.checkpoint import CHECKPOINT, Run, load_checkpoint, save_checkpoint
-from segearth_cli.training.data import Batch, collate
+from segearth_cli.training.checkpoint import (
+    CHECKPOINT,
+    Run,
+    identity_of,
+    load_checkpoint,
+    save_checkpoint,
+)
+from segearth_cli.training.data import Batch, RandomCrops, collate
 from segearth_cli.training.report import LOGS, REPORT, Report, TrainResult
 from segearth_cli.training.trainee import Step, Trainee
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LONGEST_WAIT = timedelta(hours=12)
+PLUGINS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # they take weights apart
+OUT_OF_MEMORY = "use more --accumulate, a smaller --batch-size or a smaller --crop"
 
 logger = logging.getLogger(__name__)
+package_logger = logging.getLogger("segearth_cli")
 
 
 class StepBatches(Sampler[list[int]]):
@@ -57,6 +69,24 @@ class StepBatches(Sampler[list[int]]):
                 yield list(range(first, first + self._size))
 
 
+class Parts(Dataset["Batch | SegEarthError"]):
+    """Crops by lists of indices, as batches.
+
+    What was expected to go wrong is returned: raised, it would arrive from another process with
+    that one's traceback in its message.
+    """
+
+    def __init__(self, crops: RandomCrops) -> None:
+        self._crops = crops
+
+    def __getitem__(self, indices: list[int]) -> Batch | SegEarthError:
+        """The batch, or why there is none."""
+        try:
+            return collate([self._crops[index] for index in indices])
+        except SegEarthError as error:
+            return error
+
+
 def train(
     options: TrainOptions, build: Callable[[torch.device], Trainee], command: str
 ) -> TrainResult | None:
@@ -77,16 +107,16 @@ def train(
     """
     use_threads(options.threads)
     check_output(options)
-    accelerator = start(options)
-    try:
+    with started(options) as accelerator, memory_guard(OUT_OF_MEMORY), reader_guard():
         torch.manual_seed(options.seed)  # of the first weights
         trainee = build(accelerator.device)
+        steps = options.steps or math.ceil(options.epochs * len(trainee.crops) / options.batch_size)
+        options.check_warmup(steps)
         accelerator.wait_for_everyone()  # all have looked before one writes
         if accelerator.is_main_process:
             make_output(options)
-        steps = options.steps or math.ceil(options.epochs * len(trainee.crops) / options.batch_size)
         optimizer = accelerator.prepare(trainee.optimizer(options.learning_rate))
-        run = Run()
+        run = Run(identity_of(trainee, accelerator))
         if options.resume:
             load_checkpoint(options, run, trainee, optimizer, accelerator)
         if options.stop_at is not None and options.stop_at <= run.step:
@@ -94,14 +124,9 @@ def train(
                 f"--stop-at {options.stop_at}: the run is at step {run.step} already; give a later "
                 "one"
             )
-        report = Report(options, trainee, steps, command, accelerator, run.step)
+        report = Report(options, trainee, steps, command, accelerator, run)
         fit(run, trainee, optimizer, accelerator, options, steps, report)
-        if not accelerator.is_main_process:
-            return None
-        return report.finish(run)
-    finally:
-        accelerator.end_training()
-        AcceleratorState._reset_state()
+        return report.finish(run) if accelerator.is_main_process else None
 
 
 def check_output(options: TrainOptions) -> None:
@@ -140,12 +165,35 @@ def make_output(options: TrainOptions) -> None:
         raise OutputError(f"cannot write into {options.output}: {error.strerror}") from error
 
 
-def start(options: TrainOptions) -> Accelerator:
-    """This process's part of the run: its device, its number format, the other processes.
+@contextlib.contextmanager
+def started(options: TrainOptions) -> Iterator[Accelerator]:
+    """This process's part of the run; nothing of it is left afterwards, whatever happens.
 
     Raises:
-        UsageError: the device is not there, or the batch cannot be shared out.
+        UsageError: the device is not there, the batch cannot be shared out, or accelerate is set
+            up for something else.
     """
+    level = package_logger.level
+    try:
+        accelerator = start(options)
+        if not accelerator.is_main_process:  # the main process says it
+            package_logger.setLevel(logging.ERROR)
+        yield accelerator
+    finally:
+        package_logger.setLevel(level)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def start(options: TrainOptions) -> Accelerator:
+    """The run's device, its number format, the other processes."""
+    for plugin in PLUGINS:
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "").lower() in ("true", "1", "yes"):
+            raise UsageError(
+                f"accelerate is set up for {plugin} (ACCELERATE_USE_{plugin}), which these "
+                "trainings do not use; start them with torchrun, or without that setting"
+            )
     device = pick_device(options.device)
     if device.index is not None:
         raise UsageError(
@@ -155,6 +203,8 @@ def start(options: TrainOptions) -> Accelerator:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=MIXED[precision],
+        # one per process: the environment must not divide gradients by a number of its own
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # the others wait while the main process measures
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
@@ -167,6 +217,24 @@ def start(options: TrainOptions) -> Accelerator:
     return accelerator
 
 
+@contextlib.contextmanager
+def reader_guard() -> Iterator[None]:
+    """Turn the end of a process that reads images into one line.
+
+    Raises:
+        TrainingError: it was killed, most likely for its memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"a process that reads images has ended: {first_line(error)}; memory may have run out: "
+            "use fewer --workers"
+        ) from error
+
+
 def fit(
     run: Run,
     trainee: Trainee,
@@ -177,8 +245,8 @@ def fit(
     report: Report,
 ) -> None:
     """Step after step, with all that happens between them."""
-    every = options.validate_every or max(1, len(trainee.crops) // options.batch_size)
-    batches = iter(loader(range(run.step, steps), trainee, options, accelerator))
+    every = options.validate_every or math.ceil(len(trainee.crops) / options.batch_size)
+    batches = read_ahead(loader(range(run.step, steps), trainee, options, accelerator))
     began = time.monotonic() - run.seconds
     progress = tqdm(
         total=steps, initial=run.step, unit="step", leave=False,
@@ -226,13 +294,25 @@ def loader(
         accelerator.num_processes,
     )
     return DataLoader(
-        trainee.crops,
-        batch_sampler=sampler,
-        collate_fn=collate,
+        Parts(trainee.crops),
+        sampler=sampler,
+        batch_size=None,  # the sampler's items are batches already
         num_workers=options.workers,
         worker_init_fn=leave_interrupts_to_the_main_process,
         pin_memory=accelerator.device.type != "cpu",
     )
+
+
+def read_ahead(parts: Iterable[Batch | SegEarthError]) -> Iterator[Batch]:
+    """Part after part.
+
+    Raises:
+        SegEarthError: one could not be read, by this process or another one.
+    """
+    for part in parts:
+        if isinstance(part, SegEarthError):
+            raise part
+        yield part
 
 
 def leave_interrupts_to_the_main_process(worker: int) -> None:

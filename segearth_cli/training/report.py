@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from segearth_cli import __version__
-from segearth_cli.device import pick_precision
+from segearth_cli.errors import OutputError
 from segearth_cli.options import TrainOptions
 from segearth_cli.training.checkpoint import Run, fixed_settings, write_whole
 from segearth_cli.training.trainee import Trainee
@@ -45,12 +47,13 @@ class Report:
         steps: int,
         command: str,
         accelerator: Accelerator,
-        first_step: int,
+        run: Run,
     ) -> None:
         self._options = options
         self._trainee = trainee
         self._steps = steps
         self._recent: list[dict[str, float]] = []
+        self._logs = options.output / LOGS
         self._is_main = accelerator.is_main_process
         if not self._is_main:
             return
@@ -61,31 +64,34 @@ class Report:
             "torch": torch.__version__,
             "settings": fixed_settings(options),
             "steps": steps,
-            "processes": accelerator.num_processes,
+            "processes": run.identity["processes"],
             "device": str(accelerator.device),
-            "precision": pick_precision(options.precision, accelerator.device),
+            "precision": run.identity["precision"],
+            "model": run.identity["model"],
             "data": {
                 "train": len(sources.train),
                 "held_out": [Path(place.sources[0]).name for place in sources.held_out],
-                "digest": sources.digest,
+                "digest": run.identity["images"],
             },
         }
-        # what an interrupted run logged after its last checkpoint is logged again
-        self._writer = SummaryWriter(str(options.output / LOGS), purge_step=first_step + 1)
+        with self._writing():
+            # what an interrupted run logged after its last checkpoint is logged again
+            self._writer = SummaryWriter(str(self._logs), purge_step=run.step + 1)
 
     def log(self, run: Run, scalars: dict[str, float]) -> None:
         """Means over some steps."""
         if not self._is_main:
             return
         self._recent.append(scalars)
-        if run.step % self._options.log_every:
+        if run.step % self._options.log_every and run.step < self._steps:
             return
         means = {
             name: sum(one[name] for one in self._recent) / len(self._recent) for name in scalars
         }
         self._recent = []
-        for name, value in means.items():
-            self._writer.add_scalar(f"train/{name}", value, run.step)
+        with self._writing():
+            for name, value in means.items():
+                self._writer.add_scalar(f"train/{name}", value, run.step)
         logger.info("step %d of %d: %s", run.step, self._steps, _listed(means))
 
     def measured(self, run: Run) -> None:
@@ -93,11 +99,13 @@ class Report:
         if not self._is_main:
             return
         values = {name: value for name, value in run.measured[-1].items() if name != "step"}
-        for name, value in values.items():
-            self._writer.add_scalar(f"held_out/{name}", value, run.step)
-        for title, picture in self._trainee.pictures().items():
-            self._writer.add_image(title, picture, run.step)
-        self._writer.flush()
+        pictures = self._trainee.pictures()
+        with self._writing():
+            for name, value in values.items():
+                self._writer.add_scalar(f"held_out/{name}", value, run.step)
+            for title, picture in pictures.items():
+                self._writer.add_image(title, picture, run.step)
+            self._writer.flush()
         logger.info("step %d of %d, held out: %s", run.step, self._steps, _listed(values))
         self._write(run)
         if run.step:
@@ -106,11 +114,20 @@ class Report:
     def finish(self, run: Run) -> TrainResult:
         """The last words."""
         self._write(run)
-        self._writer.close()
+        with self._writing():
+            self._writer.close()
         output = str(self._options.output)
         return TrainResult(
             output, self._steps, run.seconds, self._skipped(run), tuple(run.measured)
         )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises OutputError where TensorBoard cannot write."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"cannot write into {self._logs}: {error.strerror}") from error
 
     def _skipped(self, run: Run) -> tuple[str, ...]:
         return (*self._trainee.sources.skipped, *run.skipped)

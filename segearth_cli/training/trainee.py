@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from segearth_cli.training.data import Batch, RandomCrops
+from segearth_cli.training.pretrained import Pretrained
 from segearth_cli.training.sources import Sources
 
 Scalars = dict[str, Tensor]
@@ -33,6 +34,7 @@ class Step:
 class Trainee(Protocol):
     """What is trained, and how: all that differs between the two trainings."""
 
+    model: Pretrained
     sources: Sources
     crops: RandomCrops
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from segearth_cli.errors import UsageError
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import JBU, JBUOne, JBUStack, Upsampler
@@ -202,6 +203,12 @@ class UpsamplerTraining:
         self.encode = ENCODERS[options.features](model.visual)
         self.grid = options.crop // model.patch
         self.ratio = options.ratio or 2 ** math.ceil(math.log2(model.patch))
+        least = max(2, options.kernel // 4 + 1)  # patches: twice as many outreach half a kernel
+        if self.grid < least:
+            raise UsageError(
+                f"--crop {options.crop} is {self.grid} of the model's patches a side, too few for "
+                f"--kernel {options.kernel}; give {least * model.patch} or more"
+            )
         upsampler = (JBUStack if options.stack else JBUOne)(model.channels, options.kernel // 2)
         upsampler.steps(self.ratio)  # refuses patches that a stack is not made for
         start_plainly(upsampler)
