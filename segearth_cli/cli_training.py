@@ -153,14 +153,19 @@ def distill_sar_command(
     model: ModelName = "auto",
     bands: Bands = None,
     stretch: Stretch = "auto",
+    nodata: Nodata = None,
     sar_bands: Annotated[
         str | None, scene_option(metavar="1,2", help="Bands of the radar images, one or two.")
     ] = None,
     sar_stretch: Annotated[
         str, scene_option(metavar="HOW", help="The same as --stretch, of the radar images.")
     ] = "auto",
+    sar_nodata: Annotated[
+        float | None,
+        scene_option(metavar="VALUE", help="The same as --nodata, of the radar images."),
+    ] = None,
     sar_unit: SarUnit = "auto",
-    speckle: Speckle = 0,
+    speckle: Speckle = None,
     regions: Annotated[
         int, model_option(metavar="K", help="Features are compared in K x K regions.")
     ] = 7,
@@ -202,16 +207,21 @@ def distill_sar_command(
         optical=optical,
         sar=sar,
         pairs=pairs,
-        optical_scene=SceneOptions(sensor="optical", bands=parse_bands(bands), stretch=stretch),
+        optical_scene=SceneOptions(
+            sensor="optical", bands=parse_bands(bands), stretch=stretch, nodata=nodata
+        ),
         sar_scene=SceneOptions(
             sensor="sar",
             bands=parse_bands(sar_bands),
             stretch=sar_stretch,
+            nodata=sar_nodata,
+            prefix="sar-",
             sar_unit=sar_unit,
             speckle=speckle,
         ),
         regions=regions,
         temperature=temperature,
+        checkpointing=checkpointing,
         progress=not quiet,
         **shared(given),
     )

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segearth_cli.errors import OutputError
+from segearth_cli.errors import OutputError, Stopped
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure
@@ -34,6 +34,14 @@ def console() -> Console:
 def print_error(message: str) -> None:
     """One line on stderr, whatever the message holds."""
     console().print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+def show_stop(stop: Stopped) -> None:
+    """How to go on with a training; nothing, where another process says it."""
+    if str(stop) and stop.planned:
+        logging.getLogger(__name__).info("%s", stop)
+    elif str(stop):
+        print_error(str(stop))
 
 
 class LineHandler(logging.Handler):

@@ -12,7 +12,8 @@ from trainings import run, weights
 from segearth_cli.errors import SceneError, TrainingError
 from segearth_cli.model.folder import ModelCard, save_model_folder
 from segearth_cli.training import loop
-from segearth_cli.training.loop import Parts, read_ahead, started
+from segearth_cli.training.loop import Parts, read_ahead
+from segearth_cli.training.processes import started
 
 
 def words_of(result):
@@ -208,3 +209,38 @@ def test_nothing_of_a_run_is_left_in_the_process(arguments, tmp_path):
 
     assert not AcceleratorState._shared_state
     assert not PartialState._shared_state
+
+
+def test_pairs_that_are_not_named_or_twice(distill_run, data, tmp_path):
+    named = distill_run(tmp_path / "run")
+    first, last = named.index("--sar"), named.index("-o")
+    own, sar, more = named[:first], str(data / "vh"), named[last:]
+
+    for pairs, message in (
+        (["--sar", sar, "--pairs", "pairs.csv"], "--pairs excludes --optical and --sar"),
+        ([], "name the pairs with --optical DIR and --sar DIR, or with --pairs FILE"),
+        (["--sar", "nowhere"], "--sar: there is no image or folder nowhere; check the name"),
+        (["--sar", sar, "--sar-stretch", "x"], "--sar-stretch is 'x'; give auto"),
+        (["--sar", sar, "--stretch", "x"], "--stretch is 'x'; give auto"),
+    ):
+        assert_one_line(run([*own, *pairs, *more]), 2, message)
+    bands = run([*own, "--sar", sar, "--sar-bands", "9", *more])
+    assert_one_line(bands, 2, "no held-out image can be used", "--sar-bands: the scene has no band")
+
+
+def test_images_that_are_not_there(upsampler_run, tmp_path):
+    named = upsampler_run(tmp_path / "run")
+    named[1] = str(tmp_path / "nowhere")
+
+    assert_one_line(run(named), 2, "there is no image or folder", "nowhere; check the name")
+
+
+def test_an_unfinished_run_is_no_model_yet(arguments, data, tmp_path):
+    output = tmp_path / "run"
+    assert run(arguments(output, "--steps", "5", "--stop-at", "1")).exit_code == 0
+
+    scene = str(data / "rgb" / "0.tif")
+    words = ("--classes", "road", "-o", str(tmp_path / "map.tif"))
+    result = run(["segment", scene, *words, "--model", str(output)])
+
+    assert_one_line(result, 1, "has not written its model yet", "--resume")

@@ -17,11 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from segearth_cli.errors import OutputError, TrainingError
-from segearth_cli.model.folder import UNLOADABLE, first_line
+from segearth_cli.model.folder import CHECKPOINT, UNLOADABLE, first_line
 from segearth_cli.options import TrainOptions
 from segearth_cli.training.trainee import Trainee
 
-CHECKPOINT = "checkpoint.pt"
 FREE_SETTINGS = {  # may differ between the parts of a run
     "output", "resume", "overwrite", "stop_at", "progress", "workers", "threads", "save_every",
     "log_every", "device",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +19,10 @@ from torch.utils.data import Dataset
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.pairs import open_pair
-from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo.raster import Reading, Scene, open_scene
+from segearth_cli.geo.sensors import NEUTRAL_GREY
 from segearth_cli.options import SceneOptions
-from segearth_cli.training.sources import Place, image_size
+from segearth_cli.training.sources import Place
 
 OPEN_AT_ONCE = 64  # images per process
 TRIES = 10  # places in an image, before it counts as empty
@@ -77,6 +77,7 @@ class Opener:
         # GDAL's threads, once begun, do not survive in processes that are forked
         self._options = [replace(own, threads=1) for own in options]
         self._open: OrderedDict[tuple[str, ...], Views] = OrderedDict()
+        self._readings: dict[tuple[str, ...], tuple[Reading, ...]] = {}  # of all that ever were
 
     def __call__(self, sources: tuple[str, ...]) -> Views:
         """An image's scene, or the scenes of a pair on one grid.
@@ -86,18 +87,24 @@ class Opener:
         """
         views = self._open.pop(sources, None)
         if views is None:
-            try:
-                if len(sources) == 1:
-                    views = (open_scene(sources[0], self._options[0]),)
-                else:
-                    views = open_pair(sources[0], sources[1], self._options[0], self._options[1])
-            except UsageError as error:  # options that this image cannot follow
-                raise SceneError(f"{' and '.join(sources)}: {error}") from error
+            views = self._opened(sources)
+            self._readings[sources] = tuple(scene.reading for scene in views)
         self._open[sources] = views
         while len(self._open) > OPEN_AT_ONCE:
             for scene in self._open.popitem(last=False)[1]:
                 scene.close()
         return views
+
+    def _opened(self, sources: tuple[str, ...]) -> Views:
+        known = self._readings.get(sources, ())
+        try:
+            if len(sources) == 2:
+                own, others = self._options
+                return open_pair(sources[0], sources[1], own, others, known)
+            (own,) = self._options
+            return (open_scene(sources[0], own, reading=known[0] if known else None),)
+        except UsageError as error:  # options that this image cannot follow
+            raise SceneError(f"{' and '.join(sources)}: {error}") from error
 
 
 class RandomCrops(Dataset[Crop]):
@@ -119,10 +126,7 @@ class RandomCrops(Dataset[Crop]):
         self._crop = crop
         self._seed = seed
         self._turns = turns
-        counts = []
-        for place in places:
-            height, width = image_size(place.sources[0])
-            counts.append(max(1, place.rows(height)[1] * width // crop**2))
+        counts = [max(1, p.rows(p.size[0])[1] * p.size[1] // crop**2) for p in places]
         self._owners = np.repeat(np.arange(len(places)), counts)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -180,24 +184,28 @@ def fixed_crops(places: Sequence[Place], opener: Opener, crop: int, most: int) -
     """
     corners: list[tuple[Place, int, int]] = []
     for place in thinned(places, most):
-        with suppress(SceneError):  # named when the images were found, or not in the way
-            grid = opener(place.sources)[0].grid
-            first, rows = place.rows(grid.height)
-            corners += [
-                (place, top, left)
-                for top in range(first, first + max(1, rows - crop + 1), crop)
-                for left in range(0, max(1, grid.width - crop + 1), crop)
-            ]
+        first, rows = place.rows(place.size[0])
+        corners += [
+            (place, top, left)
+            for top in range(first, first + max(1, rows - crop + 1), crop)
+            for left in range(0, max(1, place.size[1] - crop + 1), crop)
+        ]
     found = []
+    problem = "their crops hold hardly any data; hold out others, or more of them"
     for place, top, left in thinned(corners, most):
-        with suppress(SceneError):
+        try:
             views = opener(place.sources)
             first, rows = place.rows(views[0].grid.height)
+            if top >= first + rows or left >= views[0].grid.width:
+                continue  # of control points the head tells the size roughly
             images, valid = cut(views, (top, first + rows), left, crop)
-            if valid >= LEAST_VALID:
-                found.append(Crop(images, f"{views[0].source} {left},{top}"))
+        except SceneError as error:
+            problem = str(error)
+            continue
+        if valid >= LEAST_VALID:
+            found.append(Crop(images, f"{views[0].source} {left},{top}"))
     if not found:
-        raise UsageError("no held-out image can be used; hold out others, or more of them")
+        raise UsageError(f"no held-out image can be used: {problem}")
     return found
 
 
@@ -221,9 +229,12 @@ def cut(
     top = rows[0]
     height, width = min(crop, rows[1] - top), min(crop, views[0].grid.width - left)
     images, everywhere = [], np.ones((height, width), bool)
-    beyond = ((0, 0), (0, crop - height), (0, crop - width))
     for scene in views:
         image, valid = scene.read(top, height, left, width)
+        images.append(image)
         everywhere &= valid
-        images.append(np.pad(image, beyond, mode="reflect"))
-    return tuple(torch.from_numpy(image) for image in images), float(everywhere.mean())
+    beyond = ((0, 0), (0, crop - height), (0, crop - width))
+    for image in images:
+        image[:, ~everywhere] = NEUTRAL_GREY  # what one view lacks, no other may show
+    padded = (np.pad(image, beyond, mode="reflect") for image in images)
+    return tuple(map(torch.from_numpy, padded)), float(everywhere.mean())

@@ -9,44 +9,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from segearth_cli.device import memory_guard, pick_device, pick_precision, use_threads
+from segearth_cli.device import memory_guard, use_threads
 from segearth_cli.errors import OutputError, SegEarthError, Stopped, TrainingError, UsageError
-from segearth_cli.model.folder import first_line
+from segearth_cli.model.folder import CHECKPOINT, first_line
 from segearth_cli.options import TrainOptions
-from segearth_cli.training.checkpoint import (
-    CHECKPOINT,
-    Run,
-    identity_of,
-    load_checkpoint,
-    save_checkpoint,
-)
+from segearth_cli.training.checkpoint import Run, identity_of, load_checkpoint, save_checkpoint
 from segearth_cli.training.data import Batch, RandomCrops, collate
+from segearth_cli.training.processes import agreed, share_gradients, started
 from segearth_cli.training.report import LOGS, REPORT, Report, TrainResult
 from segearth_cli.training.trainee import Step, Trainee
 
-MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-LONGEST_WAIT = timedelta(hours=12)
-PLUGINS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # they take weights apart
 OUT_OF_MEMORY = "use more --accumulate, a smaller --batch-size or a smaller --crop"
 
 logger = logging.getLogger(__name__)
-package_logger = logging.getLogger("segearth_cli")
 
 
 class StepBatches(Sampler[list[int]]):
@@ -166,58 +152,6 @@ def make_output(options: TrainOptions) -> None:
 
 
 @contextlib.contextmanager
-def started(options: TrainOptions) -> Iterator[Accelerator]:
-    """This process's part of the run; nothing of it is left afterwards, whatever happens.
-
-    Raises:
-        UsageError: the device is not there, the batch cannot be shared out, or accelerate is set
-            up for something else.
-    """
-    level = package_logger.level
-    try:
-        accelerator = start(options)
-        if not accelerator.is_main_process:  # the main process says it
-            package_logger.setLevel(logging.ERROR)
-        yield accelerator
-    finally:
-        package_logger.setLevel(level)
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def start(options: TrainOptions) -> Accelerator:
-    """The run's device, its number format, the other processes."""
-    for plugin in PLUGINS:
-        if os.environ.get(f"ACCELERATE_USE_{plugin}", "").lower() in ("true", "1", "yes"):
-            raise UsageError(
-                f"accelerate is set up for {plugin} (ACCELERATE_USE_{plugin}), which these "
-                "trainings do not use; start them with torchrun, or without that setting"
-            )
-    device = pick_device(options.device)
-    if device.index is not None:
-        raise UsageError(
-            f"--device {options.device}: say cuda, and choose with CUDA_VISIBLE_DEVICES or torchrun"
-        )
-    precision = pick_precision(options.precision, device)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=MIXED[precision],
-        # one per process: the environment must not divide gradients by a number of its own
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # the others wait while the main process measures
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
-    )
-    shares = options.accumulate * accelerator.num_processes
-    if options.batch_size % shares:
-        raise UsageError(
-            f"--batch-size {options.batch_size} cannot be shared out evenly to "
-            f"{accelerator.num_processes} processes in {options.accumulate} parts"
-        )
-    return accelerator
-
-
-@contextlib.contextmanager
 def reader_guard() -> Iterator[None]:
     """Turn the end of a process that reads images into one line.
 
@@ -267,9 +201,8 @@ def fit(
             is_measured = run.step % every == 0 or run.step == steps
             if is_measured:
                 measure(run, trainee, accelerator)
-            stop = run.step < steps and agreed(
-                stopping.is_set() or run.step == options.stop_at, accelerator
-            )
+            planned = run.step == options.stop_at
+            stop = run.step < steps and agreed(stopping.is_set() or planned, accelerator)
             if stop or is_measured or run.step % options.save_every == 0:
                 save_checkpoint(options, run, trainee, optimizer, accelerator)
             if is_measured:  # whatever happens when the model is written, the steps are safe
@@ -279,6 +212,9 @@ def fit(
                 raise Stopped(
                     f"stopped at step {run.step} of {steps}, and saved; go on with the same "
                     f"command and --resume"
+                    if accelerator.is_main_process
+                    else "",
+                    planned,
                 )
 
 
@@ -379,24 +315,6 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
 def mixed(*numbers: int) -> int:
     """A seed made of several numbers, the same in every process and run."""
     return hash(numbers) & (2**63 - 1)
-
-
-def agreed(wish: bool, accelerator: Accelerator) -> bool:
-    """Whether any process wishes it."""
-    if accelerator.num_processes == 1:
-        return wish
-    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device)) > 0)
-
-
-def share_gradients(module: nn.Module, accelerator: Accelerator) -> None:
-    """Mean of all processes' gradients, in one message."""
-    if accelerator.num_processes == 1:
-        return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    flat = accelerator.reduce(flat, reduction="mean")
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 def measure(run: Run, trainee: Trainee, accelerator: Accelerator) -> None:

@@ -5,34 +5,64 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.pairs import shared_grid
-from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.geo.grid import warp_target
+from segearth_cli.geo.pairs import head_grid, shared_grid
+from segearth_cli.options import SceneOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".vrt")
 LONE_HELD_OUT = 0.25  # share of the rows of an image that is the only one, at least
 WHOLE_FILE = 1 << 20  # bytes: of larger files the digest takes size, head and tail
 HEAD = 1 << 16
 
+Named = tuple[tuple[str, ...], str]  # an image or a pair; train, val or nothing
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Place:
-    """An image, or an optical and a radar image of one place; and which of its rows."""
+    """An image, or an optical and a radar image of one place; and which of its rows.
+
+    Attributes:
+        sources: where the images are.
+        size: height and width in pixels, as they are read.
+        first, last: the rows, from and to these shares of the height.
+    """
 
     sources: tuple[str, ...]
-    first: float = 0.0  # share of the height
+    size: tuple[int, int]
+    first: float = 0.0
     last: float = 1.0
 
+    @classmethod
+    def of(cls, sources: tuple[str, ...], options: SceneOptions) -> Place:
+        """The whole of an image, or of a pair, whose heads say its size.
+
+        Raises:
+            SceneError: they cannot be opened, do not match, or cannot be read by the options.
+        """
+        try:
+            grid = shared_grid(*sources)[0] if len(sources) == 2 else head_grid(sources[0])
+            if options.gsd is not None:
+                grid = warp_target(grid, options.gsd, None)
+        except UsageError as error:  # options that these images cannot follow
+            raise SceneError(f"{' and '.join(sources)}: {error}") from error
+        return cls(sources, (grid.height, grid.width))
+
     def rows(self, height: int) -> tuple[int, int]:
-        """The first row and the number of rows."""
-        first = round(self.first * height)
-        return first, max(1, round(self.last * height) - first)
+        """The first row and the number of rows; two parts of an image share none."""
+        first, end = (
+            height if share == 1 else min(math.ceil(share * height), height - 1)
+            for share in (self.first, self.last)
+        )
+        return first, end - first
 
 
 @dataclass(frozen=True)
@@ -43,13 +73,16 @@ class Sources:
     held_out: tuple[Place, ...]
     skipped: tuple[str, ...]  # what does not match, one line each
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """The sha256 over names, sizes and contents of all files."""
+        """The sha256 over what is trained on and measured on: names, contents and rows."""
         total = hashlib.sha256()
         for part in (self.train, self.held_out):
-            for source in (source for place in part for source in place.sources):
-                total.update(f"{Path(source).name}\0{_content_digest(source)}\0".encode())
+            total.update(f"{len(part)} places\0".encode())
+            for place in part:
+                total.update(f"rows {place.first} to {place.last}\0".encode())
+                for source in place.sources:
+                    total.update(f"{Path(source).name}\0{_content_digest(source)}\0".encode())
         return total.hexdigest()
 
 
@@ -74,11 +107,12 @@ def find_images(paths: Sequence[str]) -> list[str]:
     """The images in folders, and those named one by one.
 
     Raises:
-        UsageError: a folder without images.
+        UsageError: one is not there, or a folder is without images.
     """
     found: list[str] = []
     for path in paths:
         if not Path(path).is_dir():
+            _check_there(path)
             found.append(path)
             continue
         inside = [p for p in sorted(Path(path).rglob("*")) if p.suffix.lower() in SUFFIXES]
@@ -88,52 +122,73 @@ def find_images(paths: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def image_sources(paths: Sequence[str], held_out: float) -> Sources:
+def _check_there(path: str, option: str = "") -> None:
+    """Refuse the name of a file or folder that is not there; GDAL's own names are let through."""
+    if ":" not in path and not path.startswith("/vsi") and not Path(path).exists():
+        raise UsageError(f"{option}there is no image or folder {path}; check the name")
+
+
+def image_sources(paths: Sequence[str], held_out: float, options: SceneOptions) -> Sources:
     """Images that can be opened, some of them held out.
 
     Raises:
-        UsageError: fewer than two are left.
+        UsageError: one is not there, or fewer than two are left.
     """
-    good: list[Place] = []
-    skipped: list[str] = []
-    for source in find_images(paths):
-        problem = _problem(image_size, source)
-        if problem is None:
-            good.append(Place((source,)))
-        else:
-            skipped.append(problem)
-    return _split(good, held_out, skipped, "images")
+    places, skipped = _matching([((path,), "") for path in find_images(paths)], options)
+    return _split([place for place, _ in places], held_out, skipped, "images")
 
 
 def pair_sources(
-    optical: str | None, sar: str | None, table: str | None, held_out: float
+    optical: str | None, sar: str | None, table: str | None, held_out: float, options: SceneOptions
 ) -> Sources:
     """Pairs of images by equal stems or by a table, those that match; some of them held out.
 
+    Args:
+        optical, sar: folders, or two images.
+        table: instead of them.
+        held_out: share of the pairs, where the table does not say.
+        options: how the optical images are read.
+
     Raises:
-        UsageError: the table cannot be read, or fewer than two pairs are left.
+        UsageError: folders or table cannot be read, or fewer than two pairs are left.
     """
-    if table is not None:
-        places, parts, skipped = _pairs_of_table(Path(table))
-    else:
-        places, skipped = _pairs_by_stem(str(optical), str(sar))
-        parts = [""] * len(places)
-    good: list[tuple[Place, str]] = []
-    for place, part in zip(places, parts, strict=True):
-        problem = _problem(shared_grid, *place.sources)
-        if problem is None:
-            good.append((place, part))
-        else:
-            skipped.append(problem)
-    if any(part == "val" for _, part in good):
-        train = tuple(place for place, part in good if part != "val")
-        return _checked(train, tuple(p for p, part in good if part == "val"), skipped, "pairs")
-    return _split([place for place, _ in good], held_out, skipped, "pairs")
+    named, lost = (
+        _pairs_of_table(Path(table))
+        if table is not None
+        else _pairs_by_stem(str(optical), str(sar))
+    )
+    places, unfit = _matching(named, options)
+    skipped = lost + unfit
+    if not any(part == "val" for _, part in places):
+        return _split([place for place, _ in places], held_out, skipped, "pairs")
+    train = tuple(place for place, part in places if part != "val")
+    return _checked(train, tuple(p for p, part in places if part == "val"), skipped, "pairs")
 
 
-def _pairs_by_stem(optical: str, sar: str) -> tuple[list[Place], list[str]]:
-    if not Path(optical).is_dir() and not Path(sar).is_dir():  # two files: one pair
-        return [Place((optical, sar))], []
+def _matching(
+    named: list[Named], options: SceneOptions
+) -> tuple[list[tuple[Place, str]], list[str]]:
+    """The places that can be opened, with the part each is for; what is wrong with the others."""
+    places, skipped = [], []
+    for sources, part in named:
+        try:
+            places.append((Place.of(sources, options), part))
+        except SceneError as error:
+            skipped.append(str(error))
+    return places, skipped
+
+
+def _pairs_by_stem(optical: str, sar: str) -> tuple[list[Named], list[str]]:
+    for option, path in (("--optical", optical), ("--sar", sar)):
+        _check_there(path, f"{option}: ")
+    folders = [Path(path).is_dir() for path in (optical, sar)]
+    if not any(folders):
+        return [((optical, sar), "")], []
+    if not all(folders):
+        raise UsageError(
+            f"of --optical {optical} and --sar {sar} only one is a folder; give two folders, or "
+            "two images"
+        )
     first, second = (_by_name(folder) for folder in (optical, sar))
     skipped = [
         f"{path} has no partner of that name"
@@ -141,27 +196,26 @@ def _pairs_by_stem(optical: str, sar: str) -> tuple[list[Place], list[str]]:
         for name in own.keys() - other.keys()
         for path in own[name]
     ]
-    places = []
-    for name in first:
-        paths = [*first[name], *second.get(name, ())]
-        if len(paths) > 2 and name in second:
+    named: list[Named] = []
+    for name in (name for name in first if name in second):
+        paths = (*first[name], *second[name])
+        if len(paths) > 2:
             skipped.append(f"{' and '.join(paths)} have one name but for the suffix")
-        elif name in second:
-            places.append(Place(tuple(paths)))
-    return places, sorted(skipped)
+        else:
+            named.append((paths, ""))
+    return named, sorted(skipped)
 
 
 def _by_name(folder: str) -> dict[str, list[str]]:
     """A folder's images by their path in it, without suffix."""
     found: dict[str, list[str]] = {}
     for path in find_images([folder]):
-        name = Path(path).relative_to(folder) if Path(folder).is_dir() else Path(Path(path).name)
-        found.setdefault(str(name.with_suffix("")), []).append(path)
+        found.setdefault(str(Path(path).relative_to(folder).with_suffix("")), []).append(path)
     return found
 
 
-def _pairs_of_table(path: Path) -> tuple[list[Place], list[str], list[str]]:
-    """Places, the part that each is for (train, val or nothing), and what is skipped."""
+def _pairs_of_table(path: Path) -> tuple[list[Named], list[str]]:
+    """Pairs with the part that each is for (train, val or nothing), and what is skipped."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -172,8 +226,8 @@ def _pairs_of_table(path: Path) -> tuple[list[Place], list[str], list[str]]:
         raise UsageError(
             f"{path} must have columns optical and sar (and split, if you like, with train or val)"
         )
-    places: list[Place] = []
-    parts, skipped = [], []
+    named: list[Named] = []
+    skipped = []
     for number, row in enumerate(rows, 2):
         names = [(row[column] or "").strip() for column in ("optical", "sar")]
         if not all(names):
@@ -185,23 +239,13 @@ def _pairs_of_table(path: Path) -> tuple[list[Place], list[str], list[str]]:
                 f"line {number} of {path} has the split {part!r}; write train, val or nothing, and "
                 "leave out the pairs that are for neither"
             )
-        places.append(Place(tuple(str(path.parent / name) for name in names)))
-        parts.append(part)
-    return places, parts, skipped
-
-
-def _problem(check: Callable[..., object], *sources: str) -> str | None:
-    """What is wrong with an image or a pair, in one line."""
-    try:
-        check(*sources)
-    except SceneError as error:
-        return str(error)
-    return None
+        named.append((tuple(str(path.parent / name) for name in names), part))
+    return named, skipped
 
 
 def _split(good: list[Place], share: float, skipped: list[str], kind: str) -> Sources:
     """Hold out a share, evenly spread over the names; of a lone image some of its rows."""
-    if len(good) == 1:
+    if len(good) == 1 and good[0].size[0] > 1:
         last = 1 - max(share, LONE_HELD_OUT)
         above, below = replace(good[0], last=last), replace(good[0], first=last)
         return _checked((above,), (below,), skipped, kind)
@@ -223,13 +267,3 @@ def _checked(
             + ": there must be at least one to train on and one to measure on"
         )
     return Sources(train, held_out, tuple(skipped))
-
-
-def image_size(source: str) -> tuple[int, int]:
-    """Height and width, from the file's head.
-
-    Raises:
-        SceneError: it is no raster.
-    """
-    with environment(gdal_settings(source)), opened(source) as src:
-        return src.height, src.width
