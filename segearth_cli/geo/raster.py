@@ -40,6 +40,7 @@ _SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most fi
 _SAMPLE_PIXELS = (_LATTICE * _SAMPLE_SIDE) ** 2  # a scene of as many is sampled whole
 _TOO_FEW = 0.01  # valid share of the windows below which data may lie between them
 _ZERO_SHARE = 0.01  # undeclared zeros worth a word
+_FEW_POSITIVE = 0.1  # share of the values: power less its noise has more, decibels have fewer
 
 _Sample = tuple[NDArray[Any], NDArray[np.bool_]]  # raw and valid, both [B, H, W]
 
@@ -350,10 +351,11 @@ def _radar_unit(
         return sensors.unit_of_radar(*sample, dtype, says_amplitude)
     if unit in ("power", "amplitude"):
         raw, valid = sample
-        if valid.any() and not (raw[valid] > 0).any():
+        values = raw[valid & np.isfinite(raw) & (raw != 0)]  # zeros may be undeclared nodata
+        if valid.any() and (values > 0).sum() <= _FEW_POSITIVE * values.size:
             raise UsageError(
-                f"--sar-unit {unit} cannot be used: no value is above 0; values in decibels are "
-                "told by --sar-unit decibels"
+                f"--sar-unit {unit} cannot be used: hardly a value is above 0; these may be "
+                "decibels: --sar-unit decibels"
             )
     return unit
 

@@ -30,7 +30,9 @@ from segearth_cli.training.processes import agreed, share_gradients, started
 from segearth_cli.training.report import LOGS, REPORT, Report, TrainResult
 from segearth_cli.training.trainee import Step, Trainee
 
-OUT_OF_MEMORY = "use more --accumulate, a smaller --batch-size or a smaller --crop"
+OUT_OF_MEMORY = (
+    "use more --accumulate, a smaller --batch-size or --crop, or --checkpointing (distill-sar)"
+)
 
 logger = logging.getLogger(__name__)
 
