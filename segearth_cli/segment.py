@@ -42,6 +42,9 @@ from segearth_cli.stream import (
 
 STDOUT = "-"
 PREVIEW_SIDE = 1000  # pixels
+SAID_ELSEWHERE = (  # options that other tags say better, or that are of no matter to the map
+    "classes", "background", "colours", "outputs", "overwrite", "progress", "model", "prefix",
+)  # fmt: skip
 GSD_TOLERANCE = 1.5  # times the resolution that a model was made for
 
 logger = logging.getLogger(__name__)
@@ -402,9 +405,8 @@ WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
 def describe(scene: Scene, model: Model, options: SegmentOptions) -> dict[str, str]:
     """How the map was made, for the tags of its files."""
     asked = asdict(options)
-    for name in ("classes", "background", "colours", "outputs", "overwrite", "progress", "model",
-                 "prefix"):  # fmt: skip
-        del asked[name]  # said better by the other tags, or of no matter to the map
+    for name in SAID_ELSEWHERE:
+        del asked[name]
     settings = asdict(model.settings)
     del settings["folder"]
     return {

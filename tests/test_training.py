@@ -366,6 +366,26 @@ def test_a_distilled_model_keeps_what_its_teacher_said_and_its_filter(
     )
 
 
+def test_nodata_of_both_views_can_be_said(distill_run, data, tmp_path):
+    own = shutil.copytree(data, tmp_path / "data")
+    for kind, lacking, value in (("rgb", slice(0, 40), 0), ("vh", slice(60, 130), -99)):
+        for path in (own / kind).iterdir():
+            with rasterio.open(path, "r+") as dst:
+                array = dst.read()
+                array[:, :, lacking] = value
+                dst.write(array)
+    named = [argument.replace(str(data), str(own)) for argument in distill_run(tmp_path / "run")]
+    optical, radar = ("--nodata", "0"), ("--sar-nodata", "-99")
+
+    for said in (optical, radar):
+        done = run([*named, "--steps", "1", "--overwrite", *said])
+        assert done.exit_code == 0, done.output
+    both = run([*named, "--steps", "1", "--overwrite", *optical, *radar])
+
+    assert both.exit_code == 2  # 20 of 130 columns are left
+    assert "no held-out image can be used" in both.output
+
+
 def test_files_of_a_model_can_be_read_by_whom_the_umask_lets(upsampler_run, tmp_path):
     before = os.umask(0o027)
     try:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_running_out_of_memory_says_what_to_change(distill_run, tmp_path, monkey
     assert_one_line(run(distill_run(tmp_path / "run")), 1, "out of memory; use more --accumulate")
 
 
-def test_what_a_reader_finds_wrong_arrives_as_it_was_said(upsampling):
+def test_what_a_reader_finds_wrong_arrives_as_it_was_said():
     class Broken:
         def __getitem__(self, index):
             raise SceneError(f"crop {index} is broken")
@@ -136,6 +137,19 @@ def test_what_a_reader_finds_wrong_arrives_as_it_was_said(upsampling):
         )
         with pytest.raises(SceneError, match=r"^crop 3 is broken$"):
             next(read_ahead(batches))
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_images_that_turn_out_empty_are_one_line(upsampler_run, tmp_path, workers):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, array in (("a", np.zeros((3, 100, 130), np.uint8)), ("b", blocks())):
+        write_scene(folder / f"{name}.tif", array, nodata=0)
+    write_scene(folder / "c.tif", np.zeros((3, 100, 130), np.uint8), nodata=0)
+    named = upsampler_run(tmp_path / "run", "--workers", workers)
+    named[1] = str(folder)
+
+    assert_one_line(run(named), 1, "not one image can be used: ", "holds hardly any data")
 
 
 def test_a_reader_that_is_killed_is_one_line():
