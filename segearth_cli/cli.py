@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from segearth_cli import __version__, terminal
 from segearth_cli.cli_evaluate import evaluate_command
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
-from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.errors import SegEarthError, Stopped, UsageError
 from segearth_cli.flags import (
     Attention,
     Bands,
@@ -93,8 +93,11 @@ class ErrorBoundary(TyperGroup):
         except SegEarthError as error:
             terminal.print_error(str(error))
             sys.exit(error.exit_code)
-        except KeyboardInterrupt as interrupt:
-            terminal.print_error(str(interrupt) or "interrupted; nothing unfinished was written")
+        except Stopped as stop:
+            terminal.show_stop(stop)
+            sys.exit(0 if stop.planned else INTERRUPTED)
+        except KeyboardInterrupt:
+            terminal.print_error("interrupted; nothing unfinished was written")
             sys.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has gone: `| head`
             sys.exit(1)
@@ -129,10 +132,13 @@ def main(
     """Turn a georeferenced image and a list of words into a map."""
 
 
-ENVIRONMENT = "Every option can be set in the environment too, as in SEGEARTH_SEGMENT_MODEL=mini."
+def environment(command: str) -> str:
+    """What a command's help says of its environment variables."""
+    name = f"SEGEARTH_{command.upper().replace('-', '_')}_MODEL"
+    return f"Every option can be set in the environment too, as in {name}=mini."
 
 
-@app.command("segment", epilog=ENVIRONMENT)
+@app.command("segment", epilog=environment("segment"))
 def segment_command(
     inputs: Annotated[
         list[str],
@@ -189,7 +195,7 @@ def segment_command(
     nodata: Nodata = None,
     gsd: Gsd = None,
     sar_unit: SarUnit = "auto",
-    speckle: Speckle = 0,
+    speckle: Speckle = None,
     dst_crs: Annotated[
         str | None,
         scene_option(metavar="CRS", help="Warp to this coordinate system first, as EPSG:32633."),
@@ -322,7 +328,7 @@ def segment_command(
         raise typer.Exit(failures[0].exit_code if len(failures) == len(sources) else PARTLY_FAILED)
 
 
-@app.command("bench", epilog=ENVIRONMENT)
+@app.command("bench", epilog=environment("bench"))
 def bench_command(
     scene: Annotated[
         str | None,
@@ -397,9 +403,9 @@ def bench_command(
     terminal.show_bench(bench(options), json)
 
 
-app.command("evaluate", epilog=ENVIRONMENT)(evaluate_command)
-app.command("train-upsampler", epilog=ENVIRONMENT)(train_upsampler_command)
-app.command("distill-sar", epilog=ENVIRONMENT)(distill_sar_command)
+app.command("evaluate", epilog=environment("evaluate"))(evaluate_command)
+app.command("train-upsampler", epilog=environment("train-upsampler"))(train_upsampler_command)
+app.command("distill-sar", epilog=environment("distill-sar"))(distill_sar_command)
 
 
 @models_app.command("list")

@@ -114,6 +114,10 @@ def train_upsampler_command(
 ) -> None:
     """Train SimFeatUp, the upsampler of features, on images without labels.
 
+    Logged: loss = uncertain + gamma x content, and reconstruction, the plain error of rebuilt
+    features. Measured on held-out crops: that error with the learned downsampler, with means over
+    patches in its place (by_mean), and with bilinear upsampling (bilinear_by_mean), to fall below.
+
     Example: segearth train-upsampler images/ -o sharp --model vit-b-16
     """
     given = dict(locals())
@@ -153,14 +157,19 @@ def distill_sar_command(
     model: ModelName = "auto",
     bands: Bands = None,
     stretch: Stretch = "auto",
+    nodata: Nodata = None,
     sar_bands: Annotated[
         str | None, scene_option(metavar="1,2", help="Bands of the radar images, one or two.")
     ] = None,
     sar_stretch: Annotated[
         str, scene_option(metavar="HOW", help="The same as --stretch, of the radar images.")
     ] = "auto",
+    sar_nodata: Annotated[
+        float | None,
+        scene_option(metavar="VALUE", help="The same as --nodata, of the radar images."),
+    ] = None,
     sar_unit: SarUnit = "auto",
-    speckle: Speckle = 0,
+    speckle: Speckle = None,
     regions: Annotated[
         int, model_option(metavar="K", help="Features are compared in K x K regions.")
     ] = 7,
@@ -192,6 +201,10 @@ def distill_sar_command(
 ) -> None:
     """Teach an optical model to read radar images, from pairs of both (AlignEarth).
 
+    Logged: loss = contrast + token + region; contrast is 2 ln(batch size) by chance, token and
+    region are 1 - cosine. Measured on held-out crops: recall@1 both ways (1 / pairs by chance),
+    and cosines of class tokens and of regions.
+
     Example: segearth distill-sar --optical rgb/ --sar vh/ -o radar --model vit-b-16
     """
     given = dict(locals())
@@ -202,16 +215,21 @@ def distill_sar_command(
         optical=optical,
         sar=sar,
         pairs=pairs,
-        optical_scene=SceneOptions(sensor="optical", bands=parse_bands(bands), stretch=stretch),
+        optical_scene=SceneOptions(
+            sensor="optical", bands=parse_bands(bands), stretch=stretch, nodata=nodata
+        ),
         sar_scene=SceneOptions(
             sensor="sar",
             bands=parse_bands(sar_bands),
             stretch=sar_stretch,
+            nodata=sar_nodata,
+            prefix="sar-",
             sar_unit=sar_unit,
             speckle=speckle,
         ),
         regions=regions,
         temperature=temperature,
+        checkpointing=checkpointing,
         progress=not quiet,
         **shared(given),
     )

@@ -10,6 +10,11 @@ from segearth_cli.errors import SegEarthError, UsageError
 
 CPU_PASS = 4  # windows
 ACCELERATOR_PASS = 16
+_NO_MEMORY = (  # how torch says it without an error of its own: on a CPU, of CUDA and its libraries
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -86,7 +91,7 @@ def memory_guard(advice: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise SegEarthError(f"out of memory; {advice}") from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how torch says it on a CPU
+        if not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise SegEarthError(f"out of memory; {advice}") from error
 

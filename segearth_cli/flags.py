@@ -85,9 +85,10 @@ SarUnit: TypeAlias = Annotated[
     str, scene_option(metavar="|".join(SAR_UNITS), help="Radar: what the values are.")
 ]
 Speckle: TypeAlias = Annotated[
-    int,
+    int | None,
     scene_option(
-        metavar="N", help="Radar: against speckle, a Lee filter of N x N pixels; 0: none."
+        metavar="N",
+        help="Radar: a Lee filter of N x N pixels against speckle; 0: none. Default: the model's.",
     ),
 ]
 ModelOut: TypeAlias = Annotated[

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -99,8 +100,9 @@ class SceneOptions:
     bbox_crs: str | None = None
     aoi: str | None = None
     sar_unit: str = "auto"  # of a SAR scene's values
-    speckle: int = 0  # pixels a side of the Lee filter's windows, of SAR scenes; 0 = none
+    speckle: int | None = None  # pixels a side of the Lee filter's windows; 0: no filter
     threads: int | None = None
+    prefix: str = ""  # of bands, stretch and nodata on the command line, for messages
 
     def __post_init__(self) -> None:
         """Refuse what no raster can be read by."""
@@ -112,7 +114,7 @@ class SceneOptions:
         )
         _at_least(("--threads", self.threads, 1))
         _require(
-            self.speckle == 0 or (self.speckle >= 3 and self.speckle % 2 == 1),
+            not self.speckle or (self.speckle >= 3 and self.speckle % 2 == 1),
             f"--speckle is {self.speckle}; give an odd number of pixels such as 7, or 0 for none",
         )
         if self.bbox is not None:
@@ -125,6 +127,10 @@ class SceneOptions:
         _require(
             self.bbox is None or self.aoi is None, "--bbox and --aoi exclude each other; give one"
         )
+
+    def as_given(self, message: str) -> str:
+        """A message with options named as the user gives them."""
+        return re.sub("--(?=bands|stretch|nodata)", f"--{self.prefix}", message)
 
 
 @dataclass(frozen=True)
@@ -284,7 +290,6 @@ class TrainOptions:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
-    checkpointing: bool = False  # compute activations again instead of keeping them
     workers: int = 0  # processes that read images
     threads: int | None = None
     resume: bool = False
@@ -326,6 +331,16 @@ class TrainOptions:
             "--resume and --overwrite exclude each other; give one",
         )
         _one_of("--precision", self.precision, PRECISIONS)
+        if self.steps is not None:
+            self.check_warmup(self.steps)
+
+    def check_warmup(self, steps: int) -> None:
+        """Refuse a run that ends before its learning rate is reached."""
+        _require(
+            self.warmup_steps < steps,
+            f"--warmup-steps {self.warmup_steps} are not fewer than the run's {steps} steps; give "
+            "fewer, or more --steps",
+        )
 
 
 UPSAMPLED = ("last-input", "output", "maskclip")
@@ -385,13 +400,18 @@ class DistillOptions(TrainOptions):
     learning_rate: float = 1e-4
     temperature: float = 0.07  # in the beginning
     regions: int = 7  # a side (K of eq. 12)
+    checkpointing: bool = False  # compute activations again instead of keeping them
 
     def __post_init__(self) -> None:
         """Refuse what names no pairs."""
         super().__post_init__()
+        folders = [folder for folder in (self.optical, self.sar) if folder is not None]
         _require(
-            (self.pairs is None) == (self.optical is not None and self.sar is not None)
-            and (self.pairs is None or (self.optical is None and self.sar is None)),
+            self.pairs is None or not folders,
+            "--pairs excludes --optical and --sar; give the one or the others",
+        )
+        _require(
+            self.pairs is not None or len(folders) == 2,
             "name the pairs with --optical DIR and --sar DIR, or with --pairs FILE",
         )
         _require(

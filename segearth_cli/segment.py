@@ -42,6 +42,9 @@ from segearth_cli.stream import (
 
 STDOUT = "-"
 PREVIEW_SIDE = 1000  # pixels
+SAID_ELSEWHERE = (  # options that other tags say better, or that are of no matter to the map
+    "classes", "background", "colours", "outputs", "overwrite", "progress", "model", "prefix",
+)  # fmt: skip
 GSD_TOLERANCE = 1.5  # times the resolution that a model was made for
 
 logger = logging.getLogger(__name__)
@@ -133,6 +136,7 @@ def segment(
     check_options(options)
     check_outputs([source], options)
     use_threads(options.threads)
+    options = with_speckle(options)
     with contextlib.ExitStack() as stack:
         with stage("open"):
             scene = stack.enter_context(open_scene(source, options))
@@ -140,6 +144,7 @@ def segment(
         staging = Staging(stack)
         work = staging.beside(*output_paths(options)[:1])
         model = load(scene.sensor) if load else load_model(options, scene.sensor)
+        warn_of_sensor(scene, model)
         warn_of_resolution(scene, model)
         class_map = write_class_map(scene, model, work, options)
         with stage("outputs"):
@@ -158,6 +163,24 @@ def segment(
         seconds=time.perf_counter() - started,
         options=options,
     )
+
+
+def with_speckle(options: SegmentOptions) -> SegmentOptions:
+    """The options with the speckle filter that a model named was trained behind."""
+    if options.model.model == "auto":  # depends on the scene, and none of these had one
+        return options
+    return resolve_model(options.model.model).card.with_speckle(options)
+
+
+def warn_of_sensor(scene: Scene, model: Model) -> None:
+    """Say so when a model that was made for radar sees an optical scene."""
+    if (scene.sensor, model.settings.folder.card.sensor) == ("optical", "sar"):
+        logger.warning(
+            "%s is read as an optical scene, and %s was made for radar: expect a poor map; if it "
+            "is radar, say --sensor sar",
+            scene.source,
+            model.settings.name,
+        )
 
 
 def warn_of_resolution(scene: Scene, model: Model) -> None:
@@ -189,7 +212,7 @@ def plan(source: str, options: SegmentOptions) -> Plan:
     vocabulary = build_vocabulary(options)
     device = pick_device(options.model.device)
     precision = pick_precision(options.model.precision_wanted, device)
-    with open_scene(source, options) as scene:
+    with open_scene(source, with_speckle(options)) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
         windows = window_grid(scene, settings)
@@ -382,8 +405,8 @@ WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
 def describe(scene: Scene, model: Model, options: SegmentOptions) -> dict[str, str]:
     """How the map was made, for the tags of its files."""
     asked = asdict(options)
-    for name in ("classes", "background", "colours", "outputs", "overwrite", "progress", "model"):
-        del asked[name]  # said better by the other tags, or of no matter to the map
+    for name in SAID_ELSEWHERE:
+        del asked[name]
     settings = asdict(model.settings)
     del settings["folder"]
     return {

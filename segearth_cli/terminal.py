@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segearth_cli.errors import OutputError, UsageError
+from segearth_cli.errors import OutputError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from segearth_cli.model.weights import ModelRow
     from segearth_cli.scores import Scores
     from segearth_cli.segment import Plan, SegmentResult
-    from segearth_cli.training.loop import TrainResult
+    from segearth_cli.training.report import TrainResult
 
 
 def console() -> Console:
@@ -38,6 +38,14 @@ def console() -> Console:
 def print_error(message: str) -> None:
     """One line on stderr, whatever the message holds."""
     console().print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+def show_stop(stop: Stopped) -> None:
+    """How to go on with a training; nothing, where another process says it."""
+    if str(stop) and stop.planned:
+        logging.getLogger(__name__).info("%s", stop)
+    elif str(stop):
+        print_error(str(stop))
 
 
 class LineHandler(logging.Handler):

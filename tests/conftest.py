@@ -10,9 +10,12 @@ import torch
 from model_server import TINY as PULLED
 from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors.torch import load_file
+from scenes import blocks, write_scene
+from trainings import CPU
 
 from segearth_cli.model.folder import ModelCard, save_model_folder
 from segearth_cli.model.upsampler import JBUOne
+from segearth_cli.options import DistillOptions, UpsamplerOptions
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parents[1]
@@ -134,3 +137,68 @@ def tiny_folder(tmp_path: Path, tiny_state: dict[str, Any]) -> Path:
     """A model folder of those weights, which a test may damage."""
     card = ModelCard("tiny", licence="MIT", extra={"trained_on": "nothing"})
     return save_model_folder(tmp_path / "tiny", tiny_state, {"model_cfg": PULLED}, card).path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Four optical images, and a radar image of each place."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "rgb").mkdir()
+    (folder / "vh").mkdir()
+    for number in range(4):
+        array = np.roll(blocks(3, 100, 130), 7 * number, axis=2)
+        write_scene(folder / "rgb" / f"{number}.tif", array)
+        radar = (array[:1].astype(np.float32) - array[1:2]) / 20 - 15
+        write_scene(folder / "vh" / f"{number}.tif", radar)
+    return folder
+
+
+@pytest.fixture
+def upsampler_run(data, tiny_model):
+    def arguments(output, *more):
+        own = ("--model", tiny_model, "--batch-size", "2", "--jitters", "1", "--kernel", "3")
+        return [str(x) for x in ("train-upsampler", data / "rgb", "-o", output, *own, *CPU, *more)]
+
+    return arguments
+
+
+@pytest.fixture
+def distill_run(data, tiny_model):
+    def arguments(output, *more):
+        pairs = ("--optical", data / "rgb", "--sar", data / "vh")
+        own = ("--model", tiny_model, "--batch-size", "4", "--regions", "2")
+        return [str(x) for x in ("distill-sar", *pairs, "-o", output, *own, *CPU, *more)]
+
+    return arguments
+
+
+@pytest.fixture(params=["upsampler", "distill"])
+def arguments(request):
+    return request.getfixturevalue(f"{request.param}_run")
+
+
+@pytest.fixture
+def distillation(data, tiny_model, tmp_path):
+    from segearth_cli.training.distill import Distillation
+
+    def make(**more):
+        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "regions": 2}
+        pairs = {"optical": str(data / "rgb"), "sar": str(data / "vh")}
+        options = DistillOptions(**{**own, **pairs, "precision": "fp32", **more})
+        return Distillation(options, torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def upsampling(data, tiny_model, tmp_path):
+    from segearth_cli.training.upsampler import UpsamplerTraining
+
+    def make(**more):
+        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "kernel": 3}
+        options = UpsamplerOptions(
+            **{**own, "images": (str(data / "rgb"),), "precision": "fp32", "jitters": 1, **more}
+        )
+        return UpsamplerTraining(options, torch.device("cpu"))
+
+    return make

@@ -6,6 +6,7 @@ from scenes import write_scene
 
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.sensors import Scaling
 from segearth_cli.geo.speckle import LeeFilter
 from segearth_cli.options import SceneOptions
 
@@ -93,7 +94,7 @@ def test_it_is_for_radar_and_odd_sizes(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         open_scene(scene, SceneOptions(speckle=5)).close()
 
-    assert "--speckle is for radar scenes" in caplog.text
+    assert "is no radar scene: read without a speckle filter" in caplog.text
 
 
 def test_the_unit_of_radar_values_can_be_said(tmp_path):
@@ -107,3 +108,33 @@ def test_the_unit_of_radar_values_can_be_said(tmp_path):
     assert said == {"auto": 10, "power": 10, "amplitude": 20, "decibels": 0}
     with pytest.raises(UsageError, match="--sar-unit"):
         SceneOptions(sar_unit="dB")
+
+
+@pytest.mark.parametrize("unit", ["power", "amplitude"])
+def test_a_unit_that_the_values_cannot_have_is_refused(tmp_path, unit):
+    decibels = 10 * np.log10(radar())
+    decibels[:, 10:20] *= -1  # bright targets lie above 0 dB
+    source = write_scene(tmp_path / "a.tif", decibels)
+    options = SceneOptions(sensor="sar", sar_unit=unit)
+
+    with pytest.raises(UsageError, match="hardly a value is above 0; these may be decibels"):
+        open_scene(source, options)
+    noise = np.random.default_rng(1).normal(0, 0.01, (1, 160, 200))
+    power = np.where(np.arange(160)[:, None] < 130, 0, radar() - 0.01 + noise).astype(np.float32)
+    open_scene(write_scene(tmp_path / "b.tif", power), options).close()
+
+
+def test_the_unit_of_8_bit_is_what_is_said(tmp_path):
+    grey = np.clip(300 * np.sqrt(radar()), 1, 255).astype(np.uint8)
+    source = write_scene(tmp_path / "a.tif", grey)
+
+    def scaling(unit):
+        with open_scene(source, SceneOptions(sensor="sar", sar_unit=unit)) as scene:
+            return scene.scaling
+
+    assert scaling("auto") == scaling("decibels") == Scaling("sar", (0.0,), (255.0,))
+    for unit, factor in (("power", 10), ("amplitude", 20)):
+        found = scaling(unit)
+        assert found.decibels == factor
+        bounds = factor * np.log10(np.percentile(grey, (1, 99)))
+        assert (*found.low, *found.high) == pytest.approx(tuple(bounds), abs=0.2)

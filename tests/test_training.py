@@ -1,91 +1,26 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+import rasterio
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
-from scenes import blocks, interruptible, read, write_scene
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.testing import CliRunner
+from scenes import interruptible, read
+from torchvision.transforms.functional import gaussian_blur
+from trainings import ROOT, assert_same_weights, logged, report, run, weights
 
-from segearth_cli.cli import app
-from segearth_cli.model.folder import open_model_folder
-from segearth_cli.options import DistillOptions, UpsamplerOptions
+from segearth_cli.model.folder import ModelCard, open_model_folder, save_model_folder
 from segearth_cli.training.data import collate
-from segearth_cli.training.distill import Distillation
-from segearth_cli.training.loop import Step
-from segearth_cli.training.upsampler import AttentionDownsampler, Jitter, UpsamplerTraining
-
-ROOT = Path(__file__).parents[1]
-CPU = ("--device", "cpu", "--precision", "fp32", "--crop", "64", "--log-every", "1")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Four optical images, and a radar image of each place."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "rgb").mkdir()
-    (folder / "vh").mkdir()
-    for number in range(4):
-        array = np.roll(blocks(3, 100, 130), 7 * number, axis=2)
-        write_scene(folder / "rgb" / f"{number}.tif", array)
-        radar = (array[:1].astype(np.float32) - array[1:2]) / 20 - 15
-        write_scene(folder / "vh" / f"{number}.tif", radar)
-    return folder
-
-
-@pytest.fixture
-def upsampler_run(data, tiny_model):
-    def arguments(output, *more):
-        own = ("--model", tiny_model, "--batch-size", "2", "--jitters", "1", "--kernel", "3")
-        return [str(x) for x in ("train-upsampler", data / "rgb", "-o", output, *own, *CPU, *more)]
-
-    return arguments
-
-
-@pytest.fixture
-def distill_run(data, tiny_model):
-    def arguments(output, *more):
-        pairs = ("--optical", data / "rgb", "--sar", data / "vh")
-        own = ("--model", tiny_model, "--batch-size", "4", "--regions", "2")
-        return [str(x) for x in ("distill-sar", *pairs, "-o", output, *own, *CPU, *more)]
-
-    return arguments
-
-
-@pytest.fixture(params=["upsampler", "distill"])
-def arguments(request):
-    return request.getfixturevalue(f"{request.param}_run")
-
-
-def run(arguments):
-    return CliRunner().invoke(app, arguments)
-
-
-def report(output):
-    return json.loads((output / "training.json").read_text())
-
-
-def weights(output):
-    files = ("open_clip_model.safetensors", "upsampler.safetensors")
-    return {name: load_file(output / name) for name in files if (output / name).is_file()}
-
-
-def assert_same_weights(first, second):
-    torch.testing.assert_close(weights(first), weights(second), atol=0, rtol=0)
-
-
-def logged(output, tag):
-    events = EventAccumulator(str(output / "logs"), size_guidance={"scalars": 0})
-    events.Reload()
-    return {event.step: event.value for event in events.Scalars(tag)}
+from segearth_cli.training.processes import started
+from segearth_cli.training.trainee import Step
+from segearth_cli.training.upsampler import AttentionDownsampler, Jitter
 
 
 def test_a_trained_upsampler_is_a_model_that_segments(upsampler_run, tiny_model, data, tmp_path):
@@ -145,7 +80,8 @@ def test_a_stopped_and_resumed_run_is_one_that_never_stopped(arguments, tmp_path
 
     assert run(arguments(whole, "--steps", "8")).exit_code == 0
     stopped = run(arguments(parts, "--steps", "8", "--stop-at", "4"))
-    assert stopped.exit_code == 130
+    assert stopped.exit_code == 0
+    assert "error:" not in stopped.output
     assert "stopped at step 4 of 8, and saved; go on with the same command and --resume" in (
         " ".join(stopped.output.split())
     )
@@ -250,45 +186,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number, worke
     assert not list(output.glob("*.part"))
 
 
-@pytest.mark.slow
-def test_two_processes_see_the_loss_of_one(distill_run, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-
-    assert run(distill_run(one, "--steps", "2")).exit_code == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-              "--standalone", "-m", "segearth_cli"]  # fmt: skip
-    own = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *distill_run(two, "--steps", "2")], cwd=ROOT, env=own, capture_output=True,
-        text=True, timeout=120,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    for tag in ("loss", "contrast", "token", "region"):
-        expected = logged(one, f"train/{tag}")
-        assert logged(two, f"train/{tag}") == pytest.approx(expected, rel=1e-4)
-    assert report(two)["processes"] == 2
-
-
-def step(number=0):
-    return Step(number, torch.Generator().manual_seed(0), Accelerator(cpu=True))
-
-
 def gradients(trainee, parts):
     trainee.module.zero_grad()
-    scalars = trainee.accumulate(parts, step())
+    with started(trainee.options) as accelerator:
+        step = Step(0, torch.Generator().manual_seed(0), accelerator)
+        scalars = trainee.accumulate(parts, step)
     return scalars, [p.grad.clone() for p in trainee.module.parameters() if p.grad is not None]
-
-
-@pytest.fixture
-def distillation(data, tiny_model, tmp_path):
-    def make(**more):
-        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "regions": 2}
-        pairs = {"optical": str(data / "rgb"), "sar": str(data / "vh")}
-        options = DistillOptions(**{**own, **pairs, "precision": "fp32", **more})
-        return Distillation(options, torch.device("cpu"))
-
-    return make
 
 
 def test_parts_of_a_batch_have_its_gradients(distillation):
@@ -316,18 +219,6 @@ def test_the_loss_of_a_distillation_is_the_sum_of_its_equations(distillation):
     total = scalars["contrast"] + scalars["token"] + scalars["region"]
     torch.testing.assert_close(scalars["loss"], total)
     assert float(scalars["temperature"]) == pytest.approx(0.07)
-
-
-@pytest.fixture
-def upsampling(data, tiny_model, tmp_path):
-    def make(**more):
-        own = {"output": tmp_path, "model": str(tiny_model), "crop": 64, "kernel": 3}
-        options = UpsamplerOptions(
-            **{**own, "images": (str(data / "rgb"),), "precision": "fp32", "jitters": 1, **more}
-        )
-        return UpsamplerTraining(options, torch.device("cpu"))
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -381,10 +272,150 @@ def test_a_jitter_moves_images_and_features_alike():
         assert abs(jitter.x) + 1 / jitter.zoom <= 1 + 2 * 20 / 64 + 1e-6
 
 
-def test_downsampling_with_even_attention_is_the_mean_of_blurred_patches():
-    down = AttentionDownsampler(4, 16).eval()
+@pytest.mark.parametrize("kernel", [16, 32])
+def test_downsampling_with_even_attention_is_the_mean_of_blurred_patches(kernel):
+    down = AttentionDownsampler(4, kernel).eval()
     for parameter in down.parameters():
         torch.nn.init.zeros_(parameter)
     features = torch.ones(1, 4, 64, 64) * torch.arange(4.0)[:, None, None]
 
-    torch.testing.assert_close(down(features), features[..., :4, :4])
+    torch.testing.assert_close(down(features), features[..., : 64 // kernel, : 64 // kernel])
+
+
+@pytest.mark.parametrize("kernel", [16, 32])
+def test_downsampling_is_a_mean_weighted_by_a_softmax_over_each_patch(kernel):
+    torch.manual_seed(0)
+    down = AttentionDownsampler(4, kernel).eval()
+    features = torch.randn(2, 4, 64, 64)
+
+    found = down(features)
+
+    assert found.shape == (2, 4, 64 // kernel, 64 // kernel)
+    blurred = gaussian_blur(features, 5, 1.0)
+    patch = blurred[1, :, kernel : 2 * kernel, :kernel]  # the second row's first
+    scores = torch.einsum("chw,c->hw", patch, down.attention.weight.flatten())
+    scores = (scores + down.attention.bias) * down.weight + down.bias
+    expected = (patch * scores.flatten().softmax(0).view_as(scores)).sum((1, 2))
+    torch.testing.assert_close(found[1, :, 1, 0], expected)
+
+
+def test_a_model_of_32_pixels_a_patch_can_be_trained(upsampling, tiny_model, tmp_path):
+    config = json.loads((tiny_model / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["patch_size"] = 32
+    state = open_clip.CLIP(**config["model_cfg"]).state_dict()
+    model = save_model_folder(tmp_path / "coarse", state, config, ModelCard("coarse")).path
+
+    trainee = upsampling(model=str(model))
+    scalars, found = gradients(trainee, [collate([trainee.crops[0]])])
+
+    assert trainee.module.downsampler.weight.shape == (32, 32)
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in found)
+    assert np.isfinite(float(scalars["loss"]))
+
+
+def test_a_frozen_map_keeps_its_colours_while_others_change(upsampling, distillation):
+    for trainee, frozen in ((upsampling(), slice(64, 128)), (distillation(), slice(192, 256))):
+        (before,) = trainee.pictures().values()
+        for parameter in trainee.module.parameters():
+            torch.nn.init.normal_(parameter, std=3.0)
+        (after,) = trainee.pictures().values()
+
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after[..., frozen], before[..., frozen])
+
+
+def test_a_run_measures_after_each_epoch_and_logs_its_last_step(upsampler_run, tmp_path):
+    output = tmp_path / "run"
+
+    # 3 images of 3 crops in batches of 2: an epoch is 4.5 steps
+    assert run(upsampler_run(output, "--epochs", "2", "--log-every", "7")).exit_code == 0
+
+    assert [measured["step"] for measured in report(output)["measured"]] == [0, 5, 9]
+    assert set(logged(output, "train/loss")) == {7, 9}
+    short = tmp_path / "short"
+    assert run(upsampler_run(short, "--steps", "2", "--log-every", "7")).exit_code == 0
+    assert set(logged(short, "train/loss")) == {2}
+
+
+def test_a_distilled_model_keeps_what_its_teacher_said_and_its_filter(
+    distill_run, tiny_model, data, tmp_path
+):
+    teacher, output = shutil.copytree(tiny_model, tmp_path / "teacher"), tmp_path / "radar"
+    card = json.loads((teacher / "segearth.json").read_text())
+    (teacher / "segearth.json").write_text(json.dumps({**card, "trained_on": "much"}))
+    own = distill_run(output, "--steps", "1", "--speckle", "5", "--model", str(teacher))
+    assert run(own).exit_code == 0
+
+    card = open_model_folder(output).card
+    assert card.speckle == 5
+    assert card.extra["trained_on"] == "much"
+    assert card.extra["distillation"]["steps_done"] == 1
+    filters = {}
+    for more in ((), ("--speckle", "0"), ("--speckle", "7")):
+        made = tmp_path / f"{len(filters)}.tif"
+        words = ("--classes", "building,road", "--model", str(output), *more)
+        ran = run(["segment", str(data / "vh" / "0.tif"), *words, "-o", str(made)])
+        assert ran.exit_code == 0, ran.output
+        with rasterio.open(made) as src:
+            filters[more] = json.loads(src.tags()["SEGEARTH_OPTIONS"])["speckle"]
+    assert filters == {(): 5, ("--speckle", "0"): 0, ("--speckle", "7"): 7}
+    optical = run(["segment", str(data / "rgb" / "0.tif"), *words, "-o", str(tmp_path / "o.tif")])
+    assert optical.exit_code == 0
+    assert "is read as an optical scene, and radar was made for radar" in (
+        " ".join(optical.output.split())
+    )
+
+
+def test_nodata_of_both_views_can_be_said(distill_run, data, tmp_path):
+    own = shutil.copytree(data, tmp_path / "data")
+    for kind, lacking, value in (("rgb", slice(0, 40), 0), ("vh", slice(60, 130), -99)):
+        for path in (own / kind).iterdir():
+            with rasterio.open(path, "r+") as dst:
+                array = dst.read()
+                array[:, :, lacking] = value
+                dst.write(array)
+    named = [argument.replace(str(data), str(own)) for argument in distill_run(tmp_path / "run")]
+    optical, radar = ("--nodata", "0"), ("--sar-nodata", "-99")
+
+    for said in (optical, radar):
+        done = run([*named, "--steps", "1", "--overwrite", *said])
+        assert done.exit_code == 0, done.output
+    both = run([*named, "--steps", "1", "--overwrite", *optical, *radar])
+
+    assert both.exit_code == 2  # 20 of 130 columns are left
+    assert "no held-out image can be used" in both.output
+
+
+def test_files_of_a_model_can_be_read_by_whom_the_umask_lets(upsampler_run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert run(upsampler_run(tmp_path / "run", "--steps", "1")).exit_code == 0
+    finally:
+        os.umask(before)
+
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert len(modes) == 6
+    assert set(modes.values()) == {0o640}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("train-upsampler", "SEGEARTH_TRAIN_UPSAMPLER_MODEL"),
+        ("distill-sar", "SEGEARTH_DISTILL_SAR_MODEL"),
+        ("segment", "SEGEARTH_SEGMENT_MODEL"),
+    ],
+)
+def test_the_help_names_variables_that_work(command, name, monkeypatch):
+    assert name in run([command, "--help"]).output
+    monkeypatch.setenv(name, "nonesuch")
+
+    arguments = {
+        "train-upsampler": ["x.tif", "-o", "out"],
+        "distill-sar": ["--optical", "a", "--sar", "b", "-o", "out"],
+        "segment": ["x.tif", "--classes", "road", "-o", "map.tif"],
+    }[command]
+    result = run([command, *arguments])
+
+    assert result.exit_code == 2
+    assert "no model or folder 'nonesuch'" in " ".join(result.output.split())

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,20 @@ from rasterio.warp import Resampling, reproject
 from scenes import UTM, blocks, write_scene
 
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo import raster
 from segearth_cli.options import SceneOptions
-from segearth_cli.training.data import (
-    Opener,
-    Place,
-    RandomCrops,
-    collate,
-    fixed_crops,
-    image_sources,
-    pair_sources,
-)
+from segearth_cli.training import sources as sources_module
+from segearth_cli.training.data import Batch, Opener, RandomCrops, collate, cut, fixed_crops
 from segearth_cli.training.loop import StepBatches
+from segearth_cli.training.sources import Place, Sources, image_sources, pair_sources
 
 
 def opener(**options):
     return Opener(SceneOptions(stretch="none", **options))
+
+
+def whole(source, **options):
+    return Place.of((source,), SceneOptions(**options))
 
 
 def pair_opener():
@@ -35,7 +35,7 @@ def pair_opener():
 def test_crops_are_windows_of_the_images_and_the_same_again(tmp_path):
     array = blocks()
     scene = write_scene(tmp_path / "a.tif", array)
-    crops = RandomCrops([Place((scene,))], opener(), 64, seed=3)
+    crops = RandomCrops([whole(scene)], opener(), 64, seed=3)
     windows = {
         (array[:, y : y + 64, x : x + 64] / np.float32(255)).astype(np.float32).tobytes()
         for y in range(37)
@@ -43,19 +43,19 @@ def test_crops_are_windows_of_the_images_and_the_same_again(tmp_path):
     }
 
     found = [crops[i].images[0] for i in range(8)]
-    again = RandomCrops([Place((scene,))], opener(), 64, seed=3)
+    again = RandomCrops([whole(scene)], opener(), 64, seed=3)
 
     assert all(crop.numpy().tobytes() in windows for crop in found)
     assert len({crop.numpy().tobytes() for crop in found}) > 4
     torch.testing.assert_close(again[5].images[0], found[5], atol=0, rtol=0)
-    assert not torch.equal(RandomCrops([Place((scene,))], opener(), 64, 4)[5].images[0], found[5])
+    assert not torch.equal(RandomCrops([whole(scene)], opener(), 64, 4)[5].images[0], found[5])
 
 
 def test_large_scenes_have_as_large_a_share(tmp_path):
     large = write_scene(tmp_path / "large.tif", blocks(3, 130, 130))
     small = write_scene(tmp_path / "small.tif", blocks(3, 64, 64))
 
-    crops = RandomCrops([Place((large,)), Place((small,))], opener(), 64, 0)
+    crops = RandomCrops([whole(large), whole(small)], opener(), 64, 0)
 
     assert len(crops) == 5
     assert sorted(crops[i].source for i in range(5)) == [large] * 4 + [small]
@@ -67,8 +67,8 @@ def test_small_images_are_reflected_and_nodata_is_avoided(tmp_path):
     array[:, :, 64:] = 0
     partly = write_scene(tmp_path / "partly.tif", array, nodata=0)
 
-    image = RandomCrops([Place((tiny,))], opener(), 64, 0)[0].images[0]
-    crops = RandomCrops([Place((partly,))], opener(), 64, 0)
+    image = RandomCrops([whole(tiny)], opener(), 64, 0)[0].images[0]
+    crops = RandomCrops([whole(partly)], opener(), 64, 0)
     valid = [crops[i].images[0] for i in range(6)]
 
     torch.testing.assert_close(image[:, 20:39, :30], image[:, :19, :30].flip(1))
@@ -79,7 +79,7 @@ def test_small_images_are_reflected_and_nodata_is_avoided(tmp_path):
 def test_what_cannot_be_used_is_left_out_and_named(tmp_path):
     good = write_scene(tmp_path / "good.tif")
     empty = write_scene(tmp_path / "empty.tif", np.zeros((3, 100, 130), np.uint8), nodata=0)
-    crops = RandomCrops([Place((good,)), Place((empty,))], opener(), 64, 0)
+    crops = RandomCrops([whole(good), whole(empty)], opener(), 64, 0)
 
     batch = collate([crops[i] for i in range(len(crops))])
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path):
     assert len(set(batch.skipped)) == 1
     assert "empty.tif holds hardly any data" in batch.skipped[0]
     with pytest.raises(SceneError, match="not one image can be used"):
-        RandomCrops([Place((empty,))], opener(), 64, 0)[0]
+        RandomCrops([whole(empty)], opener(), 64, 0)[0]
 
 
 def test_images_are_found_in_folders_and_some_held_out(tmp_path, caplog):
@@ -98,20 +98,20 @@ def test_images_are_found_in_folders_and_some_held_out(tmp_path, caplog):
     (folder / "notes.txt").write_text("no image")
     (folder / "broken.jpg").write_bytes(b"no image either")
 
-    sources = image_sources([str(tmp_path)], 0.2)
+    sources = image_sources([str(tmp_path)], 0.2, SceneOptions())
 
     assert (len(sources.train), len(sources.held_out)) == (7, 2)
     assert "skipped: cannot open" in caplog.text
     assert "broken.jpg" in caplog.text
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no image in"):
-        image_sources([str(tmp_path / "empty")], 0.2)
+        image_sources([str(tmp_path / "empty")], 0.2, SceneOptions())
 
 
 def test_of_a_lone_scene_some_rows_are_held_out(tmp_path):
     scene = write_scene(tmp_path / "a.tif", blocks(3, 200, 130))
 
-    sources = image_sources([scene], 0.1)
+    sources = image_sources([scene], 0.1, SceneOptions())
     train = RandomCrops(sources.train, opener(), 32, 0)
     held_out = fixed_crops(sources.held_out, opener(), 32, 100)
 
@@ -122,11 +122,103 @@ def test_of_a_lone_scene_some_rows_are_held_out(tmp_path):
 
 def test_the_digest_is_that_of_the_files(tmp_path):
     first, second = write_scene(tmp_path / "a.tif"), write_scene(tmp_path / "b.tif")
-    before = image_sources([first, second], 0.5).digest
+    before = image_sources([first, second], 0.5, SceneOptions()).digest
 
-    assert image_sources([first, second], 0.5).digest == before
+    assert image_sources([first, second], 0.5, SceneOptions()).digest == before
     write_scene(tmp_path / "b.tif", blocks()[:, ::-1].copy())
-    assert image_sources([first, second], 0.5).digest != before
+    assert image_sources([first, second], 0.5, SceneOptions()).digest != before
+
+
+def test_the_digest_tells_what_is_held_out_and_which_rows(tmp_path):
+    a, b, c = (whole(write_scene(tmp_path / f"{name}.tif")) for name in "abc")
+    above, below = replace(a, last=0.75), replace(a, first=0.75)
+
+    digests = {
+        Sources(train, held_out, ()).digest
+        for train, held_out in (
+            ((a,), (b, c)), ((a, b), (c,)), ((a, c), (b,)), ((above,), (below,)),
+            ((replace(a, last=0.5),), (replace(a, first=0.5),)),
+        )
+    }  # fmt: skip
+
+    assert len(digests) == 5
+
+
+def test_a_lone_image_of_two_rows_is_shared_out_and_one_of_a_single_row_is_refused(tmp_path):
+    scene = write_scene(tmp_path / "two.tif", blocks(3, 2, 130))
+    sources = image_sources([scene], 0.1, SceneOptions())
+
+    assert [place.rows(2) for place in sources.train + sources.held_out] == [(0, 1), (1, 1)]
+    assert RandomCrops(sources.train, opener(), 32, 0)[0].images[0].shape == (3, 32, 32)
+    assert len(fixed_crops(sources.held_out, opener(), 32, 2)) == 2
+    scene = write_scene(tmp_path / "one.tif", blocks(3, 1, 130))
+    with pytest.raises(UsageError, match="only 1 of the images"):
+        image_sources([scene], 0.1, SceneOptions())
+
+
+def test_what_is_named_and_not_there_is_an_error(tmp_path):
+    here = str(tmp_path)
+    write_scene(tmp_path / "a.tif")
+    with pytest.raises(UsageError, match="there is no image or folder nowhere"):
+        image_sources([here, "nowhere"], 0.1, SceneOptions())
+    with pytest.raises(UsageError, match="--sar: there is no image or folder nowhere"):
+        pair_sources(here, "nowhere", None, 0.1, SceneOptions())
+    with pytest.raises(UsageError, match="only one is a folder"):
+        pair_sources(here, str(tmp_path / "a.tif"), None, 0.1, SceneOptions())
+
+
+def test_an_epoch_counts_the_pixels_that_are_read(tmp_path):
+    scene = write_scene(tmp_path / "a.tif", blocks(3, 128, 128))  # pixels of 2 m
+
+    counts = {
+        gsd: len(RandomCrops([whole(scene, gsd=gsd)], opener(gsd=gsd), 64, 0))
+        for gsd in (None, 1.0, 4.0)
+    }
+
+    assert counts == {None: 4, 1.0: 16, 4.0: 1}
+
+
+def test_heads_are_read_once_and_values_looked_at_once(tmp_path, monkeypatch):
+    scenes = [write_scene(tmp_path / f"{n}.tif", blocks().astype(np.uint16)) for n in range(3)]
+    heads, looks = [], []
+    head, found = sources_module.head_grid, raster._found_reading
+    monkeypatch.setattr(sources_module, "head_grid", lambda s: heads.append(s) or head(s))
+    monkeypatch.setattr(raster, "_found_reading", lambda *a: looks.append(1) or found(*a))
+    monkeypatch.setattr("segearth_cli.training.data.OPEN_AT_ONCE", 1)
+
+    sources = image_sources(scenes, 0.1, SceneOptions())
+    crops = RandomCrops(sources.train, Opener(SceneOptions()), 64, 0)
+    assert heads == scenes
+    first = [crops[i].images[0] for i in range(len(crops))]
+    again = [crops[i].images[0] for i in range(len(crops))]
+
+    assert len({crops[i].source for i in range(len(crops))}) == 2
+    assert len(looks) == 2
+    torch.testing.assert_close(again, first, atol=0, rtol=0)
+
+
+def test_a_radar_scene_opened_again_is_read_as_before(tmp_path):
+    from segearth_cli.geo.raster import open_scene
+
+    values = np.random.default_rng(0).gamma(4, 0.1, (2, 100, 130))
+    scene = write_radar(tmp_path / "a.tif", values)
+    options = SceneOptions(sensor="sar", speckle=5)
+
+    with open_scene(scene, options) as first:
+        expected, _ = first.read(0, 100)
+    with open_scene(scene, options, reading=first.reading) as again:
+        found, _ = again.read(0, 100)
+
+    assert first.reading.speckle is not None
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_batch_is_pinned():
+    batch = Batch((torch.zeros(2, 3, 8, 8),) * 2, ("a", "b"), ())
+
+    assert all(image.is_pinned() for image in batch.pin_memory().images)
 
 
 def write_radar(path, array, **profile):
@@ -147,7 +239,7 @@ def test_pairs_by_stem_turn_together_and_odd_ones_are_named(tmp_path, caplog):
     write_scene(tmp_path / "rgb" / "far.tif")
     write_radar(tmp_path / "vh" / "far.tif", blocks(1), **far)
 
-    sources = pair_sources(str(tmp_path / "rgb"), str(tmp_path / "vh"), None, 0.3)
+    sources = pair_sources(str(tmp_path / "rgb"), str(tmp_path / "vh"), None, 0.3, SceneOptions())
 
     assert (len(sources.train), len(sources.held_out), len(sources.skipped)) == (2, 1, 3)
     assert "alone.tif has no partner" in caplog.text
@@ -166,7 +258,7 @@ def test_pairs_of_equal_name_in_other_folders_are_not_mixed(tmp_path):
         array = blocks(1 if folder.startswith("vh") else 3)
         write_radar(tmp_path / folder / "1.tif", array / 10 - 30)
 
-    sources = pair_sources(str(tmp_path / "rgb"), str(tmp_path / "vh"), None, 0.5)
+    sources = pair_sources(str(tmp_path / "rgb"), str(tmp_path / "vh"), None, 0.5, SceneOptions())
 
     found = [
         Path(p).parent.name for place in sources.train + sources.held_out for p in place.sources
@@ -178,12 +270,45 @@ def test_pairs_of_equal_name_in_other_folders_are_not_mixed(tmp_path):
 def test_an_image_that_the_options_do_not_fit_is_left_out(tmp_path):
     four = write_scene(tmp_path / "four.tif", blocks(4))
     three = write_scene(tmp_path / "three.tif", blocks(3))
-    crops = RandomCrops([Place((four,)), Place((three,))], opener(bands=("4", "3", "2")), 64, 0)
+    crops = RandomCrops([whole(four), whole(three)], opener(bands=("4", "3", "2")), 64, 0)
 
     batch = collate([crops[i] for i in range(len(crops))])
 
     assert set(batch.sources) == {four}
     assert "three.tif" in batch.skipped[0]
+
+
+def test_what_one_view_lacks_no_view_shows(tmp_path):
+    optical, radar = blocks(3, 64, 64), blocks(1, 64, 64) / 10.0 - 30
+    optical[:, :10] = 0
+    radar[:, :, :10] = -999
+    pair = (
+        write_scene(tmp_path / "a.tif", optical, nodata=0),
+        write_radar(tmp_path / "b.tif", radar, nodata=-999),
+    )
+
+    images, valid = cut(pair_opener()(pair), (0, 64), 0, 64)
+
+    lacking = torch.zeros(64, 64, dtype=torch.bool)
+    lacking[:10] = lacking[:, :10] = True
+    assert valid == pytest.approx(1 - float(lacking.float().mean()))
+    for image in images:
+        assert ((image - 0.45).abs() < 1e-6).all(0).equal(lacking)
+
+
+def test_options_of_radar_images_are_named_as_they_are_given(tmp_path, caplog):
+    pair = (
+        write_scene(tmp_path / "a.tif"),
+        write_radar(tmp_path / "b.tif", np.where(blocks(1) < 100, 0, blocks(1))),
+    )
+    optical = SceneOptions(sensor="optical")
+
+    Opener(optical, SceneOptions(sensor="sar", prefix="sar-"))(pair)
+    assert "say --sar-nodata 0" in caplog.text
+    with pytest.raises(SceneError, match="--sar-bands: the scene has no band '7'"):
+        Opener(optical, SceneOptions(sensor="sar", prefix="sar-", bands=("7",)))(pair)
+    with pytest.raises(SceneError, match=r"b\.tif: --bands: the scene has no band '7'"):
+        Opener(SceneOptions(sensor="optical", bands=("7",)), SceneOptions(sensor="sar"))(pair)
 
 
 def test_georeferenced_pairs_of_other_grids_are_brought_onto_one(tmp_path):
@@ -226,7 +351,7 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
         "optical,sar,split\na.tif,a_vh.tif,train\nb.tif,b_vh.tif,val\nc.tif,missing.tif,\n,,\n"
     )
 
-    sources = pair_sources(None, None, str(table), 0.1)
+    sources = pair_sources(None, None, str(table), 0.1, SceneOptions())
 
     assert [place.sources[0][-5:] for place in sources.held_out] == ["b.tif"]
     assert len(sources.train) == 1
@@ -234,10 +359,10 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     assert "line 5" in caplog.text
     table.write_text("optical,sar,split\na.tif,a_vh.tif,test\n")
     with pytest.raises(UsageError, match="has the split 'test'"):
-        pair_sources(None, None, str(table), 0.1)
+        pair_sources(None, None, str(table), 0.1, SceneOptions())
     table.write_text("left,right\n")
     with pytest.raises(UsageError, match="columns optical and sar"):
-        pair_sources(None, None, str(table), 0.1)
+        pair_sources(None, None, str(table), 0.1, SceneOptions())
 
 
 def test_processes_and_parts_share_out_the_same_batches():

@@ -102,3 +102,14 @@ def test_a_damaged_file_is_one_line(tmp_path, name):
 def test_an_upsampler_for_other_features_is_refused(reference):
     with pytest.raises(ModelError, match=r"features of 512 channels \(it has 64\)"):
         build_upsampler(reference.weights("jbu_one"), 512, "jbu.ckpt")
+
+
+@pytest.mark.parametrize("radius", [1, 5, 6, 9])
+def test_the_smallest_grid_is_large_enough_for_the_neighbourhood(radius):
+    upsampler = JBUOne(4, radius).eval()
+    side = upsampler.smallest_grid
+
+    with torch.inference_mode():
+        features = upsampler(torch.rand(1, 4, side, side), torch.rand(1, 3, 4 * side, 4 * side))
+
+    assert features.shape == (1, 4, 4 * side, 4 * side)

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 import numpy as np
 from rasterio.warp import transform_bounds
 
-from segearth_cli.errors import SceneError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.geo.grid import Grid
-from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo.raster import Reading, Scene, open_scene
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.options import SceneOptions
 
@@ -16,31 +16,43 @@ _SAME = 1e-3  # pixels: grids that differ by less are one
 
 
 def open_pair(
-    optical: str, sar: str, optical_options: SceneOptions, sar_options: SceneOptions
+    optical: str,
+    sar: str,
+    optical_options: SceneOptions,
+    sar_options: SceneOptions,
+    readings: tuple[Reading, ...] = (),
 ) -> tuple[Scene, Scene]:
     """Open both images, the radar one on the optical one's grid.
 
-    Raises SceneError for images that are not of one place, or that cannot be read.
+    ``readings`` are those of the same pair, opened before. Raises SceneError for images that are
+    not of one place, or that cannot be read, UsageError for options that they cannot follow.
     """
-    onto = shared_grid(optical, sar)
+    grid, is_shared = shared_grid(optical, sar)
+    one, other = readings or (None, None)
     with ExitStack() as stack:
-        first = stack.enter_context(open_scene(optical, optical_options))
-        second = stack.enter_context(open_scene(sar, sar_options, onto))
+        first = stack.enter_context(open_scene(optical, optical_options, reading=one))
+        onto = None if is_shared else grid
+        try:
+            second = stack.enter_context(open_scene(sar, sar_options, onto, other))
+        except UsageError as error:
+            raise UsageError(sar_options.as_given(str(error))) from error
         stack.pop_all()
     return first, second
 
 
-def shared_grid(optical: str, sar: str) -> Grid | None:
-    """Return the grid to bring the radar image onto; None where both have the same already.
+def head_grid(source: str) -> Grid:
+    """Return a file's grid; only its head is read. Raises SceneError for what is no raster."""
+    with environment(gdal_settings(source)), opened(source) as src:
+        return file_grid(src, source)
+
+
+def shared_grid(optical: str, sar: str) -> tuple[Grid, bool]:
+    """Return the optical image's grid, and whether the radar image has it already.
 
     Only the files' heads are read. Raises SceneError for images that are not of one place: that
     do not touch on the ground or, when nothing places them there, differ in size.
     """
-    grids = []
-    for source in (optical, sar):
-        with environment(gdal_settings(source)), opened(source) as src:
-            grids.append(file_grid(src, source))
-    first, second = grids
+    first, second = head_grid(optical), head_grid(sar)
     if first.crs is None or second.crs is None:
         if (first.width, first.height) != (second.width, second.height):
             raise SceneError(
@@ -48,14 +60,14 @@ def shared_grid(optical: str, sar: str) -> Grid | None:
                 f"{second.width} x {second.height}, and not both are placed on the ground; "
                 "resample one of them"
             )
-        return None
+        return first, True
     if first.gcps:
         raise SceneError(f"{optical} is placed by control points only; rectify it with gdalwarp")
     if _is_same(first, second):
-        return None
+        return first, True
     if not _touch(first, second):
         raise SceneError(f"{optical} and {sar} do not touch on the ground")
-    return first
+    return first, False
 
 
 def _is_same(first: Grid, second: Grid) -> bool:

@@ -40,6 +40,7 @@ _SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most fi
 _SAMPLE_PIXELS = (_LATTICE * _SAMPLE_SIDE) ** 2  # a scene of as many is sampled whole
 _TOO_FEW = 0.01  # valid share of the windows below which data may lie between them
 _ZERO_SHARE = 0.01  # undeclared zeros worth a word
+_FEW_POSITIVE = 0.1  # share of the values: power less its noise has more, decibels have fewer
 
 _Sample = tuple[NDArray[Any], NDArray[np.bool_]]  # raw and valid, both [B, H, W]
 
@@ -160,30 +161,53 @@ def _joined(parts: Iterable[_Sample]) -> _Sample:
     return np.concatenate(raws, axis=2), np.concatenate(valids, axis=2)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a scene's values are read: what its sample told, which another opening need not repeat.
+
+    Attributes:
+        bands: the file's 1-based bands.
+        scaling: of their values.
+        speckle: the filter before it; None without.
+    """
+
+    bands: tuple[int, ...]
+    scaling: sensors.Scaling
+    speckle: LeeFilter | None = None
+
+
 class Scene:
     """An open raster seen as rows of a 3-channel float image plus a validity mask.
 
-    ``grid`` is the region that is read; ``bands`` are the file's 1-based bands; ``scaling`` is
-    fixed for the whole scene. A context manager; made by `open_scene`.
+    ``grid`` is the region that is read; ``reading``, with bands and scaling, is fixed for the whole
+    scene. A context manager; made by `open_scene`.
     """
 
     def __init__(
         self,
         region: _Region,
         grid: Grid,
-        bands: tuple[int, ...],
-        scaling: sensors.Scaling,
+        reading: Reading,
         settings: dict[str, Any],
         resources: ExitStack,
     ) -> None:
         """Take over ``resources``, which `close` closes."""
         self.source = region.source
         self.grid = grid
-        self.bands = bands
-        self.scaling = scaling
+        self.reading = reading
         self._region = region
         self._settings = settings
         self._resources = resources
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """The file's 1-based bands."""
+        return self.reading.bands
+
+    @property
+    def scaling(self) -> sensors.Scaling:
+        """How values become [0, 1]."""
+        return self.reading.scaling
 
     @property
     def sensor(self) -> str:
@@ -244,13 +268,19 @@ class Scene:
         self.close()
 
 
-def open_scene(source: str, options: SceneOptions, onto: Grid | None = None) -> Scene:
+def open_scene(
+    source: str,
+    options: SceneOptions,
+    onto: Grid | None = None,
+    reading: Reading | None = None,
+) -> Scene:
     """Open a path, GDAL virtual path or URL as ``options`` say, or on a given grid.
 
-    Raises SceneError for what is no readable raster or does not meet ``--bbox`` or ``--aoi``,
-    UsageError for options that the scene cannot follow. What is guessed is logged as a warning.
+    ``reading`` is that of the same scene, opened before by the same options: its values are not
+    looked at again. Raises SceneError for what is no readable raster or does not meet ``--bbox`` or
+    ``--aoi``, UsageError for options that the scene cannot follow. What is guessed is logged as a
+    warning.
     """
-    stretch = sensors.parse_stretch(options.stretch)
     settings = gdal_settings(source)
     with environment(settings), ExitStack() as resources:
         with opened(source) as src:
@@ -268,38 +298,72 @@ def open_scene(source: str, options: SceneOptions, onto: Grid | None = None) -> 
             dataset, grid = warped(resources, dataset, grid, options, onto)
             alpha = dataset.count
         window, shapes = region_asked(grid, options)
-        grid = grid.crop(window)
         region = _Region(source, dataset, window, channels, alpha, shapes)
-        dtype = dataset.dtypes[0]
-        sample = region.sample()
-        sensor = known or sensors.sensor_by_values(*sample)
-        region, bands, sample = _settled(region, bands, sample, sensor, options)
-        complex_values = any(facts.dtypes[b - 1].startswith("complex") for b in bands)
-        doubtful = options.nodata is None and (silent or sensor == "sar")
-        _warn_about_values(sample, source, assumed, complex_values, doubtful)
-        unit = options.sar_unit
-        if unit == "auto" and sensor == "sar" and dtype != "uint8":
-            named = (facts.descriptions[b - 1].lower() for b in bands)
-            says_amplitude = complex_values or any("amplitude" in name for name in named)
-            unit = sensors.unit_of_radar(*sample, dtype, says_amplitude)
-        if options.speckle:
-            region = _despeckled(region, sample, sensor, unit, options.speckle)
+        if reading is None:
             sample = region.sample()
-        scaling = sensors.scaling_of(
-            stretch, sensor, dtype, sample, unit, int(bits) if bits else None
-        )
-        return Scene(region, grid, bands, scaling, settings, resources.pop_all())
+            sensor = known or sensors.sensor_by_values(*sample)
+            doubtful = options.nodata is None and (silent or sensor == "sar")
+            _warn_about_values(sample, facts, bands, source, assumed, doubtful, options)
+            full = int(bits) if bits else None
+            reading = _found_reading(region, sample, facts, bands, sensor, full, options)
+        if len(reading.bands) < len(bands):
+            region = replace(region, channels=1)
+        region = replace(region, speckle=reading.speckle)
+        return Scene(region, grid.crop(window), reading, settings, resources.pop_all())
 
 
-def _despeckled(region: _Region, sample: _Sample, sensor: str, unit: str, size: int) -> _Region:
-    """Have the Lee filter in the way of all that is read of a radar scene."""
-    if sensor != "sar":
-        logger.warning("--speckle is for radar scenes: %s is left as it is", region.source)
-        return region
+def _found_reading(
+    region: _Region,
+    sample: _Sample,
+    facts: sensors.BandFacts,
+    bands: tuple[int, ...],
+    sensor: str,
+    bits: int | None,
+    options: SceneOptions,
+) -> Reading:
+    """Return how the scene's values are read, by a sample of them."""
+    stretch = sensors.parse_stretch(options.stretch)
+    dtype = region.dataset.dtypes[0]
+    region, bands, sample = _settled(region, bands, sample, sensor, options)
+    unit = _radar_unit(sample, facts, bands, dtype, options) if sensor == "sar" else "auto"
+    speckle = None
+    if options.speckle and sensor != "sar":
+        logger.warning("%s is no radar scene: read without a speckle filter", region.source)
+    elif options.speckle:
+        speckle = _speckle_filter(sample, unit, options.speckle)
+        logger.info("%s: %.1f looks, in %s", region.source, speckle.looks, speckle.unit)
+        sample = replace(region, speckle=speckle).sample()
+    return Reading(bands, sensors.scaling_of(stretch, sensor, dtype, sample, unit, bits), speckle)
+
+
+def _radar_unit(
+    sample: _Sample,
+    facts: sensors.BandFacts,
+    bands: tuple[int, ...],
+    dtype: str,
+    options: SceneOptions,
+) -> str:
+    """Return what radar values are; ``auto`` for 8 bit, which somebody else has scaled."""
+    unit = options.sar_unit
+    if unit == "auto" and dtype != "uint8":
+        named = (facts.descriptions[b - 1].lower() for b in bands)
+        says_amplitude = facts.are_complex(bands) or any("amplitude" in name for name in named)
+        return sensors.unit_of_radar(*sample, dtype, says_amplitude)
+    if unit in ("power", "amplitude"):
+        raw, valid = sample
+        values = raw[valid & np.isfinite(raw) & (raw != 0)]  # zeros may be undeclared nodata
+        if valid.any() and (values > 0).sum() <= _FEW_POSITIVE * values.size:
+            raise UsageError(
+                f"--sar-unit {unit} cannot be used: hardly a value is above 0; these may be "
+                "decibels: --sar-unit decibels"
+            )
+    return unit
+
+
+def _speckle_filter(sample: _Sample, unit: str, size: int) -> LeeFilter:
+    """Return the Lee filter for a radar scene."""
     lee = LeeFilter(size, "amplitude" if unit == "auto" else unit)  # 8 bits: grey values
-    lee = replace(lee, looks=lee.looks_of(*sample))
-    logger.info("%s: %.1f looks, in %s", region.source, lee.looks, lee.unit)
-    return replace(region, speckle=lee)
+    return replace(lee, looks=lee.looks_of(*sample))
 
 
 def _settled(
@@ -327,7 +391,13 @@ def _known_sensor(facts: sensors.BandFacts, options: SceneOptions) -> str | None
 
 
 def _warn_about_values(
-    sample: _Sample, source: str, assumed: float | None, is_complex: bool, doubtful: bool
+    sample: _Sample,
+    facts: sensors.BandFacts,
+    bands: tuple[int, ...],
+    source: str,
+    assumed: float | None,
+    doubtful: bool,
+    options: SceneOptions,
 ) -> None:
     """Say what the values leave in doubt.
 
@@ -340,15 +410,17 @@ def _warn_about_values(
     elif assumed is not None and zeros.any():
         logger.warning(
             "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "
-            "measurement, say --nodata %s",
+            "measurement, say %s %s",
             assumed,
             100 * zeros.mean(),
             source,
-            "nan" if is_complex else "-1",
+            options.as_given("--nodata"),
+            "nan" if facts.are_complex(bands) else "-1",
         )
     elif doubtful and zeros[covered].mean() > _ZERO_SHARE:
         logger.warning(
-            "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say --nodata 0",
+            "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say %s 0",
             100 * _ZERO_SHARE,
             source,
+            options.as_given("--nodata"),
         )

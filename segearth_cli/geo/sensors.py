@@ -70,6 +70,10 @@ class BandFacts:
         """The 1-based bands that hold measurements."""
         return tuple(index for index in range(1, self.count + 1) if index != self.alpha)
 
+    def are_complex(self, bands: tuple[int, ...]) -> bool:
+        """Whether some of the bands hold complex numbers."""
+        return any(self.dtypes[band - 1].startswith("complex") for band in bands)
+
     def polarised(self) -> tuple[int, ...]:
         """The bands named VV, VH, HH or HV, alone (a ratio of two names none)."""
         return tuple(
@@ -125,7 +129,7 @@ def sensor_by_facts(facts: BandFacts, wanted: tuple[int, ...] = ()) -> str | Non
     polarised = facts.polarised()
     if wanted and set(wanted) <= set(polarised):
         return "sar"
-    if any(facts.dtypes[index - 1].startswith("complex") for index in facts.data):
+    if facts.are_complex(facts.data):
         return "sar"
     if facts.by_description() or facts.by_colour() or "palette" in facts.colours:
         return "optical"
@@ -202,7 +206,7 @@ class Stretch:
     high: float = 1.0
 
 
-def parse_stretch(text: str) -> Stretch:
+def parse_stretch(text: str, option: str = "--stretch") -> Stretch:
     """Read ``auto``, ``none``, ``minmax``, ``LO,HI`` or ``pLO,HI``; raises UsageError."""
     plain = text.strip().lower()
     if plain in ("auto", "none", "minmax"):
@@ -212,13 +216,13 @@ def parse_stretch(text: str) -> Stretch:
         low, high = (float(part) for part in plain.removeprefix("p").split(","))
     except ValueError:
         raise UsageError(
-            f"--stretch is {text!r}; give auto, none, minmax, LO,HI (values) or "
+            f"{option} is {text!r}; give auto, none, minmax, LO,HI (values) or "
             "pLO,HI (percentiles, for instance p2,98)"
         ) from None
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise UsageError(f"--stretch is {text!r}; the second number must be above the first")
+        raise UsageError(f"{option} is {text!r}; the second number must be above the first")
     if kind == "percentiles" and not 0 <= low < high <= 100:
-        raise UsageError(f"--stretch is {text!r}; percentiles lie between 0 and 100")
+        raise UsageError(f"{option} is {text!r}; percentiles lie between 0 and 100")
     return Stretch(kind, low, high)
 
 

@@ -8,12 +8,12 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from segearth_cli.errors import ModelError, OutputError
-from segearth_cli.options import ATTENTIONS
+from segearth_cli.options import ATTENTIONS, SceneOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,9 @@ CARD = "segearth.json"
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first is preferred
 UPSAMPLER = "upsampler.safetensors"
+CHECKPOINT = "checkpoint.pt"  # of a training in that folder
 SENSORS = ("optical", "sar")
+Scenes = TypeVar("Scenes", bound=SceneOptions)
 REMEDIES = {
     CARD: 'write one, for instance {"name": "my-model", "sensor": "optical"}',
     CONFIG: "copy the open_clip_config.json of the model's architecture there",
@@ -46,6 +48,7 @@ class ModelCard:
     window: int = 224  # pixels; 0 = the whole scene at once
     stride: int = 112  # pixels
     gsd_m: tuple[float, float] | None = None  # finest and coarsest pixels it was made for
+    speckle: int = 0  # side of the Lee filter that its radar images went through; 0 = none
     description: str = ""
     licence: str = ""
     made_by: str = ""
@@ -68,6 +71,11 @@ class ModelCard:
                 ),
                 ("window", self.window, _is_whole(self.window, 0)),
                 ("stride", self.stride, _is_whole(self.stride, 1)),
+                (
+                    "speckle",
+                    self.speckle,
+                    self.speckle == 0 or (_is_whole(self.speckle, 3) and self.speckle % 2 == 1),
+                ),
                 ("gsd_m", self.gsd_m, self.gsd_m is None or _is_range(self.gsd_m)),
             )
             if not right
@@ -92,6 +100,10 @@ class ModelCard:
             return cls(**card, extra={k: v for k, v in content.items() if k not in known})
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
+
+    def with_speckle(self, options: Scenes) -> Scenes:
+        """The options of a scene, with the model's own filter where they do not name one."""
+        return options if options.speckle is not None else replace(options, speckle=self.speckle)
 
     def to_json(self) -> str:
         """The file's content."""
@@ -160,6 +172,11 @@ def open_model_folder(path: Path) -> ModelFolder:
     """
     if not path.is_dir():
         raise ModelError(f"there is no model folder {path}; see segearth models list")
+    if (path / CHECKPOINT).is_file() and not (path / CARD).is_file():
+        raise ModelError(
+            f"the training in {path} has not written its model yet, which it does when it "
+            "measures; go on with it (the same command and --resume)"
+        )
     for name in (CARD, CONFIG):
         if not (path / name).is_file():
             raise ModelError(f"the model folder {path} has no {name}; {REMEDIES[name]}")
@@ -222,13 +239,14 @@ def save_model_folder(
     staging = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": "pt"}
-        save_file({k: _owned(v) for k, v in clip_state.items()}, staging / WEIGHTS[0], metadata)
-        if upsampler_state is not None:
-            state = {key: _owned(value) for key, value in upsampler_state.items()}
-            save_file(state, staging / UPSAMPLER, metadata)
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (staging / CARD).write_text(card.to_json(), encoding="utf-8")
+        for name, state in ((WEIGHTS[0], clip_state), (UPSAMPLER, upsampler_state)):
+            if state is not None:
+                owned = {key: _owned(value) for key, value in state.items()}
+                save_file(owned, staging / name, {"format": "pt"})
+                # safetensors lets the owner alone read: what others may read is the umask's to say
+                (staging / name).chmod((staging / CARD).stat().st_mode)
         open_model_folder(staging)
         if into:
             for file in staging.iterdir():

@@ -78,12 +78,14 @@ class Upsampler(nn.Module):
 
     Args:
         channels: of the features, kept.
+        radius: of its doublings.
     """
 
     smallest_grid = 3  # patches a side: reflect padding needs more pixels than the radius
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, radius: int) -> None:
         super().__init__()
+        self.smallest_grid = max(self.smallest_grid, radius // 2 + 1)  # doubled before the first
         self.fixup_proj = nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
 
     def steps(self, ratio: int) -> list[JBU]:
@@ -110,7 +112,7 @@ class JBUOne(Upsampler):
     """SimFeatUp: one module, repeated until a feature per pixel is reached (paper 3.2.3)."""
 
     def __init__(self, channels: int, radius: int = 5) -> None:
-        super().__init__(channels)
+        super().__init__(channels, radius)
         self.up = JBU(radius)
 
     def steps(self, ratio: int) -> list[JBU]:
@@ -122,7 +124,7 @@ class JBUStack(Upsampler):
     """FeatUp: four modules, a module for each doubling."""
 
     def __init__(self, channels: int, radius: int = 3) -> None:
-        super().__init__(channels)
+        super().__init__(channels, radius)
         self.up1, self.up2, self.up3, self.up4 = (JBU(radius) for _ in range(4))
 
     def steps(self, ratio: int) -> list[JBU]:

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import ModelCard, save_model_folder
 from segearth_cli.model.upsampler import read_upsampler_state
 from segearth_cli.options import DistillOptions
-from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, pair_sources
-from segearth_cli.training.loop import Scalars, Step, TrainResult, train
+from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops
+from segearth_cli.training.loop import train
 from segearth_cli.training.losses import contrastive_loss, region_distance, token_distance
-from segearth_cli.training.pictures import coloured, shown, side_by_side
+from segearth_cli.training.pictures import Colours, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
+from segearth_cli.training.report import TrainResult
+from segearth_cli.training.sources import pair_sources
+from segearth_cli.training.trainee import Scalars, Step
 
 HIGHEST_INVERSE_TEMPERATURE = 100.0  # as CLIP's own training has it
 HELD_OUT_CROPS = 256
@@ -76,21 +81,27 @@ class Distillation:
 
     def __init__(self, options: DistillOptions, device: torch.device) -> None:
         self.options = options
+        parse_stretch(options.optical_scene.stretch)
+        parse_stretch(options.sar_scene.stretch, "--sar-stretch")
         self.model = Pretrained(options, device)
+        self.sar_scene = self.model.folder.card.with_speckle(options.sar_scene)
+        scenes = (options.optical_scene, self.sar_scene)
         visual = copy.deepcopy(self.model.visual).requires_grad_(True)
         self.module = Student(visual, options.temperature, options.checkpointing).to(device)
         self.teacher = plain_encoder(self.model.visual).eval()
-        self.sources = pair_sources(options.optical, options.sar, options.pairs, options.held_out)
+        self.sources = pair_sources(
+            options.optical, options.sar, options.pairs, options.held_out, options.optical_scene
+        )
         self.crops = RandomCrops(
             self.sources.train,
-            Opener(options.optical_scene, options.sar_scene),
+            Opener(*scenes),
             options.crop,
             options.seed,
             turns=True,
         )
         self.fixed = fixed_crops(
             self.sources.held_out,
-            Opener(options.optical_scene, options.sar_scene),
+            Opener(*scenes),
             options.crop,
             HELD_OUT_CROPS,
         )
@@ -196,15 +207,20 @@ class Distillation:
             "pairs": float(len(self.fixed)),
         }
 
+    @cached_property
+    def colours(self) -> Colours:
+        """Of the teacher's features: the same in every step."""
+        images = (crop.images[0][None].to(self.model.device) for crop in shown(self.fixed))
+        return Colours.of([self._teacher(image).patches[0] for image in images])
+
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
         """Radar and optical image, and the maps of their features, side by side."""
         panels = []
         for crop in shown(self.fixed):
             optical, sar = (image.to(self.model.device) for image in crop.images)
-            maps = coloured(
-                self._student(sar[None]).patches[0], self._teacher(optical[None]).patches[0]
-            )
+            features = (self._student(sar[None]), self._teacher(optical[None]))
+            maps = (self.colours(own.patches[0]) for own in features)
             panels.append(side_by_side(sar, optical, *maps))
         return {"radar, optical, and their features": torch.cat(panels, dim=1)}
 
@@ -223,7 +239,8 @@ class Distillation:
             description=f"{own.card.name} distilled for radar images by segearth",
             licence=own.card.licence,
             made_by=facts["command"],
-            extra={"distillation": facts},
+            speckle=self.sar_scene.speckle,
+            extra={**own.card.extra, "distillation": facts},
         )
         upsampler = read_upsampler_state(own.upsampler) if own.upsampler else None
         save_model_folder(folder, state, own.read_config(), card, upsampler, into=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segearth_cli.device import autocast, pick_precision
 from segearth_cli.errors import UsageError
+from segearth_cli.model.clip import checked_tower
 from segearth_cli.model.folder import load_clip
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import TrainOptions
@@ -19,16 +20,19 @@ class Pretrained:
     """A model folder's model.
 
     Raises:
-        UsageError: no such model, or crops that its patches do not divide.
-        ModelError: it is not on this machine, or damaged.
+        UsageError: no such model, the output is its folder, or its patches do not divide crops.
+        ModelError: it is not on this machine, damaged, or no plain vision transformer.
     """
 
     def __init__(self, options: TrainOptions, device: torch.device) -> None:
         self.folder = resolve_model(options.model)
+        if options.output.resolve() == self.folder.path.resolve():
+            raise UsageError(f"-o {options.output} is the model's own folder; name another one")
         self.device = device
-        self._precision = pick_precision(options.precision, device)
+        self.precision = pick_precision(options.precision, device)
         self.clip, _ = load_clip(self.folder)
-        self.visual: Any = self.clip.visual.requires_grad_(False).to(device)
+        tower: Any = checked_tower(self.clip.visual, 1)
+        self.visual = tower.requires_grad_(False).to(device)
         self.patch = int(self.visual.patch_size[0])
         self.channels = int(self.visual.output_dim)
         if options.crop % self.patch:
@@ -50,4 +54,4 @@ class Pretrained:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which encoders run, at the run's precision."""
-        return autocast(self.device, self._precision)
+        return autocast(self.device, self.precision)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from segearth_cli.errors import UsageError
+from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import JBU, JBUOne, JBUStack, Upsampler
 from segearth_cli.options import UpsamplerOptions
-from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops, image_sources
-from segearth_cli.training.loop import Scalars, Step, TrainResult, train
+from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops
+from segearth_cli.training.loop import train
 from segearth_cli.training.losses import (
     content_loss,
     random_directions,
     reconstruction_error,
     uncertain_reconstruction,
 )
-from segearth_cli.training.pictures import coloured, shown, side_by_side
+from segearth_cli.training.pictures import Colours, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
+from segearth_cli.training.report import TrainResult
+from segearth_cli.training.sources import image_sources
+from segearth_cli.training.trainee import Scalars, Step
 
 PAD = 20  # pixels of reflection that a jitter may show
 MOST_ZOOM = 2.0
@@ -195,23 +201,27 @@ class UpsamplerTraining:
 
     def __init__(self, options: UpsamplerOptions, device: torch.device) -> None:
         self.options = options
+        parse_stretch(options.scene.stretch)
         self.model = model = Pretrained(options, device)
+        scene = model.folder.card.with_speckle(options.scene)
         self.encode = ENCODERS[options.features](model.visual)
         self.grid = options.crop // model.patch
         self.ratio = options.ratio or 2 ** math.ceil(math.log2(model.patch))
+        least = max(2, options.kernel // 4 + 1)  # patches: twice as many outreach half a kernel
+        if self.grid < least:
+            raise UsageError(
+                f"--crop {options.crop} is {self.grid} of the model's patches a side, too few for "
+                f"--kernel {options.kernel}; give {least * model.patch} or more"
+            )
         upsampler = (JBUStack if options.stack else JBUOne)(model.channels, options.kernel // 2)
         upsampler.steps(self.ratio)  # refuses patches that a stack is not made for
         start_plainly(upsampler)
         self.module = SimFeatUp(
             upsampler, model.channels, self.ratio, options.content_weight > 0
         ).to(device)
-        self.sources = image_sources(options.images, options.held_out)
-        self.crops = RandomCrops(
-            self.sources.train, Opener(options.scene), options.crop, options.seed
-        )
-        self.fixed = fixed_crops(
-            self.sources.held_out, Opener(options.scene), options.crop, HELD_OUT_CROPS
-        )
+        self.sources = image_sources(options.images, options.held_out, scene)
+        self.crops = RandomCrops(self.sources.train, Opener(scene), options.crop, options.seed)
+        self.fixed = fixed_crops(self.sources.held_out, Opener(scene), options.crop, HELD_OUT_CROPS)
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """NAdam."""
@@ -300,6 +310,12 @@ class UpsamplerTraining:
                 sums[name] += float(reconstruction_error(target, rebuilt))
         return {name: value / len(self.fixed) for name, value in sums.items()}
 
+    @cached_property
+    def colours(self) -> Colours:
+        """Of the frozen features: the same in every step."""
+        images = (crop.images[0][None].to(self.model.device) for crop in shown(self.fixed))
+        return Colours.of([self._features(self.model.normalised(image))[0] for image in images])
+
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
         """An image, its features and its upsampled features, side by side."""
@@ -309,7 +325,8 @@ class UpsamplerTraining:
             normalised = self.model.normalised(image)
             features = self._features(normalised)
             upsampled = self.module.upsampler(features, self._guidance(normalised))
-            panels.append(side_by_side(image[0], *coloured(features[0], upsampled[0])))
+            maps = (self.colours(x[0]) for x in (features, upsampled))
+            panels.append(side_by_side(image[0], *maps))
         return {"image, features, upsampled": torch.cat(panels, dim=1)}
 
     def export(self, folder: Path, facts: dict[str, Any]) -> None:

@@ -1,0 +1,269 @@
+"""Which images are trained on and which are measured on: folders, files, and pairs of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.grid import warp_target
+from segearth_cli.geo.pairs import head_grid, shared_grid
+from segearth_cli.options import SceneOptions
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".vrt")
+LONE_HELD_OUT = 0.25  # share of the rows of an image that is the only one, at least
+WHOLE_FILE = 1 << 20  # bytes: of larger files the digest takes size, head and tail
+HEAD = 1 << 16
+
+Named = tuple[tuple[str, ...], str]  # an image or a pair; train, val or nothing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """An image, or an optical and a radar image of one place; and which of its rows.
+
+    Attributes:
+        sources: where the images are.
+        size: height and width in pixels, as they are read.
+        first, last: the rows, from and to these shares of the height.
+    """
+
+    sources: tuple[str, ...]
+    size: tuple[int, int]
+    first: float = 0.0
+    last: float = 1.0
+
+    @classmethod
+    def of(cls, sources: tuple[str, ...], options: SceneOptions) -> Place:
+        """The whole of an image, or of a pair, whose heads say its size.
+
+        Raises:
+            SceneError: they cannot be opened, do not match, or cannot be read by the options.
+        """
+        try:
+            grid = shared_grid(*sources)[0] if len(sources) == 2 else head_grid(sources[0])
+            if options.gsd is not None:
+                grid = warp_target(grid, options.gsd, None)
+        except UsageError as error:  # options that these images cannot follow
+            raise SceneError(f"{' and '.join(sources)}: {error}") from error
+        return cls(sources, (grid.height, grid.width))
+
+    def rows(self, height: int) -> tuple[int, int]:
+        """The first row and the number of rows; two parts of an image share none."""
+        first, end = (
+            height if share == 1 else min(math.ceil(share * height), height - 1)
+            for share in (self.first, self.last)
+        )
+        return first, end - first
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Places to train on and places to measure on, and how they are opened."""
+
+    train: tuple[Place, ...]
+    held_out: tuple[Place, ...]
+    skipped: tuple[str, ...]  # what does not match, one line each
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over what is trained on and measured on: names, contents and rows."""
+        total = hashlib.sha256()
+        for part in (self.train, self.held_out):
+            total.update(f"{len(part)} places\0".encode())
+            for place in part:
+                total.update(f"rows {place.first} to {place.last}\0".encode())
+                for source in place.sources:
+                    total.update(f"{Path(source).name}\0{_content_digest(source)}\0".encode())
+        return total.hexdigest()
+
+
+def _content_digest(source: str) -> str:
+    """Of a file's bytes, its head and tail if it is large; of the name, if it is no file."""
+    path = Path(source)
+    if not path.is_file():
+        return source
+    size = path.stat().st_size
+    total = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        if size <= WHOLE_FILE:
+            total.update(stream.read())
+        else:
+            total.update(stream.read(HEAD))
+            stream.seek(-HEAD, 2)
+            total.update(stream.read(HEAD))
+    return total.hexdigest()
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+    """The images in folders, and those named one by one.
+
+    Raises:
+        UsageError: one is not there, or a folder is without images.
+    """
+    found: list[str] = []
+    for path in paths:
+        if not Path(path).is_dir():
+            _check_there(path)
+            found.append(path)
+            continue
+        inside = [p for p in sorted(Path(path).rglob("*")) if p.suffix.lower() in SUFFIXES]
+        if not inside:
+            raise UsageError(f"there is no image in {path}; they end with {' '.join(SUFFIXES)}")
+        found.extend(map(str, inside))
+    return list(dict.fromkeys(found))
+
+
+def _check_there(path: str, option: str = "") -> None:
+    """Refuse the name of a file or folder that is not there; GDAL's own names are let through."""
+    if ":" not in path and not path.startswith("/vsi") and not Path(path).exists():
+        raise UsageError(f"{option}there is no image or folder {path}; check the name")
+
+
+def image_sources(paths: Sequence[str], held_out: float, options: SceneOptions) -> Sources:
+    """Images that can be opened, some of them held out.
+
+    Raises:
+        UsageError: one is not there, or fewer than two are left.
+    """
+    places, skipped = _matching([((path,), "") for path in find_images(paths)], options)
+    return _split([place for place, _ in places], held_out, skipped, "images")
+
+
+def pair_sources(
+    optical: str | None, sar: str | None, table: str | None, held_out: float, options: SceneOptions
+) -> Sources:
+    """Pairs of images by equal stems or by a table, those that match; some of them held out.
+
+    Args:
+        optical, sar: folders, or two images.
+        table: instead of them.
+        held_out: share of the pairs, where the table does not say.
+        options: how the optical images are read.
+
+    Raises:
+        UsageError: folders or table cannot be read, or fewer than two pairs are left.
+    """
+    named, lost = (
+        _pairs_of_table(Path(table))
+        if table is not None
+        else _pairs_by_stem(str(optical), str(sar))
+    )
+    places, unfit = _matching(named, options)
+    skipped = lost + unfit
+    if not any(part == "val" for _, part in places):
+        return _split([place for place, _ in places], held_out, skipped, "pairs")
+    train = tuple(place for place, part in places if part != "val")
+    return _checked(train, tuple(p for p, part in places if part == "val"), skipped, "pairs")
+
+
+def _matching(
+    named: list[Named], options: SceneOptions
+) -> tuple[list[tuple[Place, str]], list[str]]:
+    """The places that can be opened, with the part each is for; what is wrong with the others."""
+    places, skipped = [], []
+    for sources, part in named:
+        try:
+            places.append((Place.of(sources, options), part))
+        except SceneError as error:
+            skipped.append(str(error))
+    return places, skipped
+
+
+def _pairs_by_stem(optical: str, sar: str) -> tuple[list[Named], list[str]]:
+    for option, path in (("--optical", optical), ("--sar", sar)):
+        _check_there(path, f"{option}: ")
+    folders = [Path(path).is_dir() for path in (optical, sar)]
+    if not any(folders):
+        return [((optical, sar), "")], []
+    if not all(folders):
+        raise UsageError(
+            f"of --optical {optical} and --sar {sar} only one is a folder; give two folders, or "
+            "two images"
+        )
+    first, second = (_by_name(folder) for folder in (optical, sar))
+    skipped = [
+        f"{path} has no partner of that name"
+        for own, other in ((first, second), (second, first))
+        for name in own.keys() - other.keys()
+        for path in own[name]
+    ]
+    named: list[Named] = []
+    for name in (name for name in first if name in second):
+        paths = (*first[name], *second[name])
+        if len(paths) > 2:
+            skipped.append(f"{' and '.join(paths)} have one name but for the suffix")
+        else:
+            named.append((paths, ""))
+    return named, sorted(skipped)
+
+
+def _by_name(folder: str) -> dict[str, list[str]]:
+    """A folder's images by their path in it, without suffix."""
+    found: dict[str, list[str]] = {}
+    for path in find_images([folder]):
+        found.setdefault(str(Path(path).relative_to(folder).with_suffix("")), []).append(path)
+    return found
+
+
+def _pairs_of_table(path: Path) -> tuple[list[Named], list[str]]:
+    """Pairs with the part that each is for (train, val or nothing), and what is skipped."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
+        raise UsageError(f"cannot read the pairs of {path}: {reason}") from error
+    if not rows or not {"optical", "sar"} <= set(rows[0]):
+        raise UsageError(
+            f"{path} must have columns optical and sar (and split, if you like, with train or val)"
+        )
+    named: list[Named] = []
+    skipped = []
+    for number, row in enumerate(rows, 2):
+        names = [(row[column] or "").strip() for column in ("optical", "sar")]
+        if not all(names):
+            skipped.append(f"line {number} of {path} names no pair")
+            continue
+        part = (row.get("split") or "").strip().lower()
+        if part not in ("", "train", "val"):
+            raise UsageError(
+                f"line {number} of {path} has the split {part!r}; write train, val or nothing, and "
+                "leave out the pairs that are for neither"
+            )
+        named.append((tuple(str(path.parent / name) for name in names), part))
+    return named, skipped
+
+
+def _split(good: list[Place], share: float, skipped: list[str], kind: str) -> Sources:
+    """Hold out a share, evenly spread over the names; of a lone image some of its rows."""
+    if len(good) == 1 and good[0].size[0] > 1:
+        last = 1 - max(share, LONE_HELD_OUT)
+        above, below = replace(good[0], last=last), replace(good[0], first=last)
+        return _checked((above,), (below,), skipped, kind)
+    count = min(max(1, round(share * len(good))), len(good) - 1)
+    middles = {int((i + 0.5) * len(good) / count) for i in range(count)} if count > 0 else set()
+    train = tuple(place for i, place in enumerate(good) if i not in middles)
+    return _checked(train, tuple(good[i] for i in sorted(middles)), skipped, kind)
+
+
+def _checked(
+    train: tuple[Place, ...], held_out: tuple[Place, ...], skipped: list[str], kind: str
+) -> Sources:
+    for reason in skipped:
+        logger.warning("skipped: %s", reason)
+    if not train or not held_out:
+        raise UsageError(
+            f"only {len(train) + len(held_out)} of the {kind} can be used"
+            + (f" ({len(skipped)} were skipped)" if skipped else "")
+            + ": there must be at least one to train on and one to measure on"
+        )
+    return Sources(train, held_out, tuple(skipped))
