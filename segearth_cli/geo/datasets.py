@@ -218,7 +218,7 @@ def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> lis
         raise UsageError(f"--list {names} names nothing; write a stem a line")
     for layout in dataset.layouts:
         samples = _samples(layout, root)
-        if not samples:
+        if not any(sample.label.is_file() for sample in samples):
             continue
         own = root / layout.list if layout.list else None
         listed = wanted or (_listed(own) if own is not None and own.is_file() else None)

@@ -40,45 +40,44 @@ def variant_logits(
     """
     cosines, similarities, count = summed(segmenters, image, window, stride, size)
     return [
-        (cosines[key] - segmenter.global_bias * similarities[key[0]]) / count
-        for segmenter, key in zip(segmenters, map(keys_of, segmenters), strict=True)
+        (cosines[key] - segmenter.global_bias * similarities[key]) / count
+        for segmenter, key in zip(segmenters, map(key_of, segmenters), strict=True)
     ]
 
 
-def keys_of(segmenter: Segmenter) -> Key:
-    """What tells features apart, and what tells their cosines apart."""
+def key_of(segmenter: Segmenter) -> Key:
+    """What tells a segmenter's cosines from those of others of the same tower."""
     encoder = segmenter.encoder
-    attention = (encoder.attention, encoder.modulated_blocks)
-    return attention, 0 if segmenter.upsampler is None else id(segmenter.upsampler)
+    upsampler = 0 if segmenter.upsampler is None else id(segmenter.upsampler)
+    return (encoder.attention, encoder.modulated_blocks), upsampler
 
 
 def summed(
     segmenters: Sequence[Segmenter], image: NDArray[np.float32], window: int, stride: int, size: int
-) -> tuple[dict[Key, Tensor], dict[Attention, Tensor], Tensor]:
-    """Sums over the windows: cosines by upsampler, similarities by attention; windows per pixel.
+) -> tuple[dict[Key, Tensor], dict[Key, Tensor], Tensor]:
+    """Sums over the windows that Global Bias Alleviation is a difference of.
 
-    Q x H x W each, and H x W.
+    Returns:
+        The pixels' cosines and the class tokens' similarities with each query, Q x H x W, and
+        how many windows cover each pixel, H x W.
     """
     first = segmenters[0]
     grid = WindowGrid(image.shape[1], image.shape[2], window, stride)
     pixels = first.normalised(torch.from_numpy(image).to(first.device))
     shape = (len(first.text), *image.shape[1:])
     down, across = (torch.from_numpy(c).to(first.device) for c in grid.windows_per_pixel)
-    by_key = {keys_of(segmenter): segmenter for segmenter in segmenters}
-    cosines = {key: pixels.new_zeros(shape) for key in by_key}
-    similarities = {attention: pixels.new_zeros(shape) for attention, _ in by_key}
+    by_key = {key_of(segmenter): segmenter for segmenter in segmenters}
+    cosines, similarities = ({key: pixels.new_zeros(shape) for key in by_key} for _ in range(2))
     for places in passes(grid, size):
         areas = [
-            (slice(row, row + grid.window_height), slice(column, column + grid.window_width))
+            np.s_[:, row : row + grid.window_height, column : column + grid.window_width]
             for row, column in places
         ]
-        batch = torch.stack([pixels[:, rows, columns] for rows, columns in areas])
-        for key, (similarity, windows) in windows_of(by_key, batch).items():
-            for (rows, columns), of_window in zip(areas, windows, strict=True):
-                cosines[key][:, rows, columns] += of_window
-            if similarity is not None:
-                for (rows, columns), of_token in zip(areas, similarity, strict=True):
-                    similarities[key[0]][:, rows, columns] += of_token[:, None, None]
+        batch = torch.stack([pixels[area] for area in areas])
+        for key, of_pixels, of_token in windows_of(by_key, batch):
+            for place, area in enumerate(areas):
+                cosines[key][area] += of_pixels[place]
+                similarities[key][area] += of_token[place, :, None, None]
     return cosines, similarities, down[:, None] * across[None]
 
 
@@ -89,31 +88,20 @@ def passes(grid: WindowGrid, size: int) -> Iterator[list[tuple[int, int]]]:
         yield places[first : first + size]
 
 
-def windows_of(
-    by_key: dict[Key, Segmenter], batch: Tensor
-) -> dict[Key, tuple[Tensor | None, Tensor]]:
-    """Cosines of a batch of windows by each segmenter, B x Q x h x w.
-
-    The class token's similarities, B x Q, come with the first segmenter of each attention.
-    """
+def windows_of(by_key: dict[Key, Segmenter], batch: Tensor) -> Iterator[tuple[Key, Tensor, Tensor]]:
+    """Cosines of a batch of windows, B x Q x h x w, and similarities, B x Q, of each segmenter."""
     height, width = batch.shape[-2:]
     inputs: dict[torch.Size, list[Tensor]] = {}  # by padded size: upsamplers need some pixels
-    dense: dict[tuple[Attention, torch.Size], Tensor] = {}
-    told: set[Attention] = set()
-    found: dict[Key, tuple[Tensor | None, Tensor]] = {}
+    dense: dict[tuple[Attention, torch.Size], tuple[Tensor, Tensor]] = {}
     for key, segmenter in by_key.items():
         padded, (top, left) = segmenter.padded(batch)
-        attention, size = key[0], padded.shape
-        similarity = None
-        if (attention, size) not in dense:
+        place = key[0], padded.shape
+        if place not in dense:
             with autocast(segmenter.device, segmenter.precision):
-                if size not in inputs:
-                    inputs[size] = segmenter.encoder.block_inputs(padded)
-                features, token = segmenter.encoder.dense(inputs[size], padded)
-            dense[attention, size] = features.float()
-            if attention not in told:
-                similarity = segmenter.class_similarity(token)
-                told.add(attention)
-        of_pixels = segmenter.cosines(dense[attention, size], padded)
-        found[key] = similarity, of_pixels[..., top : top + height, left : left + width]
-    return found
+                if padded.shape not in inputs:
+                    inputs[padded.shape] = segmenter.encoder.block_inputs(padded)
+                features, token = segmenter.encoder.dense(inputs[padded.shape], padded)
+            dense[place] = features.float(), segmenter.class_similarity(token)
+        features, similarity = dense[place]
+        cosines = segmenter.cosines(features, padded)
+        yield key, cosines[..., top : top + height, left : left + width], similarity

@@ -1,0 +1,313 @@
+"""``evaluate --dataset``: every preset's layouts, scored as by hand, and the authors' numbers."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, Reference
+from PIL import Image
+from typer.testing import CliRunner
+
+from segearth_cli import evaluate as module
+from segearth_cli.cli import app
+from segearth_cli.evaluate import evaluate
+from segearth_cli.geo.datasets import find_samples, read_dataset, read_label
+from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.mosaic import image_logits
+from segearth_cli.model.prompts import text_features
+from segearth_cli.model.segmenter import build_segmenter, model_settings
+from segearth_cli.model.weights import load_clip, resolve_model
+from segearth_cli.options import EvaluateOptions, ModelOptions
+from segearth_cli.presets import read_presets
+from segearth_cli.scores import IGNORED
+
+LAYOUTS = [
+    (name, number)
+    for name, preset in read_presets().items()
+    for number in range(len(preset["layouts"]))
+]
+IN_COLOUR = {("isaid", 1), ("potsdam", 1), ("vaihingen", 1), ("uavid", 1), ("uavid", 2)}
+CPU = {"device": "cpu", "precision": "fp32", "progress": False}
+
+
+def truth_of(classes, height, width, rng):
+    """Blocks of 16 pixels of every class, and of nothing where the label can say so."""
+    small = rng.integers(0, classes + 1, (-(-height // 16), -(-width // 16)))
+    truth = np.kron(small, np.ones((16, 16), int))[:height, :width].astype(np.uint8)
+    return np.where(truth == classes, IGNORED, truth)
+
+
+def write_dataset(root, name, number, rng, sides=((48, 80), (70, 64))):
+    """Images and labels where a layout has them; what each label says, by its file."""
+    dataset = read_dataset(name)
+    layout = dataset.layouts[number]
+    said = {}
+    stems = list(layout.stems[:2]) or ["one", "two"]
+    for stem, (height, width) in zip(stems, sides, strict=True):
+        image = root / layout.images.replace("*", "part") / f"{stem}{layout.image_suffix}"
+        label = root / layout.labels.replace("*", "part") / f"{stem}{layout.label_suffix}"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        label.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.kron(rng.integers(0, 256, (9, 9, 3)), np.ones((16, 16, 1)))[:height, :width]
+        if dataset.sensor == "sar" or image.suffix.lower() == ".jpg":
+            pixels[..., :] = pixels[..., :1]  # decoders differ in how they spread colours
+        Image.fromarray(pixels.astype(np.uint8)).save(image, quality=95)
+        truth = truth_of(len(dataset.classes), height, width, rng)
+        said[label] = truth.copy()
+        if (name, number) in IN_COLOUR:
+            colours = np.array([*dataset.palette, (1, 2, 3)], np.uint8)
+            Image.fromarray(colours[np.minimum(truth, len(colours) - 1)]).save(label)
+            if not dataset.reduce_zero_label:
+                said[label][truth == IGNORED] = dataset.background_index
+        elif layout.grey is not None:
+            said[label] = (truth == 1).astype(np.uint8)
+            values = said[label] * np.uint8(255 if layout.grey > 1 else 1)
+            Image.fromarray(values).save(label, quality=100)
+        else:
+            values = truth + np.uint8(1) if dataset.reduce_zero_label else truth
+            values[truth == IGNORED] = 0 if dataset.reduce_zero_label else IGNORED
+            if label.suffix == ".jpg":
+                said[label] = (truth == 1).astype(np.uint8)
+                values = said[label]
+            Image.fromarray(values).save(label, quality=100)
+        if layout.list:
+            (root / layout.list).open("a").write(f"{image.name}\n")
+    return said
+
+
+@pytest.mark.parametrize(("name", "number"), LAYOUTS)
+def test_labels_of_a_layout_are_understood(tmp_path, name, number):
+    said = write_dataset(tmp_path, name, number, np.random.default_rng(0))
+
+    dataset = read_dataset(name)
+    samples = find_samples(dataset, tmp_path)
+
+    assert {sample.label for sample in samples} == set(said)
+    for sample in samples:
+        assert sample.image.is_file()
+        np.testing.assert_array_equal(read_label(sample, dataset), said[sample.label])
+
+
+@pytest.mark.parametrize("name", read_presets())
+def test_a_preset_is_scored_as_by_hand(tmp_path, name, tiny_model):
+    said = write_dataset(tmp_path, name, 0, np.random.default_rng(1))
+    dataset = read_dataset(name)
+    preset = read_presets()[name]
+
+    result = evaluate(
+        EvaluateOptions(dataset=name, root=tmp_path, models=(str(tiny_model),), **CPU)
+    )
+
+    folder = resolve_model(str(tiny_model))
+    clip, tokenizer = load_clip(folder)
+    keys = ("attention", "modulated_blocks", "global_bias", "window", "stride")
+    settings = model_settings(folder, ModelOptions(**{k: preset[k] for k in keys}), "fp32")
+    text = text_features(clip, tokenizer, dataset.queries, None, "")
+    segmenter = build_segmenter(clip.visual, text, dataset.query_class, settings)
+    counts = np.zeros((len(dataset.classes),) * 2, int)
+    for sample in find_samples(dataset, tmp_path):
+        pixels = torch.from_numpy(np.array(Image.open(sample.image).convert("RGB")))
+        image = pixels.permute(2, 0, 1)[None] / 255
+        scale = preset["long_side"] / max(image.shape[-2:])
+        size = [int(side * scale + 0.5) for side in image.shape[-2:]]
+        image = F.interpolate(image, size, mode="bilinear")[0].numpy()
+        logits = image_logits(segmenter, image, preset["window"], preset["stride"])
+        truth = said[sample.label]
+        logits = F.interpolate(logits[None], truth.shape, mode="bilinear")[0]
+        queries = (logits * segmenter.logit_scale).softmax(dim=0)
+        belongs = torch.tensor(dataset.query_class)
+        best = torch.stack([queries[belongs == k].amax(0) for k in range(len(dataset.classes))])
+        found = best.argmax(0)
+        found[best.amax(0) < preset["threshold"]] = preset["background_index"]
+        for true in range(len(dataset.classes)):
+            for other in range(len(dataset.classes)):
+                counts[true, other] += int(((truth == true) & (found.numpy() == other)).sum())
+    confusion = np.array(result.rows[0].scores.confusion)
+    assert confusion.sum() == counts.sum() > 0
+    # a pixel between two classes falls either way when windows are summed in another order
+    assert np.abs(confusion - counts).sum() <= 0.001 * counts.sum()
+    hits = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    expected = [h / u for h, u in zip(hits, union, strict=True) if u]
+    assert result.rows[0].scores.miou == pytest.approx(np.mean(expected))
+    assert (result.metric, result.paper_score) == (preset["metric"], preset["paper_score"])
+
+
+def test_the_protocol_gives_the_authors_classes(tmp_path, reference, monkeypatch):
+    """The reference's model and text features, as a dataset with the label it predicts."""
+    queries = reference["query_class"].tolist()
+    classes = [[f"word{i}" for i, k in enumerate(queries) if k == c] for c in range(9)]
+    name = "slide/300x251/SegEarth+jbu_one+gba/classes_threshold0.3"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    image = reference["image"].numpy()[:300, :251]
+    Image.fromarray(image).save(tmp_path / "images/one.png")
+    label = reference[name].numpy().astype(np.uint8)
+    Image.fromarray(label).save(tmp_path / "labels/one.png")
+    dataset = {
+        "classes": classes,
+        "images": "images",
+        "labels": "labels",
+        "image_suffix": ".png",
+        "threshold": 0.3,
+        "window": 224,
+        "stride": 112,
+        "attention": "segearth",
+        "global_bias": 0.3,
+    }
+    (tmp_path / "golden.json").write_text(json.dumps(dataset))
+    model = reference_model(tmp_path / "model", reference)
+    monkeypatch.setattr(module, "text_features", lambda *_: reference["queries"])
+
+    result = evaluate(
+        EvaluateOptions(
+            dataset=str(tmp_path / "golden.json"), root=tmp_path, models=(str(model),), **CPU
+        )
+    )
+
+    assert result.rows[0].upsampler == "upsampler"
+    assert result.rows[0].scores.pixels == label.size
+    assert result.rows[0].scores.accuracy > 0.9995
+
+
+def reference_model(folder, reference):
+    config = {
+        "embed_dim": 64,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": 224,
+            "layers": 4,
+            "width": 96,
+            "head_width": 32,
+            "patch_size": 16,
+        },
+        "text_cfg": {**TINY["text_cfg"]},
+    }
+    import open_clip
+
+    torch.manual_seed(0)
+    state = open_clip.CLIP(**config).state_dict()
+    visual = {f"visual.{name}": value for name, value in reference.weights("visual").items()}
+    assert visual.keys() <= state.keys()
+    preprocess = {"mean": Reference.mean, "std": Reference.std}
+    return save_model_folder(
+        folder,
+        {**state, **visual},
+        {"model_cfg": config, "preprocess_cfg": preprocess},
+        ModelCard("golden"),
+        reference.weights("jbu_one"),
+    ).path
+
+
+@pytest.fixture
+def udd(tmp_path):
+    write_dataset(tmp_path, "udd5", 0, np.random.default_rng(0))
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_settings_are_compared_in_one_table(udd, tiny_model, upsampled_model):
+    arguments = ("--dataset", "udd5", "--root", udd, "--device", "cpu", "--precision", "fp32")
+    models = f"{tiny_model},{upsampled_model}"
+    more = ("--attention", "segearth,gem", "--global-bias", "0,0.3", "--long-side", "0,96")
+
+    done = run(*arguments, "--model", models, *more, "--upsampler", "auto,bilinear", "--markdown")
+
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert lines[0].startswith("| model | attention | upsampler | lambda | long side | mIoU | veg")
+    assert len(lines) == 2 + 2 * 2 * 2 * 2 * 2
+    assert len({line.split(" | ")[2] for line in lines[2:]}) == 2
+    alone = run(*arguments, "--model", upsampled_model, "--attention", "gem", "--json")
+    row = json.loads(alone.stdout)["rows"][0]
+    wanted = ["sharp", "gem", "upsampler", "0.3", "448"]
+    assert [row[k] for k in ("model", "attention", "upsampler")] == wanted[:3]
+    assert row["long_side"] == 448
+
+
+def test_csv_is_a_row_for_each_setting(udd, tiny_model):
+    done = run("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--csv", "-q")
+
+    header, row = done.stdout.splitlines()
+    assert header.split(",")[:6] == [
+        "model",
+        "attention",
+        "upsampler",
+        "lambda",
+        "long side",
+        "mIoU",
+    ]
+    assert row.startswith("tiny,segearth,bilinear,0.3,448,")
+
+
+def test_a_dataset_of_ones_own_is_described_by_a_toml_file(tmp_path, tiny_model):
+    write_dataset(tmp_path, "udd5", 0, np.random.default_rng(0))
+    (tmp_path / "own.toml").write_text(
+        'classes = ["vegetation", ["building", "house"], "road", "vehicle", "other"]\n'
+        'images = "val/src"\nlabels = "val/gt"\nimage_suffix = ".JPG"\nlabel_suffix = ".png"\n'
+    )
+
+    done = run(
+        *("--dataset", tmp_path / "own.toml", "--root", tmp_path, "--model", tiny_model),
+        *("--limit", "1", "--json", "-q"),
+    )
+
+    result = json.loads(done.stdout)
+    assert (result["dataset"], result["images"]) == ("own", 1)
+    assert [c["name"] for c in result["rows"][0]["scores"]["classes"]][1] == "building"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--dataset", "nothing", "--root", "."), "no dataset is named 'nothing'"),
+        (("--dataset", "loveda", "--root", "{}"), "no image of loveda under"),
+        (("--dataset", "loveda", "--root", "{}/missing"), "is no folder"),
+        (("--dataset", "loveda"), "name its folder with --root"),
+        ((), "say what to measure"),
+        (("--dataset", "{}/bad.toml", "--root", "{}"), "bad.toml"),
+        (("--dataset", "{}/odd.json", "--root", "{}"), "nothing is called 'clases'"),
+        (("--dataset", "udd5", "--root", "{}", "--attention", "x"), "--attention is 'x'"),
+        (("--dataset", "udd5", "--root", "{}", "--global-bias", "x"), "no list of numbers"),
+        (("--dataset", "udd5", "--root", "{}", "--csv", "--json"), "exclude each other"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(udd, arguments, said):
+    (udd / "bad.toml").write_text("classes = [\n")
+    (udd / "odd.json").write_text('{"clases": ["a", "b"]}')
+
+    done = run(*(argument.format(udd) for argument in arguments))
+
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_labels_that_do_not_fit_are_named(udd, tiny_model):
+    label = udd / "val/gt/one.png"
+    Image.fromarray(np.full((48, 80), 9, np.uint8)).save(label)
+
+    done = run("--dataset", "udd5", "--root", udd, "--model", tiny_model)
+
+    assert done.exit_code == 1
+    assert f"{label} holds 9" in done.stderr
+    label.unlink()
+    assert "has no label at" in run("--dataset", "udd5", "--root", udd, "--model", "mini").stderr
+
+
+def test_large_images_are_cut_as_the_authors_cut_them(tmp_path, tiny_model):
+    dataset = read_dataset("inria")
+    layout = replace(dataset.layouts[1], patch=(40, 30), overlap=10)
+    from segearth_cli.geo.datasets import pieces
+
+    cut = [(r.start, r.stop, c.start, c.stop) for r, c in pieces(70, 100, layout)]
+
+    assert cut[:3] == [(0, 30, 0, 40), (0, 30, 30, 70), (0, 30, 60, 100)]
+    assert {row for row, *_ in cut} == {0, 20, 40}
+    assert all(stop - start == 30 for start, stop, *_ in cut)

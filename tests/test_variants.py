@@ -1,0 +1,63 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+
+from segearth_cli.model.clip import ATTENTIONS, DenseEncoder
+from segearth_cli.model.mosaic import image_logits
+from segearth_cli.model.segmenter import Segmenter
+from segearth_cli.model.upsampler import JBUOne, JBUStack
+from segearth_cli.model.variants import variant_logits
+
+
+@pytest.fixture(scope="module")
+def segmenters():
+    """Every attention with every upsampler and two lambdas, all on one tower."""
+    torch.manual_seed(0)
+    visual = VisionTransformer(64, 16, 48, 3, 3, 4.0, output_dim=32, act_layer=QuickGELU)
+    text = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
+    upsamplers = (None, JBUOne(32), JBUStack(32))
+    attentions = [*((name, 1) for name in ATTENTIONS), ("gem", 1), ("sclip", 2)]
+    settings = [*product(attentions, upsamplers[:1]), *product(attentions[:2], upsamplers[1:])]
+    return [
+        Segmenter(
+            DenseEncoder(visual, attention, blocks),
+            upsampler,
+            text,
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+            global_bias=bias,
+            logit_scale=50.0,
+            query_class=range(5),
+        )
+        .eval()
+        .requires_grad_(False)
+        for ((attention, blocks), upsampler), bias in product(settings, (0.0, 0.3))
+    ]
+
+
+@pytest.mark.parametrize("size", [(80, 97), (20, 70), (9, 12)])
+def test_each_setting_gets_the_logits_that_it_would_get_alone(segmenters, size):
+    image = np.random.default_rng(0).random((3, *size)).astype(np.float32)
+
+    with torch.inference_mode():
+        together = variant_logits(segmenters, image, 64, 32, 4)
+
+    for segmenter, logits in zip(segmenters, together, strict=True):
+        alone = image_logits(segmenter, image, 64, 32)
+        torch.testing.assert_close(logits, alone, atol=2e-4, rtol=0)
+
+
+def test_the_walk_through_the_blocks_is_shared(segmenters):
+    walks = []
+    blocks = segmenters[0].encoder.visual.transformer.resblocks
+    handle = blocks[0].ln_1.register_forward_hook(lambda *_: walks.append(1))
+
+    with torch.inference_mode():
+        variant_logits(segmenters, np.zeros((3, 64, 64), np.float32), 64, 32, 4)
+    handle.remove()
+
+    gem = sum(segmenter.encoder.attention == "gem" for segmenter in segmenters) > 0
+    assert len(walks) <= 1 + gem, "the first block runs once, and once more in GEM's own path"
