@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -84,9 +84,20 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     Raises:
         SegEarthError: no such dataset or model, or an image or label cannot be read.
     """
-    started = time.perf_counter()
     dataset = read_dataset(options.dataset)
     samples = find_samples(dataset, options.root, options.names)[: options.limit]
+    return measure(dataset, samples, options)
+
+
+def measure(
+    dataset: Dataset, samples: Sequence[Sample], options: EvaluateOptions
+) -> EvaluateResult:
+    """The same of a dataset and samples in hand.
+
+    Raises:
+        SegEarthError: no such model, or an image or label cannot be read.
+    """
+    started = time.perf_counter()
     use_threads(options.threads)
     sides = options.long_sides or (dataset.long_side,)
     models = [load_variants(name, dataset, options) for name in options.models]

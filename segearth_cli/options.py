@@ -269,6 +269,14 @@ class CompareOptions:
     ignore: tuple[int, ...] = ()
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse values that no class raster holds."""
+        values = [v for pair in self.label_values for v in pair if v is not None]
+        for value in (*values, *self.ignore):
+            _require(
+                0 <= value <= 255, f"{value} is no value of a class raster; those are 0 to 255"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:

@@ -1,7 +1,7 @@
 """Train the built-in model: a small CLIP whose dense features are trained as they are used.
 
     python -m segearth_cli.training.mini --data DIR --scenes DIR -o OUT --minutes 43
-    python -m segearth_cli.training.mini --data DIR --evaluate MODEL_FOLDER
+    python -m segearth_cli.training.mini --data DIR --unseen DIR --evaluate MODEL_FOLDER
 
 Two losses share the image tower. The dense one runs the modulated last block (SegEarth attention,
 no residual, no feed-forward), compares every patch with freshly sampled words for that
@@ -267,7 +267,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=Path, help="folder of rendered scenes")
     parser.add_argument("-o", "--output", type=Path, help="model folder to write")
     parser.add_argument("--evaluate", type=Path, metavar="FOLDER", help="measure this model")
-    parser.add_argument("--samples", type=Path, help="folder of town.tif, for --evaluate")
+    parser.add_argument("--unseen", type=Path, help="rendered scenes, for --evaluate")
+    parser.add_argument("--compare", action="store_true", help="measure every attention, lambda")
     for field in fields(MiniOptions):
         if field.name not in ("data", "output", "scenes", "resume"):
             kind = {"int": int, "float": float}[str(field.type)]
@@ -282,12 +283,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("segearth_cli").setLevel(logging.INFO)
     given = vars(parsed(arguments))
-    folder, samples = given.pop("evaluate"), given.pop("samples")
+    folder, unseen, compare = (given.pop(name) for name in ("evaluate", "unseen", "compare"))
     if folder is not None:
         from segearth_cli.training.mini_scores import evaluate
 
         torch.set_num_threads(given["threads"])
-        print(json.dumps(evaluate(folder, given["data"], samples), indent=2))
+        print(json.dumps(evaluate(folder, given["data"], unseen, compare), indent=2))
         return
     if given["output"] is None:
         raise SystemExit("-o names the model folder to write")

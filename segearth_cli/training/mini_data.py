@@ -22,6 +22,7 @@ SMALL_CHIPS = 0.7  # share of the steps whose chips are half as large, and four 
 
 DUBAI_HELD_OUT = ("tile5", "tile6")
 BUILDINGS_HELD_OUT = ("kampala",)
+SCENE_CLASSES = ("rest", "building", "road", "water", "tree", "grass", "cropland", "bare ground")
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def chip_classes(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
 
 
-def read_dubai(folder: Path, measuring: bool) -> tuple[list[Pixels], list[Pixels]]:
-    """Images and labels 0..4 (building, land, road, vegetation, water)."""
+def read_dubai(folder: Path) -> tuple[list[Pixels], list[Pixels]]:
+    """Images of the training tiles, and labels 0..4: building, land, road, vegetation, water."""
     paths = [
         path
         for path in sorted((folder / "images").glob("*.jpg"))
-        if path.stem.startswith(DUBAI_HELD_OUT) == measuring
+        if not path.stem.startswith(DUBAI_HELD_OUT)
     ]
     labels = [read_labels(folder / "labels" / f"{path.stem}.png") for path in paths]
     return [read_rgb(p) for p in paths], [shifted(label) for label in labels]
@@ -117,12 +118,12 @@ def shifted(label: Pixels) -> Pixels:
     return np.where(label == 0, np.uint8(IGNORE), label - np.uint8(1)).astype(np.uint8)
 
 
-def read_buildings(folder: Path, measuring: bool) -> tuple[list[Pixels], list[Pixels]]:
-    """Images and labels 0 (anything else), 1 (building)."""
+def read_buildings(folder: Path) -> tuple[list[Pixels], list[Pixels]]:
+    """Images of the training places, and labels 0 (anything else), 1 (building)."""
     paths = [
         path
         for path in sorted((folder / "images").glob("*.jpg"))
-        if path.stem.startswith(BUILDINGS_HELD_OUT) == measuring
+        if not path.stem.startswith(BUILDINGS_HELD_OUT)
     ]
     return [read_rgb(p) for p in paths], [
         read_labels(folder / "labels" / f"{p.stem}.png") for p in paths
@@ -143,14 +144,14 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
         Source(
             "dubai",
             ("building", "land", "road", "vegetation", "water"),
-            *read_dubai(data / "dubai", measuring=False),
+            *read_dubai(data / "dubai"),
             share=0.36,
             negatives=("baseballdiamond", "airplane"),
         ),
         Source(
             "buildings",
             ("rest", "building"),
-            *read_buildings(data / "buildings", measuring=False),
+            *read_buildings(data / "buildings"),
             share=0.14,
             loss_weight=0.7,
             negatives=absent,
@@ -164,7 +165,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
         sources.append(
             Source(
                 "scenes",
-                ("rest", "building", "road", "water", "tree", "grass", "cropland", "bare ground"),
+                SCENE_CLASSES,
                 *read_scenes(scenes),
                 share=0.24,
                 groups=(("vegetation", (4, 5)), ("land", (7,))),

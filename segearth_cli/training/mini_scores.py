@@ -1,132 +1,130 @@
-"""Measure the built-in model on what its training never saw."""
+"""Measure the built-in models on what their trainings never saw.
+
+Every number is what ``segearth evaluate`` gives; the tables are those of the models' cards.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import open_clip
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segearth_cli.device import autocast, pick_device, pick_precision
-from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.mosaic import image_logits
+from segearth_cli.evaluate import EvaluateResult, measure
+from segearth_cli.geo.datasets import Dataset, Layout, Sample, find_samples
 from segearth_cli.model.prompts import text_features
-from segearth_cli.model.segmenter import Segmenter
+from segearth_cli.options import ATTENTIONS, EvaluateOptions
 from segearth_cli.training.mini_data import (
-    IGNORE,
-    Pixels,
+    BUILDINGS_HELD_OUT,
+    DUBAI_HELD_OUT,
+    SCENE_CLASSES,
     chip_classes,
-    read_buildings,
     read_chips,
-    read_dubai,
-    read_labels,
-    read_rgb,
     resized,
+    stacked,
 )
-from segearth_cli.training.mini_words import SYNONYMS
+from segearth_cli.training.mini_words import HELD_OUT_NAMES, SYNONYMS
 
-Labelled = Iterable[tuple[Pixels, Pixels]]
-
-DUBAI = ("building", "land", "road", "vegetation", "water")
-TOWN = ("background", "building", "road", "water")
-LONG_SIDE = 448
 BATCH = 32
+KNOWN = ("building", "road", "water", "vegetation", "tree", "grass", "cropland", "land")
 
 
-def evaluate(folder: Path, data: Path, samples: Path | None) -> dict[str, Any]:
-    """Scores of a model folder by data set; the table goes to stderr as well.
+def plain(suffix: str, images: str = "images", labels: str = "labels") -> Layout:
+    """Images of a suffix beside PNG labels of the same stem."""
+    return Layout(images, labels, suffix, ".png")
 
-    Segmentation is what the tool runs: windows and stride of segearth.json, mean logits, softmax.
+
+DUBAI = Dataset(
+    "Dubai, tiles 5 and 6",
+    tuple((name,) for name in ("building", "land", "road", "vegetation", "water")),
+    (plain(".jpg"),),
+    reduce_zero_label=True,
+)
+KAMPALA = Dataset("Kampala, drone", (("background",), ("building",)), (plain(".jpg"),))
+SCENES = Dataset(
+    "rendered scenes",
+    tuple(("background",) if name == "rest" else (name,) for name in SCENE_CLASSES),
+    (Layout(".", ".", ".tif", "_labels.tif"),),
+)
+FLOODS = Dataset(
+    "Sen1Floods11",
+    (("background",), ("water",)),
+    (Layout(".", ".", "_S1Hand.tif", "_LabelHand.tif"),),
+    sensor="sar",
+    metric="foreground IoU",
+    ignore=(255,),
+)
+
+
+def held_out_samples(data: Path, scenes: Path | None) -> list[tuple[Dataset, list[Sample]]]:
+    """The optical datasets with the samples that no training sees."""
+    found = [
+        (DUBAI, _of(find_samples(DUBAI, data / "dubai"), DUBAI_HELD_OUT)),
+        (KAMPALA, _of(find_samples(KAMPALA, data / "buildings"), BUILDINGS_HELD_OUT)),
+    ]
+    if scenes is not None:
+        found.append((SCENES, find_samples(SCENES, scenes)))
+    return found
+
+
+def _of(samples: Iterable[Sample], places: tuple[str, ...]) -> list[Sample]:
+    return [sample for sample in samples if sample.image.name.startswith(places)]
+
+
+def evaluate(folder: Path, data: Path, scenes: Path | None, compare: bool) -> dict[str, Any]:
+    """Scores of a model folder; with ``compare`` by attention, upsampler and lambda too.
+
+    Args:
+        folder: the model.
+        data: the collections.
+        scenes: rendered scenes of seeds that no training sees.
+        compare: every attention, with and without Global Bias Alleviation and the upsampler.
     """
-    card = json.loads((folder / "segearth.json").read_text())
+    options = EvaluateOptions(dataset="", root=data, models=(str(folder),), progress=False)
+    if compare:
+        options = replace(
+            options,
+            attentions=ATTENTIONS,
+            global_biases=(0.0, 0.3),
+            upsamplers=("bilinear", "auto")
+            if (folder / "upsampler.safetensors").is_file()
+            else ("bilinear",),
+        )
+    scores: dict[str, Any] = {}
+    for dataset, samples in held_out_samples(data, scenes):
+        scores[dataset.name] = rows_of(measure(dataset, samples, options))
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    dubai = list(zip(*read_dubai(data / "dubai", measuring=True), strict=True))
-    kampala = zip(*read_buildings(data / "buildings", measuring=True), strict=True)
-    tests: dict[str, tuple[tuple[str, ...], Labelled]] = {
-        "dubai tiles 5-6, native": (DUBAI, dubai),
-        f"dubai tiles 5-6, long side {LONG_SIDE}": (DUBAI, (shrunk(*pair) for pair in dubai)),
-        "kampala": (("background", "building"), kampala),
-    }
-    if samples is not None:
-        label = read_labels(samples / "town_labels.tif")
-        label = np.where((label > 3) & (label != IGNORE), 0, label).astype(np.uint8)
-        tests["town.tif"] = (TOWN, [(read_rgb(samples / "town.tif"), label)])
-    scores: dict[str, Any] = {}
-    for name, (classes, pairs) in tests.items():
-        segmenter = build_segmenter(model, tokenizer, classes, card)
-        counts = sum(confusion(segmenter, card, *pair) for pair in pairs)
-        scores[name] = intersection_over_union(classes, np.asarray(counts))
-        print_row(name, scores[name])
     for name in ("eurosat", "ucmerced"):
-        scores[f"{name}, a tenth"] = {"accuracy": accuracy(model, tokenizer, data / name)}
-        print_row(name, scores[f"{name}, a tenth"])
+        scores[f"{name}, a tenth"] = accuracy(model, tokenizer, data / name)
+        print(f"{name:24} accuracy {scores[f'{name}, a tenth']:.3f}", file=sys.stderr, flush=True)
+    scores["unseen words"] = unseen_words(model, tokenizer)
     return scores
 
 
-def build_segmenter(
-    model: Any, tokenizer: Any, classes: tuple[str, ...], card: dict[str, Any]
-) -> Segmenter:
-    """The tool's segmenter with one query per class."""
-    segmenter = Segmenter(
-        DenseEncoder(model.visual, card["attention"], card["modulated_blocks"]),
-        None,
-        text_features(model, tokenizer, classes, None, ""),
-        mean=model.visual.image_mean,
-        std=model.visual.image_std,
-        global_bias=card["global_bias"],
-        logit_scale=card["logit_scale"],
-        query_class=range(len(classes)),
-        precision=pick_precision("auto", pick_device("cpu")),
-    )
-    return segmenter.eval().requires_grad_(False)
-
-
-def shrunk(image: Pixels, label: Pixels) -> tuple[Pixels, Pixels]:
-    """The image at the authors' long side; the label stays as it is."""
-    factor = LONG_SIDE / max(image.shape[:2])
-    height, width = (round(side * factor) for side in image.shape[:2])
-    return resized(image, height, width), label
-
-
-@torch.inference_mode()
-def confusion(
-    segmenter: Segmenter, card: dict[str, Any], image: Pixels, label: Pixels
-) -> npt.NDArray[np.int64]:
-    """Pixels by true class and predicted class: Q x Q."""
-    logits = scene_logits(segmenter, card, image)[None]  # 1 Q H W
-    if logits.shape[-2:] != label.shape:
-        logits = F.interpolate(logits, label.shape, mode="bilinear")
-    predicted = logits[0].argmax(dim=0).numpy()
-    known = label != IGNORE
-    queries = logits.shape[1]
-    pairs = label[known].astype(np.int64) * queries + predicted[known]
-    return np.bincount(pairs, minlength=queries**2).reshape(queries, queries)
-
-
-def scene_logits(segmenter: Segmenter, card: dict[str, Any], image: Pixels) -> Tensor:
-    """Mean logits of all windows: Q x H x W."""
-    pixels = np.divide(image.transpose(2, 0, 1), 255, dtype=np.float32)
-    return image_logits(segmenter, pixels, card["window"], card["stride"], BATCH)
-
-
-def intersection_over_union(
-    classes: tuple[str, ...], counts: npt.NDArray[np.int64]
-) -> dict[str, float]:
-    """IoU per class and their mean, in 0..1, of a whole data set's confusion."""
-    union = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
-    iou = counts.diagonal() / np.maximum(union, 1)
-    return {"mIoU": round(float(iou.mean()), 4)} | {
-        name: round(float(value), 4) for name, value in zip(classes, iou, strict=True)
-    }
+def rows_of(result: EvaluateResult) -> list[dict[str, Any]]:
+    """Settings and IoU per class, printed as they come."""
+    rows = []
+    for row in result.rows:
+        ious = {"mIoU": row.scores.miou, **{c.name: c.iou for c in row.scores.classes}}
+        rows.append(
+            {
+                "attention": row.attention,
+                "upsampler": row.upsampler,
+                "global_bias": row.global_bias,
+                **{name: round(value, 4) for name, value in ious.items()},
+            }
+        )
+        cells = "  ".join(f"{name} {value:.3f}" for name, value in ious.items())
+        setting = f"{row.attention} {row.upsampler} {row.global_bias:g}"
+        print(f"{result.dataset:24} {setting:26} {cells}", file=sys.stderr, flush=True)
+    return rows
 
 
 @torch.inference_mode()
@@ -141,16 +139,17 @@ def accuracy(model: Any, tokenizer: Any, folder: Path) -> float:
     right = 0
     device = pick_device("cpu")
     for start in range(0, len(images), BATCH):
-        part = [resized(image, 224, 224) for image in images[start : start + BATCH]]
-        pixels = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2) / 255
+        pixels = stacked([resized(image, 224, 224) for image in images[start : start + BATCH]])
         with autocast(device, pick_precision("auto", device)):
-            tokens = model.encode_image((pixels - mean) / std)
+            tokens = model.encode_image((pixels / 255 - mean) / std)
         nearest = (tokens.float() @ text.T).argmax(dim=-1).numpy()
         right += int((nearest == labels[start : start + BATCH]).sum())
     return round(right / len(images), 4)
 
 
-def print_row(name: str, scores: dict[str, float]) -> None:
-    """One line of the table."""
-    cells = "  ".join(f"{key} {value:.3f}" for key, value in scores.items())
-    print(f"{name:32} {cells}", file=sys.stderr, flush=True)
+def unseen_words(model: Any, tokenizer: Any) -> dict[str, str]:
+    """For each name that was kept out of the training, the known word it is nearest to."""
+    names = tuple(HELD_OUT_NAMES)
+    text: Tensor = text_features(model, tokenizer, (*names, *KNOWN), None, "")
+    nearest = (text[: len(names)] @ text[len(names) :].T).argmax(dim=1).tolist()
+    return {name: KNOWN[index] for name, index in zip(names, nearest, strict=True)}

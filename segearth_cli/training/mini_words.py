@@ -341,7 +341,7 @@ def start_apart(model: CLIP, rng: np.random.Generator) -> None:
     sentences = torch.stack(
         [tokens_of(prompt(n, rng)) for n in names for _ in range(START_PROMPTS)]
     )
-    features = model.encode_text(sentences)[:, :width]
+    features = torch.cat([model.encode_text(part) for part in sentences.split(256)])[:, :width]
     by_name = features.unflatten(0, (len(names), START_PROMPTS))  # names prompts C
     means = by_name.mean(dim=1)
     within = (by_name - means[:, None]).flatten(0, 1)

@@ -1,0 +1,135 @@
+"""``evaluate --pred --label``: rasters of one place, whatever their grids."""
+
+import json
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio import Affine
+from scenes import read, write_scene
+from typer.testing import CliRunner
+
+from segearth_cli.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def write(path, values, classes=None, **profile):
+    write_scene(path, np.asarray(values, np.uint8)[None], **profile)
+    if classes is not None:
+        with rasterio.open(path, "r+") as dst:
+            dst.update_tags(CLASSES=classes)
+    return path
+
+
+@pytest.fixture
+def label(tmp_path):
+    values = np.kron(np.array([[0, 1], [2, 3]]), np.ones((4, 6), int))
+    return write(tmp_path / "label.tif", values, "other,road,water,tree")
+
+
+MAP = '{"0": "background", "1": "water", "2": "road"}'
+
+
+def test_classes_of_equal_names_belong_together(tmp_path, label):
+    made = read(label).copy()
+    made = np.array([0, 2, 1, 0], np.uint8)[made]
+    made[0, 0] = 1
+
+    done = run("--pred", write(tmp_path / "map.tif", made, MAP), "--label", label, "--json", "-q")
+
+    scores = json.loads(done.stdout)["scores"]
+    assert [c["name"] for c in scores["classes"]] == ["background", "water", "road"]
+    assert scores["confusion"] == [[47, 1, 0], [0, 24, 0], [0, 0, 24]]
+    assert scores["miou"] == pytest.approx((47 / 48 + 24 / 25 + 1) / 3)
+
+
+def test_a_map_of_another_grid_is_brought_onto_the_labels(tmp_path, label):
+    made = np.array([0, 2, 1, 0], np.uint8)[read(label)]
+    fine = np.kron(made, np.ones((2, 2), np.uint8))
+    shifted = np.pad(fine, ((4, 0), (2, 0)), constant_values=9)
+    grid = {"transform": Affine(1, 0, 499_998, 0, -1, 5_400_004)}
+
+    done = run(
+        *("--pred", write(tmp_path / "map.tif", shifted, MAP, **grid)),
+        *("--label", label, "--json", "-q"),
+    )
+
+    scores = json.loads(done.stdout)["scores"]
+    assert (scores["pixels"], scores["accuracy"]) == (96, 1.0)
+
+
+def test_what_neither_file_says_can_be_said(tmp_path, label):
+    plain = write(tmp_path / "plain.tif", read(label))
+    made = write(tmp_path / "map.tif", np.where(read(label) > 1, 1, 0))
+
+    done = run(
+        *("--pred", made, "--label", plain, "--classes", "rest,wet or green"),
+        *("--label-values", "2=1,3=1,*=0", "--ignore", "0", "--csv", "-q"),
+    )
+
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    assert rows[0] == ["class", "IoU", "F1", "precision", "recall", "pixels"]
+    assert rows[1] == ["rest", "100.0", "100.0", "100.0", "100.0", "24"]
+    assert rows[2][5] == "48"
+
+
+def test_nodata_of_either_says_nothing(tmp_path, label):
+    values = read(label)
+    made = np.array([0, 2, 1, 0], np.uint8)[values]
+    made[:2] = 255
+    blank = values.copy()
+    blank[-1] = 200
+
+    done = run(
+        *("--pred", write(tmp_path / "map.tif", made, MAP, nodata=255)),
+        *("--label", write(tmp_path / "blank.tif", blank, "other,road,water,tree", nodata=200)),
+        *("--json", "-q"),
+    )
+
+    assert json.loads(done.stdout)["scores"]["pixels"] == 96 - 24 - 12
+
+
+def test_folders_are_matched_by_stem(tmp_path, label):
+    for folder in ("maps", "labels"):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            write(tmp_path / folder / f"{number}.tif", read(label), "other,road,water,tree")
+    folders = ("--pred", tmp_path / "maps", "--label", tmp_path / "labels")
+
+    done = run(*folders, "--markdown", "-q")
+
+    assert done.stdout.splitlines()[0] == "| class | IoU | F1 | precision | recall | pixels |"
+    assert "| mean | 100.0 | 100.0 | - | 100.0 | 192 |" in done.stdout
+    (tmp_path / "labels/1.tif").unlink()
+    assert "has no label of the stem '1'" in run(*folders).stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"crs": None, "height": 5}, "not both are placed on the ground"),
+        ({"bands": 2}, "give one band of class values"),
+        ({"dtype": np.uint16}, "give one band of class values"),
+        ({"transform": Affine(2, 0, 900_000, 0, -2, 5_400_000)}, "no pixel in common"),
+    ],
+)
+def test_rasters_that_do_not_fit_are_named(tmp_path, label, change, said):
+    height, bands = change.pop("height", 8), change.pop("bands", 1)
+    values = np.zeros((bands, height, 12), change.pop("dtype", np.uint8))
+    made = write_scene(tmp_path / "map.tif", values, **change)
+
+    done = run("--pred", made, "--label", label, "--classes", "other,road,water,tree")
+
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_map_without_names_asks_for_them(tmp_path, label):
+    done = run("--pred", write(tmp_path / "map.tif", read(label)), "--label", label)
+
+    assert done.exit_code == 2
+    assert "does not name its classes" in done.stderr
