@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from labelled import truth, vector_of
 from rasterio.windows import Window
-from scenes import read
+from scenes import blocks, names_in, read, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli.choose import Setting, predicted
@@ -167,3 +168,176 @@ def tune_score_of(pair, used):
         ),
     )
     return tune(TuneOptions(pairs=options.pairs, segment=segment, samples=4000)).before.iou
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scene(tmp_path):
+    return write_scene(tmp_path / "scene.tif")
+
+
+@pytest.fixture
+def small(tmp_path, tiny_model):
+    """Two scenes of random weights' own making, with labels: for everything but quality."""
+    words = ("--classes", "building|house,road", "--model", tiny_model, *CPU)
+    pairs = []
+    for name in ("one", "two"):
+        path = write_scene(tmp_path / f"{name}.tif", blocks() if name == "one" else blocks()[::-1])
+        labels = write_scene(tmp_path / f"{name}_labels.tif", truth())
+        pairs.append(f"{path}={labels}")
+
+    def invoke(*args, first=pairs):
+        return run("tune", *first, *words, *args)
+
+    invoke.pairs = pairs
+    return invoke
+
+
+def test_the_command_alone_goes_to_stdout_and_nothing_is_written(small, here):
+    done = small()
+    assert done.exit_code == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"segearth segment {small.pairs[0].partition('=')[0]} --classes ")
+    assert line.endswith(" --precision fp32 -o map.gpkg")
+    table = [row.split() for row in done.stderr.splitlines() if not row.startswith("warning: ")]
+    assert table[0][:2] == ["2", "scenes,"]
+    assert table[1] == ["IoU", "before", "chosen", "cross-validated"]
+    assert [row[0] for row in table[2:6]] == ["background", "building", "road", "mean"]
+    assert names_in(here) == []
+    assert small("-q").stdout == done.stdout
+    segment_by(line, small.pairs[0].partition("=")[0], "map.tif")
+
+
+def test_defaults_stay_when_scenes_choose_what_is_wrong_for_others(small, tmp_path, here):
+    scene = small.pairs[0].partition("=")[0]
+    contrary = write_scene(tmp_path / "contrary.tif", (truth() + 1) % 3)
+    pairs = [small.pairs[0], f"{scene}={contrary}"]
+    done = small("--json", "-q", first=pairs)
+    result = json.loads(done.stdout)
+    assert not result["is_tuned"]
+    assert result["cross_miou"] <= result["before"]["miou"] <= result["chosen"]["miou"]
+    assert (
+        "--classes 'building|house,road' --background background --threshold 0 "
+        in (result["command"])
+    )
+    assert "no better in the others than the defaults" in done.stderr
+
+
+def test_one_scene_is_not_checked_and_that_is_said(small, here):
+    done = small("-q", "--json", first=small.pairs[:1])
+    result = json.loads(done.stdout)
+    assert (result["is_tuned"], result["cross_miou"]) == (True, None)
+    assert result["scenes"][0]["left_out"] is None
+    assert "one scene cannot check what was chosen by it" in done.stderr
+
+
+def test_scene_and_model_options_are_in_the_command(small, here):
+    done = small("-q", "-b", "3,2,1", "--stretch", "0,200", "--stride", 48, "--no-background")
+    words = shlex.split(done.stdout)
+    for pair in (("--bands", "3,2,1"), ("--stretch", "0,200"), ("--stride", "48")):
+        assert words[words.index(pair[0]) + 1] == pair[1]
+    assert "--no-background" in words
+    assert "--background" not in words
+    segment_by(done.stdout, small.pairs[0].partition("=")[0], "map.tif")
+
+
+def test_a_class_without_labels_is_named(small, tmp_path, here):
+    labels = write_scene(tmp_path / "less.tif", np.where(truth() == 0, 255, truth()))
+    scene = small.pairs[0].partition("=")[0]
+    done = small("-q", first=[f"{scene}={labels}"])
+    assert done.exit_code == 0
+    assert "no pixel is labelled background: nothing tells how good its words are" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a.tif=b.tif", ("a.tif", "b.tif")),
+        ("d=1/a.tif=d=1/b.tif", ("d=1/a.tif", "d=1/b.tif")),
+        ("d=1/a.tif=b.tif", ("d=1/a.tif", "b.tif")),
+    ],
+)
+def test_an_equals_sign_may_be_in_a_path(here, text, parts):
+    Path("d=1").mkdir()
+    for name in ("a.tif", "b.tif", "d=1/b.tif"):
+        Path(name).touch()
+    assert parse_labelled(text) == parts
+
+
+def bad_labels(folder, scene):
+    """Labels that cannot be used, what is said of them, and the exit code."""
+    frame = vector_of(truth(), scene, "polygons")
+    odd = frame.assign(class_name="shed")
+    lines = frame.set_geometry(frame.boundary)
+    far = frame.set_geometry(frame.translate(1e5))
+    alone = frame.assign(class_name="house")
+    plain = frame.rename(columns={"class_name": "kind"})
+    for name, made in (("odd", odd), ("lines", lines), ("far", far), ("alone", alone)):
+        made.to_file(folder / f"{name}.gpkg")
+    plain.to_file(folder / "plain.gpkg")
+    frame.to_file(folder / "layers.gpkg", layer="a")
+    frame.to_file(folder / "layers.gpkg", layer="b")
+    (folder / "text.csv").write_text("a,b\n1,2\n")
+    write_scene(folder / "values.tif", truth() + 3)
+    write_scene(folder / "real.tif", truth().astype(np.float32))
+    write_scene(folder / "small.tif", truth()[:, :50], crs=None)
+    return {
+        "odd.gpkg": ("'shed', which is none of the classes background, building, road", 2),
+        "lines.gpkg": ("neither a point nor a polygon", 1),
+        "far.gpkg": ("labels no pixel of the scene", 1),
+        "alone.gpkg": ("all labels are building; label pixels of two classes or more", 1),
+        "plain.gpkg": ("which column holds the classes: --column (kind)", 2),
+        "layers.gpkg": ("several layers (a, b)", 1),
+        "text.csv": ("cannot open", 1),
+        "values.tif": ("holds 3, which is none of its classes 0 background, 1 building", 2),
+        "real.tif": ("give one band of class values", 1),
+        "small.tif": ("not both are placed on the ground", 1),
+        "missing.tif": ("there is no such file", 1),
+    }
+
+
+BAD = (
+    "odd.gpkg", "lines.gpkg", "far.gpkg", "alone.gpkg", "plain.gpkg", "layers.gpkg", "text.csv",
+    "values.tif", "real.tif", "small.tif", "missing.tif",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_labels_that_cannot_be_used_are_one_line(small, tmp_path, scene, here, name):
+    (message, code) = bad_labels(tmp_path, scene)[name]
+    done = small("-q", first=[f"{scene}={tmp_path / name}"])
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert done.exit_code == code, done.stderr
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert done.stdout == ""
+    assert names_in(here) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("scene.tif",), "is not SCENE=LABELS"),
+        (("a=b", "a=b"), "is named twice"),
+        (("a=b", "--samples", 0), "--samples is 0"),
+        (("a=b", "--classes", "building,clutter", "--background", "rest"), "'clutter' and the"),
+        (("a=b", "--model", "unheard-of"), "unheard-of"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line(small, here, arguments, message):
+    pairs = [a for a in arguments if "=" in str(a) or str(a).endswith(".tif")]
+    rest = arguments[len(pairs) :]
+    assert message in error_of(small(*rest, first=pairs))
+
+
+def test_a_column_is_named(small, tmp_path, scene, here):
+    frame = vector_of(truth(), scene, "polygons").rename(columns={"class_name": "kind"})
+    frame.assign(label="shed").to_file(tmp_path / "kinds.gpkg")
+    pair = [f"{scene}={tmp_path / 'kinds.gpkg'}"]
+    assert small("--column", "kind", "-q", first=pair).exit_code == 0
+    line = error_of(small("--column", "sort", first=pair))
+    assert "no such column; it has kind, label" in line
+    assert "'shed'" in error_of(small("-q", first=pair))
