@@ -102,9 +102,8 @@ def options_for(pairs, **more):
     )
 
 
-@pytest.mark.slow
-def test_the_printed_command_gives_the_classes_that_were_computed(pairs, here):
-    options = options_for(pairs[:2], samples=500)
+def check_command(options):
+    """Segment the scenes as the command says: the classes are those that were computed."""
     model, looked = look(options)
     space, _ = space_of(model, options.segment)
     result = tune(options)
@@ -117,7 +116,39 @@ def test_the_printed_command_gives_the_classes_that_were_computed(pairs, here):
         computed = predicted(scene.pixels, space, setting)
         found = read("map.tif")[scene.rows, scene.columns]
         assert (found != computed).mean() < 1e-3  # a probability may round to either side
+        yield scene, found
+
+
+@pytest.mark.slow
+def test_the_printed_command_gives_the_classes_that_were_computed(pairs, here):
+    for _, found in check_command(options_for(pairs[:2], samples=500)):
         assert len(np.unique(found)) > 3
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "upsampled_model"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("background", [("background", "rest"), None])
+def test_so_it_does_in_any_model(request, tmp_path, here, name, precision, background):
+    model = ModelOptions(
+        model=str(request.getfixturevalue(name)), device="cpu", precision=precision
+    )
+    array = blocks(3, 150, 170)
+    array[:, 30:80, 40:100] = 0
+    scene = write_scene(tmp_path / "scene.tif", array, nodata=0)
+    labels = np.full((1, 150, 170), 255, np.uint8)
+    labels[:, 20:90, 30:60], labels[:, 100:, 100:120], labels[:, 140, 5] = 1, 2, 2
+    labels = write_scene(tmp_path / "labels.tif", labels)
+    segment = SegmentOptions(
+        classes=(("building", "roof"), ("road", "street")),
+        background=background,
+        outputs=("map.gpkg",),
+        model=model,
+    )
+    options = TuneOptions(pairs=((scene, labels),), segment=segment, samples=300)
+    ((looked, found),) = check_command(options)
+    assert set(found) <= {0, 1, 2}  # where there is no data, nothing is looked at
+    assert 400 < len(found) < 600
+    assert ((looked.rows == 140) & (looked.columns == 5)).sum() <= 1
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ class ClassNames:
         if value is None:
             raise UsageError(
                 f"{origin} has labels of {name!r}, which is none of the classes "
-                f"{', '.join(self.names)}; add it to --classes, or name it as one of them"
+                f"{', '.join(self.names)}; add it to --classes, or to the words of --background"
             )
         return value
 
@@ -255,7 +255,7 @@ def _on_grid(src: Any, path: str, grid: Grid, stack: ExitStack) -> Any:
             f"{path} has {own.width} x {own.height} pixels and the scene {grid.width} x "
             f"{grid.height}, and not both are placed on the ground; resample one of them"
         )
-    placed_alike = own.transform.almost_equals(grid.transform) and len(own.gcps) == len(grid.gcps)
+    placed_alike = own.transform.almost_equals(grid.transform) and _places(own) == _places(grid)
     if same_size and own.crs == grid.crs and placed_alike:
         return src
     if grid.gcps or own.gcps:
@@ -277,6 +277,10 @@ def _on_grid(src: Any, path: str, grid: Grid, stack: ExitStack) -> Any:
         )
     except GDAL_ERRORS as error:
         raise SceneError(f"{path} cannot be placed on the scene: {reason(error)}") from error
+
+
+def _places(grid: Grid) -> list[tuple[float, ...]]:
+    return [(point.row, point.col, point.x, point.y) for point in grid.gcps]
 
 
 def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None) -> Reader:
