@@ -118,13 +118,15 @@ def _without_words(
 ) -> tuple[float, Setting]:
     """Drop the word without which the score is best, while it is no worse than before.
 
-    Of equals the last one goes: people name the best words first.
+    Of equals the last one goes: people name the best words first. Words of a class that no pixel is
+    labelled stay: without it in sight they could only be wrong.
     """
+    labelled = np.isin(space.query_class + space.first_value, pixels.values)
     of_queries = terms(pixels, space, setting.global_bias)
     while True:
         trials = []
         for query in reversed(setting.queries):
-            if query not in space.names:
+            if labelled[query] and query not in space.names:
                 rest = tuple(other for other in setting.queries if other != query)
                 found, threshold = best_threshold(of_queries, pixels, space, rest, usual)
                 trials.append((found, replace(setting, queries=rest, threshold=threshold)))
@@ -141,8 +143,11 @@ def best_threshold(
     queries: tuple[int, ...],
     usual: float,
 ) -> tuple[float, float]:
-    """The best score of these queries, and its threshold: the usual one, unless one is better."""
-    thresholds = sorted({usual, *THRESHOLDS})
+    """The best score of these queries, and its threshold: the usual one, unless one is better.
+
+    Pixels of value 0 must be labelled for that: any threshold could only harm the others.
+    """
+    thresholds = sorted({usual, *THRESHOLDS}) if (pixels.values == 0).any() else [usual]
     counts = confusions(of_queries, pixels, space, queries, thresholds)
     scores = mean_iou(counts)
     highest = float(scores.max())

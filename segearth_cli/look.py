@@ -128,9 +128,9 @@ def check_labels(every: list[Places], names: ClassNames) -> None:
     is_class = {value for value in names.values.values() if names.names[value] != UNCLASSIFIED}
     for value in sorted(is_class - found):
         logger.warning(
-            "no pixel is labelled %s: nothing tells how good its words are%s",
+            "no pixel is labelled %s: its words stay as they are%s",
             names.names[value],
-            "" if value else ", nor a threshold",
+            "" if value else ", and so does the threshold",
         )
 
 

@@ -283,10 +283,11 @@ class TuneOptions:
         """Refuse what nothing can be chosen by."""
         _require(bool(self.pairs), "name labelled scenes, for instance scene.tif=labels.gpkg")
         _at_least(("--samples", self.samples, 1))
-        for scene, labels in self.pairs:
+        scenes = [scene for scene, _ in self.pairs]
+        for scene in scenes:
             _require(
-                self.pairs.count((scene, labels)) == 1,
-                f"{scene}={labels} is named twice; scenes that differ check each other",
+                scenes.count(scene) == 1,
+                f"{scene} is named twice, and scenes check each other; join its labels in one file",
             )
 
 

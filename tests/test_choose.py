@@ -61,3 +61,15 @@ def test_classes_that_look_alike_are_named():
     (found,) = lookalikes(pixels, space, Setting((0, 1, 2), 0.0, 0.0))
     assert found.values == (1, 2)
     assert found.auc == pytest.approx(0.5, abs=0.06)
+
+
+def test_what_is_not_labelled_stays_as_it_is():
+    rng = np.random.default_rng(0)
+    values = np.repeat([1, 2], 100)
+    space = Space(np.array([0, 0, 1, 1, 2]), 0, 50.0)
+    cosines = 0.02 * (space.query_class[:, None] == values) + rng.normal(0, 0.01, (5, 200))
+    cosines[1] += 0.02  # takes pixels from the others, where nothing speaks for it
+    start = Setting((0, 1, 2, 3, 4), 0.3, 0.2)
+    chosen = choose(pixels_of(values, cosines), space, start)
+    assert set(chosen.queries) >= {0, 1, 2, 4}
+    assert chosen.threshold == 0.2

@@ -242,7 +242,7 @@ def test_the_command_alone_goes_to_stdout_and_nothing_is_written(small, here):
 
 
 def test_defaults_stay_when_scenes_choose_what_is_wrong_for_others(small, tmp_path, here):
-    scene = small.pairs[0].partition("=")[0]
+    scene = write_scene(tmp_path / "same.tif")
     contrary = write_scene(tmp_path / "contrary.tif", (truth() + 1) % 3)
     pairs = [small.pairs[0], f"{scene}={contrary}"]
     done = small("--json", "-q", first=pairs)
@@ -279,7 +279,8 @@ def test_a_class_without_labels_is_named(small, tmp_path, here):
     scene = small.pairs[0].partition("=")[0]
     done = small("-q", first=[f"{scene}={labels}"])
     assert done.exit_code == 0
-    assert "no pixel is labelled background: nothing tells how good its words are" in done.stderr
+    assert "no pixel is labelled background: its words stay as they are, and so does" in done.stderr
+    assert " --threshold 0 " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -352,7 +353,7 @@ def test_labels_that_cannot_be_used_are_one_line(small, tmp_path, scene, here, n
     ("arguments", "message"),
     [
         (("scene.tif",), "is not SCENE=LABELS"),
-        (("a=b", "a=b"), "is named twice"),
+        (("a=b", "a=c"), "a is named twice, and scenes check each other"),
         (("a=b", "--samples", 0), "--samples is 0"),
         (("a=b", "--classes", "building,clutter", "--background", "rest"), "'clutter' and the"),
         (("a=b", "--model", "unheard-of"), "unheard-of"),
