@@ -8,10 +8,12 @@ import pytest
 import rasterio
 import shapely
 from labelled import truth, vector_of
-from scenes import read, write_scene
+from rasterio.control import GroundControlPoint
+from scenes import blocks, read, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli.cli import app
+from segearth_cli.errors import SceneError
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.labels import ClassNames, open_labels, spread_places
 
@@ -92,6 +94,30 @@ def test_a_scene_without_a_coordinate_system_has_rows_below_zero(tmp_path):
     frame.to_file(tmp_path / "labels.geojson", driver="GeoJSON", crs=None)
     found = labels_on(tmp_path / "labels.geojson", grid)
     assert (found[10, 20], found[80, 100], (found >= 0).sum()) == (2, 1, 2)
+
+
+def test_ground_control_points_must_be_the_same(tmp_path):
+    corners = ((0, 0), (0, 130), (100, 0), (100, 130))
+
+    def file(name, array, shift):
+        points = [
+            GroundControlPoint(r, c, 500_000 + 2 * c + shift, 5e6 - 2 * r) for r, c in corners
+        ]
+        return write_scene(tmp_path / name, array, transform=None, gcps=points)
+
+    scene, same = file("scene.tif", blocks(), 0), file("same.tif", truth(), 0)
+    with rasterio.open(scene) as src:
+        gcps, crs = src.gcps
+        grid = Grid(src.width, src.height, src.transform, crs, tuple(gcps))
+    assert (labels_on(same, grid) == truth()[0]).all()
+    with pytest.raises(SceneError, match="lies on another grid than the scene"):
+        labels_on(file("other.tif", truth(), 10), grid)
+    points = geopandas.GeoDataFrame(
+        {"name": ["road"]}, geometry=[shapely.Point(500_041, 5e6 - 21)], crs=crs.to_wkt()
+    )
+    points.to_crs(4326).to_file(tmp_path / "points.fgb")
+    found = labels_on(tmp_path / "points.fgb", grid)
+    assert (found[10, 20], (found >= 0).sum()) == (2, 1)
 
 
 def test_pixels_with_two_classes_say_nothing(tmp_path, scene, caplog):
