@@ -1,6 +1,6 @@
 """Words, lambda and threshold chosen by labelled pixels, and how far to trust the choice; numpy.
 
-All of it is deterministic: one search goes down the same way on the same pixels.
+All of it is deterministic: the same pixels choose the same setting.
 """
 
 from __future__ import annotations
@@ -94,10 +94,11 @@ def joined(parts: Sequence[Pixels]) -> Pixels:
 
 
 def choose(pixels: Pixels, space: Space, start: Setting) -> Setting:
-    """The setting with the best score on the pixels that going down from ``start`` finds.
+    """The best setting for the pixels that a greedy search from ``start`` finds.
 
     Lambda and threshold for all words first, then words go one by one as long as the score does
-    not fall, then lambda and threshold for the rest, until nothing changes.
+    not fall, then lambda and threshold for the rest, until nothing changes. Lambda and threshold
+    stay those of ``start`` where no others are better.
     """
     best, chosen = score_of(pixels, space, start), start
     while True:
