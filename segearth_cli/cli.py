@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from segearth_cli import __version__, terminal
 from segearth_cli.cli_evaluate import evaluate_command
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
+from segearth_cli.cli_tune import tune_command
 from segearth_cli.errors import SegEarthError, Stopped, UsageError
 from segearth_cli.flags import (
     Attention,
@@ -404,6 +405,7 @@ def bench_command(
 
 
 app.command("evaluate", epilog=environment("evaluate"))(evaluate_command)
+app.command("tune", epilog=environment("tune"))(tune_command)
 app.command("train-upsampler", epilog=environment("train-upsampler"))(train_upsampler_command)
 app.command("distill-sar", epilog=environment("distill-sar"))(distill_sar_command)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.labels import class_names
 from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.model.prompts import BACKGROUND_NAMES
 from segearth_cli.options import CompareOptions
@@ -115,14 +115,14 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
     Raises:
         UsageError: the map names no classes, and nobody else does.
     """
-    own, nodata = class_names(made)
+    own, nodata = class_names(str(made))
     own = dict(enumerate(options.classes)) or own
     if not own:
         raise UsageError(
             f"{made} does not name its classes; name those of its values 0, 1, ... with --classes"
         )
     names = tuple(own.get(value, str(value)) for value in range(max(own) + 1))
-    labelled, label_nodata = class_names(label)
+    labelled, label_nodata = class_names(str(label))
     class_of_label = np.full(256, IGNORED, np.uint8)
     if options.label_values:
         for old, new in sorted(options.label_values, key=lambda pair: pair[0] is not None):
@@ -147,19 +147,6 @@ def _value_of(name: str, names: tuple[str, ...]) -> int:
     if name.casefold() in plain:
         return plain.index(name.casefold())
     return 0 if plain[0] in BACKGROUND_NAMES else IGNORED
-
-
-def class_names(path: Path) -> tuple[dict[int, str], float | None]:
-    """Names of a raster's values by its own tags, and its nodata value."""
-    with environment(gdal_settings(str(path))), opened(str(path)) as src:
-        text, nodata = src.tags().get("CLASSES", ""), src.nodata
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return dict(enumerate(text.split(","))) if text else {}, nodata
-    if not isinstance(content, dict):
-        return {}, nodata
-    return {int(value): str(name) for value, name in content.items()}, nodata
 
 
 def aligned_rows(made: Path, label: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:

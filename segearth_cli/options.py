@@ -279,6 +279,27 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Labelled scenes that ``tune`` chooses words, lambda and threshold by."""
+
+    segment: SegmentOptions  # all words that may be used, and the settings to begin with
+    pairs: tuple[tuple[str, str], ...]  # a scene, and its labels
+    column: str | None = None  # of vector labels, that holds the classes
+    samples: int = 2000  # pixels per class and scene
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be chosen by."""
+        _require(bool(self.pairs), "name labelled scenes, for instance scene.tif=labels.gpkg")
+        _at_least(("--samples", self.samples, 1))
+        scenes = [scene for scene, _ in self.pairs]
+        for scene in scenes:
+            _require(
+                scenes.count(scene) == 1,
+                f"{scene} is named twice, and scenes check each other; join its labels in one file",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What both trainings are told: where, how long, how fast."""
 
@@ -503,6 +524,21 @@ def parse_label_values(text: str | None) -> tuple[tuple[int | None, int], ...]:
         raise UsageError(
             f"--label-values {text!r} is not LABEL=MAP,..., for instance 1=1,2=1,*=0"
         ) from error
+
+
+def parse_labelled(text: str) -> tuple[str, str]:
+    """``"scene.tif=labels.gpkg"`` as its two parts.
+
+    Where there are several ``=``, the last one after which a file's name begins.
+
+    Raises:
+        UsageError: a part is missing.
+    """
+    ends = [index for index, character in enumerate(text) if character == "="]
+    splits = [(text[:end], text[end + 1 :]) for end in ends if text[:end] and text[end + 1 :]]
+    if not splits:
+        raise UsageError(f"{text!r} is not SCENE=LABELS, for instance scene.tif=labels.gpkg")
+    return next((split for split in reversed(splits) if os.path.exists(split[1])), splits[-1])
 
 
 def parse_bands(text: str | None) -> tuple[str, ...]:

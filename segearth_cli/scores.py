@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +64,8 @@ class Confusion:
         """Every score of what was counted."""
         hits = self.counts.diagonal().astype(np.float64)
         true, predicted = (self.counts.sum(axis=axis).astype(np.float64) for axis in (1, 0))
+        iou = ious(self.counts)
         with np.errstate(invalid="ignore", divide="ignore"):
-            iou = hits / (true + predicted - hits)
             f1 = 2 * hits / (true + predicted)
             precision, recall = hits / predicted, hits / true
             accuracy = hits.sum() / true.sum()
@@ -81,6 +82,17 @@ class Confusion:
             pixels=int(true.sum()),
             confusion=tuple(map(tuple, self.counts.tolist())),
         )
+
+
+def ious(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """IoU of each class from pixels, or their weights, by true (rows) and predicted class.
+
+    ... x K x K -> ... x K; NaN where neither map nor label has the class.
+    """
+    hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares: NDArray[np.float64] = hits / (counts.sum(axis=-1) + counts.sum(axis=-2) - hits)
+    return shares
 
 
 def _mean(values: NDArray[np.float64]) -> float:

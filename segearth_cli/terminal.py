@@ -267,7 +267,7 @@ def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> No
     if len(result.rows) == 1:
         out.print(_class_table(title, result.rows[0].scores))
         score = result.rows[0].scores.of(result.metric)
-        out.print(Text(f"{_setting_of(result.rows[0])}: {result.metric} {_percent(score)}"))
+        out.print(Text(f"{_setting_of(result.rows[0])}: {result.metric} {percent(score)}"))
     else:
         few = len(columns) - len(result.rows[0].scores.classes)  # a terminal is narrow
         out.print(table(title, columns[:few], [row[:few] for row in rows]))
@@ -291,16 +291,16 @@ CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
 
 def _class_rows(scores: Scores) -> list[list[str]]:
     rows = [
-        [c.name, *map(_percent, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
+        [c.name, *map(percent, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
         for c in scores.classes
     ]
     means = (scores.miou, scores.mean_f1, None, scores.mean_accuracy)
-    return [*rows, ["mean", *map(_percent, means), str(scores.pixels)]]
+    return [*rows, ["mean", *map(percent, means), str(scores.pixels)]]
 
 
 def _class_table(title: str, scores: Scores) -> Table:
     made = table(title, CLASS_COLUMNS, _class_rows(scores))
-    made.caption = f"right: {_percent(scores.accuracy)} % of the pixels"
+    made.caption = f"right: {percent(scores.accuracy)} % of the pixels"
     made.caption_justify = "left"
     return made
 
@@ -316,8 +316,8 @@ def _comparison_table(result: EvaluateResult) -> tuple[list[str], list[list[str]
             row.upsampler,
             f"{row.global_bias:g}",
             str(row.long_side or "own"),
-            _percent(row.scores.of(result.metric)),
-            *(_percent(scores.iou) for scores in row.scores.classes),
+            percent(row.scores.of(result.metric)),
+            *(percent(scores.iou) for scores in row.scores.classes),
         ]
         for row in result.rows
     ]
@@ -332,7 +332,8 @@ def _setting_of(row: Row) -> str:
     )
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share as a cell of a table."""
     return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 

@@ -1,0 +1,216 @@
+"""``segearth tune``: options become a dataclass, then one call."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from segearth_cli import terminal
+from segearth_cli.flags import (
+    Attention,
+    Bands,
+    BatchSize,
+    Device,
+    Exact,
+    Gsd,
+    Json,
+    ModelName,
+    Nodata,
+    Precision,
+    Quiet,
+    SarUnit,
+    Speckle,
+    Stretch,
+    Stride,
+    Threads,
+    UpsamplerName,
+    Verbose,
+    Window,
+    class_option,
+    model_option,
+    run_option,
+    scene_option,
+)
+from segearth_cli.options import (
+    SENSORS,
+    ModelOptions,
+    SegmentOptions,
+    TuneOptions,
+    parse_bands,
+    parse_labelled,
+)
+
+if TYPE_CHECKING:
+    from segearth_cli.tune import TuneResult
+
+OUTPUT = "map.gpkg"  # of the command that is printed
+
+
+def tune_command(
+    labelled: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCENE=LABELS",
+            show_envvar=False,
+            help="Scenes with labels: a class raster, or points or polygons with a class column. "
+            "Two scenes or more check each other.",
+        ),
+    ],
+    classes: Annotated[
+        str | None,
+        class_option(metavar="A,B|C,...", help="Classes, and after | words to choose from."),
+    ] = None,
+    classes_file: Annotated[
+        Path | None,
+        class_option(metavar="FILE", help="The same as text: a class a line, words after commas."),
+    ] = None,
+    background: Annotated[
+        str | None,
+        class_option(
+            metavar="A|B", help='Words for everything else to choose from. Default: "background".'
+        ),
+    ] = None,
+    no_background: Annotated[
+        bool, class_option("--no-background", help="Give every valid pixel one of the classes.")
+    ] = False,
+    column: Annotated[
+        str | None,
+        class_option(
+            metavar="NAME",
+            help="Column of points or polygons that holds the class. Default: the first of "
+            "class_name, class, label, name that is there.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, run_option(metavar="N", help="Labelled pixels of each class used per scene.")
+    ] = TuneOptions.samples,
+    sensor: Annotated[str, scene_option(metavar="|".join(SENSORS), help="Kind of image.")] = "auto",
+    bands: Bands = None,
+    stretch: Stretch = "auto",
+    nodata: Nodata = None,
+    gsd: Gsd = None,
+    sar_unit: SarUnit = "auto",
+    speckle: Speckle = None,
+    model: ModelName = "auto",
+    attention: Attention = None,
+    modulated_blocks: Annotated[
+        int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
+    ] = None,
+    upsampler: UpsamplerName = "auto",
+    logit_scale: Annotated[
+        float | None, model_option(metavar="FACTOR", help="Sharpness of the softmax.")
+    ] = None,
+    window: Window = None,
+    stride: Stride = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = None,
+    exact: Exact = False,
+    threads: Threads = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose words, threshold and lambda by labelled scenes; print the segment command for them.
+
+    Example: segearth tune a.tif=a.gpkg b.tif=b.gpkg --classes 'building|house,water|river'
+    """
+    from segearth_cli.model.prompts import choose_classes
+    from segearth_cli.tune import tune
+
+    terminal.log_to_stderr(verbose, quiet)
+    wanted = choose_classes(classes, classes_file, None, background, no_background)
+    options = TuneOptions(
+        pairs=tuple(map(parse_labelled, labelled)),
+        column=column,
+        samples=samples,
+        segment=SegmentOptions(
+            classes=wanted.classes,
+            background=wanted.background,
+            sensor=sensor,
+            bands=parse_bands(bands),
+            stretch=stretch,
+            nodata=nodata,
+            gsd=gsd,
+            sar_unit=sar_unit,
+            speckle=speckle,
+            outputs=(OUTPUT,),
+            threads=threads,
+            progress=not quiet,
+            model=ModelOptions(
+                model=model,
+                attention=attention,
+                modulated_blocks=modulated_blocks,
+                upsampler=upsampler,
+                logit_scale=logit_scale,
+                window=window,
+                stride=stride,
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                exact=exact,
+            ),
+        ),
+    )
+    show_tuning(tune(options), json, quiet)
+
+
+def show_tuning(result: TuneResult, as_json: bool, quiet: bool) -> None:
+    """What labelled scenes chose, class by class; the command that uses it goes to stdout."""
+    if as_json:
+        terminal.print_json(asdict(result))
+    if not quiet:
+        out = terminal.console()
+        out.print(_tuning_table(result))
+        for name, value in _tuned_settings(result).items():
+            out.print(Text(f"{name}: {value}"))
+    if not as_json:
+        print(result.command, flush=True)
+
+
+def _tuning_table(result: TuneResult) -> Table:
+    """IoU of each class before and after, and in scenes that had no part in the choice."""
+    columns = [
+        ("before", result.before.miou, result.before.iou),
+        ("chosen", result.chosen.miou, result.chosen.iou),
+    ]
+    if result.cross_miou is not None and result.cross_iou is not None:
+        columns.append(("cross-validated", result.cross_miou, result.cross_iou))
+    labelled = sum(sum(scene.pixels.values()) for scene in result.scenes)
+    used = sum(scene.used for scene in result.scenes)
+    scenes = "1 scene" if len(result.scenes) == 1 else f"{len(result.scenes)} scenes"
+    made = terminal.table(
+        f"{scenes}, {used} of {labelled} labelled pixels, model {result.model}",
+        ["IoU", *(name for name, _, _ in columns)],
+        [
+            *(
+                [name, *(terminal.percent(iou[name]) for _, _, iou in columns)]
+                for name, share in result.before.iou.items()
+                if share is not None
+            ),
+            ["mean", *(terminal.percent(miou) for _, miou, _ in columns)],
+        ],
+    )
+    made.caption = "chosen: on the pixels that it was chosen by, which promises nothing"
+    made.caption_justify = "left"
+    return made
+
+
+def _tuned_settings(result: TuneResult) -> dict[str, str]:
+    """What was chosen, beside what was given."""
+    before, chosen = result.before, result.chosen
+    words = {word for synonyms in chosen.classes for word in synonyms} | {
+        *(chosen.background or ())
+    }
+    given = [*(before.background or ()), *(w for synonyms in before.classes for w in synonyms)]
+    dropped = [word for word in dict.fromkeys(given) if word not in words]
+    return {
+        "chosen threshold": f"{chosen.threshold:g} (before: {before.threshold:g})",
+        "chosen lambda": f"{chosen.global_bias:g} (before: {before.global_bias:g})",
+        "dropped words": ", ".join(dropped) or "none",
+    }

@@ -1,0 +1,383 @@
+"""What is known of a scene's pixels: labels of a class raster, points or polygons, on its grid.
+
+Labels are read some rows at a time, so that memory does not grow with the scene.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import geopandas
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyogrio.errors import DataSourceError
+from pyproj.exceptions import CRSError as ProjectionError
+from pyproj.exceptions import ProjError
+from rasterio import Affine
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.features import rasterize
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.grid import Grid, is_on_earth
+from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.scores import IGNORED
+
+UNKNOWN = -1  # a pixel without a label
+DISPUTED = -2  # a pixel with labels of several classes
+COLUMNS = ("class_name", "class", "label", "name")  # that may hold the classes, the likeliest first
+ROWS = 256  # read at once
+
+Reader = Callable[[int, int], NDArray[np.int16]]  # first row and number of rows -> rows x W
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The classes that labels may name.
+
+    Attributes:
+        names: of the values 0, 1, ...
+        values: of every name and synonym, in lower case.
+    """
+
+    names: tuple[str, ...]
+    values: Mapping[str, int]
+
+    def value_of(self, name: str, origin: str) -> int:
+        """The value of a class by any of its names.
+
+        Raises:
+            UsageError: there is no such class.
+        """
+        value = self.values.get(" ".join(name.casefold().split()))
+        if value is None:
+            raise UsageError(
+                f"{origin} has labels of {name!r}, which is none of the classes "
+                f"{', '.join(self.names)}; add it to --classes, or to the words of --background"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Places:
+    """Pixels whose class is known, from the top, row by row.
+
+    Attributes:
+        rows, columns: in the scene.
+        values: of their classes.
+        weights: labelled pixels that each of them stands for.
+        labelled: pixels of each value that have a label.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: NDArray[np.int16]
+    weights: NDArray[np.float64]
+    labelled: dict[int, int]
+
+
+def class_names(path: str) -> tuple[dict[int, str], float | None]:
+    """Names of a raster's values by its own tags, and its nodata value."""
+    with environment(gdal_settings(path)), opened(path) as src:
+        text, nodata = src.tags().get("CLASSES", ""), src.nodata
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return dict(enumerate(text.split(","))) if text else {}, nodata
+    if not isinstance(content, dict):
+        return {}, nodata
+    return {int(value): str(name) for value, name in content.items()}, nodata
+
+
+def spread_places(read: Reader, grid: Grid, most: int, origin: str) -> Places:
+    """At most ``most`` labelled pixels of each class, spread evenly from top to bottom.
+
+    One comes from each of as many equal runs of the class's pixels, at a place in it that is drawn
+    the same way each time: every n-th pixel would follow stripes in the scene.
+
+    Raises:
+        SceneError: no pixel has a label.
+    """
+    counts: dict[int, int] = {}
+    for _, labels in _blocks(read, grid):
+        values, pixels = np.unique(labels, return_counts=True)
+        for value, number in zip(values.tolist(), pixels.tolist(), strict=True):
+            counts[value] = counts.get(value, 0) + number
+    disputed = counts.pop(DISPUTED, 0)
+    counts.pop(UNKNOWN, None)
+    if disputed:
+        logger.warning("%s: %d pixels have labels of several classes; left out", origin, disputed)
+    if not counts:
+        raise SceneError(f"{origin} labels no pixel of the scene; do the two lie on one another?")
+    wanted = {value: _one_of_each_run(number, most, value) for value, number in counts.items()}
+    seen = dict.fromkeys(counts, 0)
+    found: list[tuple[NDArray[Any], NDArray[Any]]] = []  # positions in the scene, values
+    for first, labels in _blocks(read, grid):
+        flat = labels.ravel()
+        for value, ranks in wanted.items():
+            own = np.flatnonzero(flat == value)
+            start = seen[value]
+            seen[value] += len(own)
+            here = ranks[np.searchsorted(ranks, start) : np.searchsorted(ranks, seen[value])]
+            places = first * grid.width + own[here - start]
+            found.append((places, np.full(len(places), value, np.int16)))
+    positions = np.concatenate([places for places, _ in found])
+    of_values = np.concatenate([values for _, values in found])
+    order = np.argsort(positions, kind="stable")
+    weights = {value: number / len(wanted[value]) for value, number in counts.items()}
+    rows, columns = np.divmod(positions[order], grid.width)
+    values = of_values[order]
+    return Places(
+        rows=rows,
+        columns=columns,
+        values=values,
+        weights=np.array([weights[value] for value in values.tolist()]),
+        labelled=dict(sorted(counts.items())),
+    )
+
+
+def _one_of_each_run(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """Numbers from 0 to ``count`` - 1, rising: one of each of at most ``most`` equal runs."""
+    runs = min(count, most)
+    ends = np.arange(runs + 1, dtype=np.int64) * count // runs
+    inside = np.random.default_rng(seed).random(runs) * np.diff(ends)
+    return ends[:-1] + inside.astype(np.int64)
+
+
+def _blocks(read: Reader, grid: Grid) -> Iterator[tuple[int, NDArray[np.int16]]]:
+    for first in range(0, grid.height, ROWS):
+        yield first, read(first, min(ROWS, grid.height - first))
+
+
+@contextmanager
+def open_labels(
+    path: str, grid: Grid, names: ClassNames, column: str | None = None
+) -> Iterator[Reader]:
+    """Labels on a scene's grid, as a function of the first row and the number of rows.
+
+    Args:
+        path: a class raster, or points or polygons in any vector format.
+        grid: the scene's; a raster on another one is aligned to the nearest pixel.
+        names: the classes.
+        column: of a vector file, that holds the classes; ``None`` takes the first of ``COLUMNS``.
+
+    Raises:
+        SceneError: the labels cannot be read or placed on the scene.
+        UsageError: they name a class that is not known, or no column holds classes.
+    """
+    local = not path.startswith("/vsi") and "://" not in path
+    if local and not os.path.exists(path):
+        raise SceneError(f"cannot open {path}: there is no such file")
+    with ExitStack() as stack:
+        if _is_vector(path):
+            yield _vector_reader(path, grid, names, column)
+            return
+        if column is not None:
+            raise UsageError(f"--column {column} is of a vector file, and {path} is none")
+        stack.enter_context(environment(gdal_settings(path)))
+        yield _raster_reader(path, grid, names, stack)
+
+
+def _is_vector(path: str) -> bool:
+    """Whether a file holds a layer of geometries: a GeoPackage may hold either kind."""
+    return path.lower().endswith(".parquet") or bool(_layers(path))
+
+
+def _layers(path: str) -> list[str]:
+    try:
+        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    except DataSourceError:  # nothing that has layers
+        return []
+
+
+def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -> Reader:
+    """Rows of a class raster."""
+    named, nodata = class_names(path)
+    src = stack.enter_context(opened(path))
+    if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), np.integer):
+        raise SceneError(
+            f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class values, "
+            "whole numbers"
+        )
+    aligned = _on_grid(src, path, grid, stack)
+
+    def value_of(own: int) -> int:
+        if own == nodata or (nodata is None and own == IGNORED):
+            return UNKNOWN
+        if own in named:
+            return names.value_of(named[own], path)
+        if named or not 0 <= own < len(names.names):
+            known = named or dict(enumerate(names.names))
+            shown = ", ".join(f"{value} {name}" for value, name in known.items())
+            raise UsageError(f"{path} holds {own}, which is none of its classes {shown}")
+        return own
+
+    def read(first: int, rows: int) -> NDArray[np.int16]:
+        window = Window(0, first, grid.width, rows)
+        try:
+            values, where = np.unique(aligned.read(1, window=window), return_inverse=True)
+            known = aligned.dataset_mask(window=window) > 0
+        except GDAL_ERRORS as error:
+            raise SceneError(f"cannot read {path}: {reason(error)}") from error
+        where = where.reshape(known.shape)
+        present = np.zeros(len(values), bool)
+        present[where[known]] = True
+        table = [
+            value_of(own) if is_present else UNKNOWN
+            for own, is_present in zip(values.tolist(), present.tolist(), strict=True)
+        ]
+        return np.where(known, np.array(table, np.int16)[where], np.int16(UNKNOWN))
+
+    return read
+
+
+def _on_grid(src: Any, path: str, grid: Grid, stack: ExitStack) -> Any:
+    """A class raster on the scene's grid, each pixel with the nearest one's value."""
+    own = file_grid(src, path)
+    same_size = (own.width, own.height) == (grid.width, grid.height)
+    if grid.crs is None or own.crs is None:
+        if same_size:
+            return src
+        raise SceneError(
+            f"{path} has {own.width} x {own.height} pixels and the scene {grid.width} x "
+            f"{grid.height}, and not both are placed on the ground; resample one of them"
+        )
+    placed_alike = own.transform.almost_equals(grid.transform) and _places(own) == _places(grid)
+    if same_size and own.crs == grid.crs and placed_alike:
+        return src
+    if grid.gcps or own.gcps:
+        raise SceneError(
+            f"{path} lies on another grid than the scene, and one of them is placed by ground "
+            "control points; warp them first, for instance with gdalwarp"
+        )
+    try:
+        return stack.enter_context(
+            WarpedVRT(
+                src,
+                crs=grid.crs,
+                transform=grid.transform,
+                width=grid.width,
+                height=grid.height,
+                resampling=Resampling.nearest,
+                add_alpha=src.nodata is None,
+            )
+        )
+    except GDAL_ERRORS as error:
+        raise SceneError(f"{path} cannot be placed on the scene: {reason(error)}") from error
+
+
+def _places(grid: Grid) -> list[tuple[float, ...]]:
+    return [(point.row, point.col, point.x, point.y) for point in grid.gcps]
+
+
+def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None) -> Reader:
+    """Rows of points and polygons: a polygon labels the pixels whose centre lies in it."""
+    frame = _read_frame(path)
+    column = _class_column(frame, path, column)
+    frame = frame[~frame.geometry.isna() & ~frame.geometry.is_empty]
+    unnamed = frame[column].isna()
+    if unnamed.any():
+        logger.warning("%s: %d features have no %s; left out", path, int(unnamed.sum()), column)
+        frame = frame[~unnamed]
+    texts = [str(text) for text in frame[column].tolist()]
+    by_text = {text: names.value_of(text, path) for text in dict.fromkeys(texts)}
+    values = np.array([by_text[text] for text in texts], np.int16)
+    shapes, feature = shapely.get_parts(
+        shapely.make_valid(_in_pixels(frame, path, grid)), return_index=True
+    )
+    shapes, part = shapely.get_parts(shapes, return_index=True)  # of collections
+    feature = feature[part]
+    kinds = shapely.get_type_id(shapes)
+    is_usable = np.isin(kinds, (shapely.GeometryType.POINT, shapely.GeometryType.POLYGON))
+    lost = np.setdiff1d(np.arange(len(texts)), feature[is_usable])
+    if len(lost):
+        raise SceneError(
+            f"{path} holds a feature ({texts[lost[0]]}) that is neither a point nor a polygon; "
+            "only those label pixels"
+        )
+    shapes, values = shapes[is_usable], values[feature[is_usable]]
+    tops, bottoms = shapely.bounds(shapes)[:, [1, 3]].T
+
+    def read(first: int, rows: int) -> NDArray[np.int16]:
+        labels = np.full((rows, grid.width), UNKNOWN, np.int16)
+        near = (tops < first + rows) & (bottoms >= first)
+        for value in np.unique(values[near]).tolist():
+            own = rasterize(
+                shapes[near & (values == value)].tolist(),
+                out_shape=labels.shape,
+                transform=Affine.translation(0, first),
+                dtype=np.uint8,
+            ).astype(bool)
+            labels[own] = np.where(labels[own] == UNKNOWN, np.int16(value), np.int16(DISPUTED))
+        return labels
+
+    return read
+
+
+def _read_frame(path: str) -> geopandas.GeoDataFrame:
+    layers = _layers(path)
+    if len(layers) > 1:
+        raise SceneError(
+            f"{path} holds several layers ({', '.join(layers)}); save the one with the labels as "
+            "a file of its own"
+        )
+    try:
+        if path.lower().endswith(".parquet"):
+            return geopandas.read_parquet(path)
+        return geopandas.read_file(path, layer=layers[0])
+    except Exception as error:  # any of three libraries', and of the formats' own
+        raise SceneError(f"cannot read {path}: {reason(error)}") from error
+
+
+def _class_column(frame: geopandas.GeoDataFrame, path: str, wanted: str | None) -> str:
+    columns = [str(name) for name in frame.columns if name != frame.geometry.name]
+    shown = ", ".join(columns) or "none"
+    if wanted is not None:
+        if wanted not in columns:
+            raise UsageError(f"--column {wanted}: {path} has no such column; it has {shown}")
+        return wanted
+    by_name = {name.casefold(): name for name in reversed(columns)}
+    found = next((by_name[name] for name in COLUMNS if name in by_name), None)
+    if found is None:
+        raise UsageError(f"{path} does not say which column holds the classes: --column ({shown})")
+    return found
+
+
+def _in_pixels(frame: geopandas.GeoDataFrame, path: str, grid: Grid) -> NDArray[Any]:
+    """Geometries in columns and rows of the scene."""
+    placed = [crs is not None and is_on_earth(crs) for crs in (frame.crs, grid.crs)]
+    if frame.crs is None and grid.crs is not None:
+        logger.warning("%s has no coordinate system: taking the scene's", path)
+    elif grid.crs is None and frame.crs is not None:
+        logger.warning("the scene has no coordinate system: taking %s as it is", path)
+    elif any(placed) and not all(placed):
+        raise SceneError(
+            f"{path} cannot be placed on the scene: one of the two is in a local or geocentric "
+            "coordinate system"
+        )
+    upside_down = grid.crs is None and grid.transform.is_identity  # as maps of such scenes are
+
+    def to_pixels(places: NDArray[np.float64]) -> NDArray[np.float64]:
+        xs, ys = places.T
+        return np.column_stack([xs, -ys] if upside_down else grid.pixels(xs, ys))
+
+    try:
+        if all(placed):
+            frame = frame.to_crs(CRS.from_user_input(grid.crs).to_wkt())
+        shapes = shapely.transform(shapely.force_2d(frame.geometry.to_numpy()), to_pixels)
+    except (ProjectionError, ProjError, shapely.errors.ShapelyError) as error:
+        raise SceneError(f"{path} cannot be placed on the scene: {reason(error)}") from error
+    return np.asarray(shapes)

@@ -1,0 +1,169 @@
+"""Labelled pixels as the network sees them: one walk through the encoder per scene.
+
+Only pixels with labels are kept, and only windows that see one are run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from segearth_cli.choose import Pixels
+from segearth_cli.device import memory_guard, pass_size, use_threads
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.labels import ClassNames, Places, open_labels, spread_places
+from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.model.points import point_cosines
+from segearth_cli.model.prompts import BACKGROUND_NAMES, Vocabulary, build_vocabulary
+from segearth_cli.options import SegmentOptions, TuneOptions
+from segearth_cli.segment import check_options, warn_of_resolution, warn_of_sensor, with_speckle
+from segearth_cli.stream import Model, class_legend, load_model, window_grid
+
+UNCLASSIFIED = "unclassified"  # value 0 without a background
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A scene that has been looked at: its labelled pixels, and where they are."""
+
+    source: str
+    labels: str
+    labelled: dict[int, int]  # pixels per value
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    pixels: Pixels
+
+
+def look(options: TuneOptions) -> tuple[Model, list[Looked]]:
+    """Take every scene's labelled pixels through the network, once; all labels are read before.
+
+    Raises:
+        SegEarthError: a scene or its labels cannot be read, or do not fit the classes.
+    """
+    own = options.segment
+    check_options(own)
+    vocabulary = build_vocabulary(own)
+    names = label_names(vocabulary)
+    use_threads(own.threads)
+    with contextlib.ExitStack() as stack:
+        scenes = [
+            stack.enter_context(open_scene(source, with_speckle(own)))
+            for source, _ in options.pairs
+        ]
+        sensor = one_sensor(scenes)
+        every = []
+        for scene, (_, labels) in zip(scenes, options.pairs, strict=True):
+            with open_labels(labels, scene.grid, names, options.column) as read:
+                every.append(spread_places(read, scene.grid, options.samples, labels))
+        check_labels(every, names)
+        model = load_model(own, sensor)
+        looked = []
+        for scene, (_, labels), places in zip(scenes, options.pairs, every, strict=True):
+            warn_of_sensor(scene, model)
+            warn_of_resolution(scene, model)
+            looked.append(look_at(scene, labels, places, model, own))
+    return model, looked
+
+
+def label_names(vocabulary: Vocabulary) -> ClassNames:
+    """What labels may call the classes: a name, a synonym that is of one class alone, or, of the
+    background, any of its usual names.
+
+    Raises:
+        UsageError: a class besides the background has one of those.
+    """
+    names = class_legend(vocabulary).names
+    of_background = {*BACKGROUND_NAMES, names[0].casefold()}
+    twice = next((name for name in names[1:] if name.casefold() in of_background), None)
+    if vocabulary.has_background and twice is not None:
+        raise UsageError(
+            f"the class {twice!r} and the background are the same to labels; leave one of them out"
+        )
+    first = names.index(vocabulary.names[0])
+    words = [
+        (word.casefold(), value)
+        for value, synonyms in enumerate(vocabulary.classes, first)
+        for word in synonyms
+    ]
+    of_one = {word: value for word, value in words if len({v for w, v in words if w == word}) == 1}
+    own = {name.casefold(): value for value, name in enumerate(names)}
+    return ClassNames(names, {**of_one, **dict.fromkeys(of_background, 0), **own})
+
+
+def one_sensor(scenes: list[Scene]) -> str:
+    """The sensor of all scenes.
+
+    Raises:
+        UsageError: they have different ones.
+    """
+    other = next((scene for scene in scenes if scene.sensor != scenes[0].sensor), None)
+    if other is not None:
+        raise UsageError(
+            f"{scenes[0].source} is read as {scenes[0].sensor} and {other.source} as "
+            f"{other.sensor}; tune them apart, or say --sensor"
+        )
+    return scenes[0].sensor
+
+
+def check_labels(every: list[Places], names: ClassNames) -> None:
+    """Refuse labels of a single class, and say which classes have none.
+
+    Raises:
+        SceneError: all labels are of one class.
+    """
+    found = set().union(*(places.labelled for places in every))
+    if len(found) == 1:
+        raise SceneError(
+            f"all labels are {names.names[found.pop()]}; label pixels of two classes or more"
+        )
+    is_class = {value for value in names.values.values() if names.names[value] != UNCLASSIFIED}
+    for value in sorted(is_class - found):
+        logger.warning(
+            "no pixel is labelled %s: its words stay as they are%s",
+            names.names[value],
+            "" if value else ", and so does the threshold",
+        )
+
+
+def look_at(
+    scene: Scene, labels: str, places: Places, model: Model, options: SegmentOptions
+) -> Looked:
+    """One scene's labelled pixels through the network.
+
+    Raises:
+        SceneError: it cannot be read, or has no data where the labels are.
+        SegEarthError: there is not enough memory.
+    """
+    grid = window_grid(scene, model.settings)
+    size = pass_size(model.segmenter.device, options.model.batch_size, len(grid))
+    progress = tqdm(
+        unit="window",
+        desc=Path(scene.source).name,
+        disable=None if options.progress else True,  # None: where stderr is no terminal
+        leave=False,
+    )
+    advice = "try a smaller --window, --device cpu or, on a GPU, a smaller --batch-size"
+    with progress, memory_guard(advice), torch.inference_mode():
+        found = point_cosines(
+            model.segmenter, grid, places.rows, places.columns, scene.read, size, progress.update
+        )
+    valid = found.valid
+    if not valid.any():
+        raise SceneError(f"{scene.source} has no data where {labels} has labels")
+    pixels = Pixels(
+        places.values[valid].astype(np.int64),
+        places.weights[valid],
+        found.cosines[:, valid],
+        found.similarities[:, valid],
+    )
+    rows, columns = places.rows[valid], places.columns[valid]
+    return Looked(scene.source, labels, places.labelled, rows, columns, pixels)
