@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.segmenter import Segmenter
-from segearth_cli.model.variants import keys_of, windows_of
+from segearth_cli.model.variants import key_of, windows_of
 
 Read = Callable[[int, int, int, int], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 
@@ -68,7 +68,7 @@ def point_cosines(
     shape = (len(segmenter.text), len(rows))
     cosines, similarities = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     valid = np.zeros(len(rows), bool)
-    key = keys_of(segmenter)
+    alone = {key_of(segmenter): segmenter}
     windows = _windows_seen(grid, rows, columns, read, valid)
     while batch := list(islice(windows, size)):
         # filled up: in half precision, products of another size round differently
@@ -76,8 +76,7 @@ def point_cosines(
         for place, window in enumerate(batch):
             images[place] = window.image
         pixels = segmenter.normalised(torch.from_numpy(images).to(segmenter.device))
-        similarity, of_pixels = windows_of({key: segmenter}, pixels)[key]
-        assert similarity is not None
+        ((_, of_pixels, similarity),) = windows_of(alone, pixels)
         for place, window in enumerate(batch):
             cosines[:, window.points] += _at(of_pixels[place], window)
             similarities[:, window.points] += similarity[place].cpu().numpy()[:, None]
