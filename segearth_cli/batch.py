@@ -138,7 +138,8 @@ def checked(sources: Sequence[str], options: SegmentOptions) -> list[tuple[str, 
     Raises:
         SegEarthError: what is wrong.
     """
-    from segearth_cli.segment import check_options, check_outputs
+    from segearth_cli.outputs import check_outputs
+    from segearth_cli.segment import check_options
 
     check_options(options)
     scenes = list(zip(sources, options_per_scene(sources, options), strict=True))

@@ -396,6 +396,23 @@ def bench_command(
     terminal.show_bench(bench(options), json)
 
 
+@app.command("info", epilog=ENVIRONMENT)
+def info_command(
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", show_envvar=False, help="A map that segearth made.")
+    ],
+    json: Json = False,
+) -> None:
+    """Tell how a map was made, and the command that makes it again.
+
+    Example: segearth info map.gpkg
+    """
+    from segearth_cli.info import map_info
+
+    terminal.log_to_stderr(False, False)
+    terminal.show_info(map_info(output), json)
+
+
 app.command("train-upsampler", epilog=ENVIRONMENT)(train_upsampler_command)
 app.command("distill-sar", epilog=ENVIRONMENT)(distill_sar_command)
 

@@ -12,11 +12,15 @@ from segearth_cli.errors import OutputError
 from segearth_cli.options import RASTER_SUFFIXES
 
 PREFIX = ".segearth-"
+STAC_SUFFIX = ".stac.json"
+_RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were made
 
 _COMPANIONS = {
-    ".shp": tuple(
-        f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")
+    ".shp": (
+        *(f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")),
+        _RECORD,
     ),
+    ".geojsonl": (_RECORD,),
     ".gpkg": ("{name}-journal", "{name}-wal", "{name}-shm"),
     ".png": ("{name}.aux.xml",),
     **dict.fromkeys(RASTER_SUFFIXES, ("{name}.aux.xml", "{name}.ovr", "{name}.msk")),
@@ -30,6 +34,11 @@ def companions(path: Path) -> list[Path]:
     """
     names = _COMPANIONS.get(path.suffix.lower(), ())
     return [path.with_name(name.format(stem=path.stem, name=path.name)) for name in names]
+
+
+def record_beside(path: Path) -> Path:
+    """Where the record of an output lies that cannot carry it."""
+    return path.with_name(_RECORD.format(name=path.name))
 
 
 def shown(path: Path) -> Path:

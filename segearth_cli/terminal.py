@@ -21,6 +21,7 @@ from segearth_cli.errors import OutputError
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure
     from segearth_cli.bench import BenchResult
+    from segearth_cli.info import MapInfo
     from segearth_cli.model.weights import ModelRow
     from segearth_cli.segment import Plan, SegmentResult
     from segearth_cli.training.loop import TrainResult
@@ -174,6 +175,30 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     made.show_header = False
     made.columns[1].justify = "left"
     console().print(made)
+
+
+def show_info(info: MapInfo, as_json: bool) -> None:
+    """How a map was made, on stdout: it is what was asked for."""
+    record = info.record
+    if as_json:
+        print_json({"output": info.output, "command": info.command, **record})
+        return
+    digest, model = record["source_digest"], record["model"]
+    settings = [f"{name} {value}" for name, value in model.items() if name != "name"]
+    rows = [
+        ["made by", f"segearth {record['version']}"],
+        ["source", record["source"]],
+        ["digest of source", f"sha256 {digest.get('sha256')} ({digest.get('covers')})"],
+        ["read as", str(record.get("scene"))],
+        ["classes", ", ".join("|".join(words) for words in record.get("classes", []))],
+        ["prompts", str(record.get("prompts"))],
+        ["model", str(model.get("name"))],
+        ["digest of model", f"sha256 {record.get('model_digest')}"],
+        ["runs as", ", ".join(settings)],
+        ["command", info.command or "none can say such classes: see options in --json"],
+    ]
+    for name, value in rows:
+        print(f"{name:<17}{value}")
 
 
 def show_bench(result: BenchResult, as_json: bool) -> None:

@@ -6,6 +6,7 @@ Nothing here imports torch until text is encoded, so that the command line can p
 from __future__ import annotations
 
 import colorsys
+import functools
 import hashlib
 import json
 import logging
@@ -230,14 +231,24 @@ def choose_classes(
     return ClassChoice(classes, None if no_background else words)
 
 
+@functools.cache
+def _presets() -> dict[str, dict[str, Any]]:
+    text = resources.files("segearth_cli").joinpath("presets.json").read_text(encoding="utf-8")
+    return {preset["name"]: preset for preset in json.loads(text)}
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names that `read_preset` knows."""
+    return tuple(_presets())
+
+
 def read_preset(name: str) -> ClassChoice:
     """Classes, background, colours and threshold of one of the authors' datasets.
 
     Raises:
         UsageError: no preset has that name.
     """
-    text = resources.files("segearth_cli").joinpath("presets.json").read_text(encoding="utf-8")
-    known = {preset["name"]: preset for preset in json.loads(text)}
+    known = _presets()
     if name not in known:
         raise UsageError(f"no preset is named {name!r}; choose one of {', '.join(known)}")
     preset = known[name]

@@ -1,0 +1,32 @@
+"""What ``segearth info`` tells of a map: the record in it, and the command that makes it again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segearth_cli.errors import SegEarthError
+from segearth_cli.geo.recorded import Record, is_probabilities, read_record
+from segearth_cli.record import command_again
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """How a map was made."""
+
+    output: str
+    record: Record
+    command: str | None  # None: made from Python, with classes that no command line can say
+
+
+def map_info(output: Path) -> MapInfo:
+    """What a map says of its making.
+
+    Raises:
+        SegEarthError: it says nothing, or is no output of segearth.
+    """
+    record = read_record(output)
+    if record is None:
+        raise SegEarthError(
+            f"{output} does not say how it was made; another program wrote or changed it"
+        )
+    command = command_again(record, str(output), is_probabilities(output))
+    return MapInfo(str(output), record, command)
