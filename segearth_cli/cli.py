@@ -15,8 +15,9 @@ from typer.core import TyperGroup
 
 from segearth_cli import __version__, terminal
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
-from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.errors import SegEarthError, Terminated, UsageError
 from segearth_cli.flags import (
+    Asset,
     Attention,
     Bands,
     BatchSize,
@@ -27,9 +28,12 @@ from segearth_cli.flags import (
     MaxMemory,
     ModelName,
     Nodata,
+    OnError,
     Precision,
     Quiet,
+    ResumeBatch,
     SarUnit,
+    Shard,
     Speckle,
     Stretch,
     Stride,
@@ -45,6 +49,7 @@ from segearth_cli.flags import (
 )
 from segearth_cli.options import (
     SENSORS,
+    BatchOptions,
     BenchOptions,
     ModelOptions,
     SegmentOptions,
@@ -52,6 +57,7 @@ from segearth_cli.options import (
     parse_bbox,
     parse_memory,
     parse_pairs,
+    parse_shard,
     parse_size,
 )
 
@@ -60,13 +66,17 @@ INTERRUPTED = 130
 TERMINATED = 143  # 128 + SIGTERM, as shells count
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 @contextlib.contextmanager
 def terminated_as_exit() -> Iterator[None]:
-    """A SIGTERM unwinds the stack, so that temporary folders go, before the program ends."""
+    """A SIGTERM is a Ctrl-C: it unwinds the stack, so that temporary folders go."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
@@ -94,7 +104,7 @@ class ErrorBoundary(TyperGroup):
             sys.exit(error.exit_code)
         except KeyboardInterrupt as interrupt:
             terminal.print_error(str(interrupt) or "interrupted; nothing unfinished was written")
-            sys.exit(INTERRUPTED)
+            sys.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has gone: `| head`
             sys.exit(1)
         finally:
@@ -138,7 +148,8 @@ def segment_command(
         typer.Argument(
             metavar="INPUT",
             show_envvar=False,
-            help="Rasters: paths, GDAL paths or URLs; - reads them from stdin, one a line.",
+            help="Rasters: paths, GDAL paths or URLs; folders, tile indexes, STAC Items; "
+            "- reads them from stdin, one a line.",
         ),
     ],
     output: Annotated[
@@ -247,6 +258,10 @@ def segment_command(
         map_option(metavar="NAME=VALUE", help="Creation option of GDAL's COG driver; repeatable."),
     ] = None,
     overwrite: Annotated[bool, map_option("--overwrite", help="Replace existing outputs.")] = False,
+    asset: Asset = None,
+    shard: Shard = None,
+    resume: ResumeBatch = False,
+    on_error: OnError = "skip",
     dry_run: Annotated[
         bool, option("--dry-run", help="Say what would be read and how, and stop.")
     ] = False,
@@ -259,8 +274,8 @@ def segment_command(
     Example: segearth segment scene.tif --classes building,road,water -o map.gpkg
     """
     from segearth_cli import batch
+    from segearth_cli.inputs import expand_inputs
     from segearth_cli.model.prompts import choose_classes
-    from segearth_cli.segment import Plan
 
     terminal.log_to_stderr(verbose, quiet)
     if json and "-" in (output or ()) and not dry_run:
@@ -306,19 +321,13 @@ def segment_command(
             exact=exact,
         ),
     )
-    sources = batch.expand_inputs(inputs)
-    outcomes = (batch.plan_all if dry_run else batch.segment_all)(sources, options)
-    failures = []
-    for outcome in outcomes:
-        if isinstance(outcome, batch.Failure):
-            terminal.show_failure(outcome, json, alone=len(sources) == 1)
-            failures.append(outcome.error)
-        elif isinstance(outcome, Plan):
-            terminal.show_plan(outcome, json)
-        else:
-            terminal.show_result(outcome, json, quiet)
+    how = BatchOptions(resume=resume, on_error=on_error, shard=parse_shard(shard))
+    sources = expand_inputs(inputs, asset=asset)
+    jobs = batch.jobs_of(sources, options, how)
+    outcomes = batch.plan_jobs(jobs) if dry_run else batch.segment_jobs(jobs, how)
+    failures = terminal.show_outcomes(outcomes, len(jobs), len(sources), json, quiet)
     if failures:
-        raise typer.Exit(failures[0].exit_code if len(failures) == len(sources) else PARTLY_FAILED)
+        raise typer.Exit(failures[0].exit_code if len(failures) == len(jobs) else PARTLY_FAILED)
 
 
 @app.command("bench", epilog=ENVIRONMENT)

@@ -31,3 +31,7 @@ class TrainingError(SegEarthError):
 
 class Stopped(KeyboardInterrupt):
     """A run was stopped, and saved; the message says how to go on (exit code 130)."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: as Ctrl-C, but for the exit code (143)."""

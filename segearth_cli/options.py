@@ -195,6 +195,27 @@ class SegmentOptions(SceneOptions):
             _require(paths.count(path) == 1, f"{name} is written twice; name each output once")
 
 
+ON_ERROR = ("skip", "stop")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How many scenes are gone through."""
+
+    resume: bool = False  # leave out what is complete and was made with the same settings
+    on_error: str = "skip"
+    shard: tuple[int, int] = (1, 1)  # the first of one part: all
+
+    def __post_init__(self) -> None:
+        """Refuse parts that there are not."""
+        _one_of("--on-error", self.on_error, ON_ERROR)
+        part, parts = self.shard
+        _require(
+            1 <= part <= parts,
+            f"--shard {part}/{parts} is no part; the first of {max(parts, 1)} is 1/{max(parts, 1)}",
+        )
+
+
 @dataclass(frozen=True)
 class BenchOptions:
     """What ``bench`` times: a run of ``segment`` whose outputs are thrown away."""
@@ -358,6 +379,21 @@ def parse_size(text: str) -> tuple[int, int]:
         return int(width), int(height or width)
     except ValueError as error:
         raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT, for instance 20000x2000") from error
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """``"2/8"`` as part and number of parts; all in one for ``None``.
+
+    Raises:
+        UsageError: these are not whole numbers.
+    """
+    if text is None:
+        return 1, 1
+    try:
+        part, parts = (int(number) for number in text.split("/"))
+    except ValueError as error:
+        raise UsageError(f"--shard {text!r} is not PART/PARTS, for instance 2/8") from error
+    return part, parts
 
 
 def parse_memory(text: str | None) -> int | None:

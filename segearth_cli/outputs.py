@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,22 +55,51 @@ class ClassMap:
         return dict(enumerate(counts.tolist()))
 
 
-def check_outputs(sources: Sequence[str], options: SegmentOptions) -> None:
-    """Refuse outputs that cannot be, before any work is done; ``sources`` are what is read.
+MayReplace = Callable[[Path], bool]
+
+
+def _nothing(path: Path) -> bool:
+    return False
+
+
+FileId = tuple[int, int]  # device and number on it
+
+
+def file_ids(sources: Iterable[str]) -> frozenset[FileId]:
+    """The files among the sources, however they are called."""
+    found = set()
+    for source in sources:
+        with contextlib.suppress(OSError, ValueError):
+            stat = os.stat(source)
+            found.add((stat.st_dev, stat.st_ino))
+    return frozenset(found)
+
+
+def check_outputs(
+    read: Collection[FileId], options: SegmentOptions, may_replace: MayReplace = _nothing
+) -> None:
+    """Refuse outputs that cannot be, before any work is done.
+
+    Args:
+        read: the files that are scenes.
+        options: which outputs, and whether to ``overwrite`` files that are there.
+        may_replace: whether those of one output may be replaced all the same.
 
     Raises:
         UsageError: a package that a format needs is missing.
-        OutputError: an output exists and ``overwrite`` is off, or is one of the sources.
+        OutputError: an output exists and may not be replaced, or is one of the scenes.
     """
     for path in output_paths(options):
         vector.require_vector_support(path)
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
-        for file in files_of(path):
-            if any(os.path.exists(source) and file.samefile(source) for source in sources):
+        files = files_of(path)
+        for file in files:
+            stat = file.stat()
+            if (stat.st_dev, stat.st_ino) in read:
                 raise OutputError(f"{file} is a scene to be read; write to another file")
-            if not options.overwrite:
-                raise OutputError(f"{file} exists; use --overwrite to replace it")
+        if files and not options.overwrite and not may_replace(path):
+            raise OutputError(f"{files[0]} exists; use --overwrite to replace it")
 
 
 def output_paths(options: SegmentOptions) -> list[Path]:

@@ -30,6 +30,7 @@ from segearth_cli.outputs import (
     STDOUT,
     ClassMap,
     check_outputs,
+    file_ids,
     output_paths,
     write_features,
     write_outputs,
@@ -109,7 +110,7 @@ def segment(
     options: SegmentOptions,
     load: Callable[[str], Model] | None = None,
     stdout: TextIO | None = None,
-    opened: Callable[[], Source] | None = None,
+    opened: Source | None = None,
 ) -> SegmentResult:
     """Segment one scene into the outputs that the options name.
 
@@ -124,12 +125,14 @@ def segment(
         SegEarthError: what was expected to go wrong; nothing half-written is left behind.
     """
     started = time.perf_counter()
-    check_options(options)
-    check_outputs([source], options)
-    use_threads(options.threads)
     with contextlib.ExitStack() as stack:
+        if opened:
+            stack.enter_context(opened.scene)
+        check_options(options)
+        check_outputs(file_ids([source]), options)
+        use_threads(options.threads)
         with stage("open"):
-            found = opened() if opened else open_source(source, options)
+            found = opened or open_source(source, options)
             scene = stack.enter_context(found.scene)
         logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
@@ -181,7 +184,7 @@ def plan(source: str, options: SegmentOptions) -> Plan:
         SegEarthError: what would go wrong before the first window.
     """
     check_options(options)
-    check_outputs([source], options)
+    check_outputs(file_ids([source]), options)
     vocabulary = build_vocabulary(options)
     device = pick_device(options.model.device)
     precision = pick_precision(options.model.precision_wanted, device)
