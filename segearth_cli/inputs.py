@@ -132,26 +132,25 @@ def _in_folder(folder: Path) -> list[Input]:
 
 
 def _in_index(name: str) -> list[Input]:
-    """The rasters of a tile index; a GeoPackage without one is a raster itself."""
+    """The rasters of a tile index; a GeoPackage without layers of shapes is a raster itself."""
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
     try:
-        vectors = [layer for layer, kind in pyogrio.list_layers(name) if kind is not None]
-        fields = list(pyogrio.read_info(name, layer=vectors[0])["fields"]) if vectors else []
-        if _LOCATION not in fields:
-            if name.lower().endswith(".gpkg") and not vectors:
-                return [Input.of(name)]
-            raise SceneError(
-                f"{name} is no scene and no tile index: that has a field {_LOCATION!r}, as "
-                "gdaltindex makes it"
+        layer = next((n for n, kind in pyogrio.list_layers(name) if kind is not None), None)
+        if layer is not None and _LOCATION in pyogrio.read_info(name, layer=layer)["fields"]:
+            table = pyogrio.read_dataframe(
+                name, layer=layer, columns=[_LOCATION], read_geometry=False
             )
-        table = pyogrio.read_dataframe(
-            name, layer=vectors[0], columns=[_LOCATION], read_geometry=False
-        )
-    except (DataSourceError, DataLayerError) as error:
-        raise SceneError(f"cannot read {name}: {error}") from error
-    return _at_locations(table[_LOCATION].dropna().tolist(), name)
+            return _at_locations(table[_LOCATION].dropna().tolist(), name)
+    except (DataSourceError, DataLayerError):
+        layer = None
+    if layer is None and name.lower().endswith(".gpkg"):
+        return [Input.of(name)]
+    raise SceneError(
+        f"{name} is no scene and no tile index: that has a field {_LOCATION!r}, as gdaltindex "
+        "makes it"
+    )
 
 
 def _at_locations(locations: list[Any], index: str) -> list[Input]:
