@@ -65,7 +65,8 @@ def options_per_scene(
             f"{len(sources)} scenes cannot all be written to {fixed[0]!r}; put {STEM} into the "
             f"name, for instance -o 'maps/{STEM}.gpkg'"
         )
-    stems = [Input.of(source).stem for source in sources]
+    inputs = [Input.of(source) for source in sources]
+    stems = [own.stem for own in inputs]
     # some file systems take names that differ in case alone for one
     counts = Counter(stem.casefold() for stem in stems)
     clash = next((stem for stem in stems if counts[stem.casefold()] > 1), None)
@@ -76,8 +77,9 @@ def options_per_scene(
             options,
             outputs=tuple(name.replace(STEM, stem) for name in options.outputs),
             probabilities=options.probabilities and options.probabilities.replace(STEM, stem),
+            acquired=options.acquired or own.acquired,
         )
-        for stem in stems
+        for own, stem in zip(inputs, stems, strict=True)
     ]
 
 

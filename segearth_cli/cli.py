@@ -243,6 +243,13 @@ def segment_command(
         str | None,
         map_option(metavar="PATH", help="Also write a .tif of percents, a band per class."),
     ] = None,
+    stac: Annotated[
+        bool, map_option("--stac", help="Write a STAC Item too, beside the first output.")
+    ] = False,
+    datetime: Annotated[
+        str | None,
+        map_option(metavar="TIME", help="When the scene was taken, for the STAC Item."),
+    ] = None,
     min_area: Annotated[
         float,
         map_option(metavar="M2", help="Merge patches smaller than this into their neighbours."),
@@ -301,6 +308,8 @@ def segment_command(
         simplify=simplify,
         outputs=tuple(output or ()),
         probabilities=probabilities,
+        stac=stac,
+        acquired=datetime,
         overwrite=overwrite,
         creation_options=parse_pairs(co or []),
         threads=threads,

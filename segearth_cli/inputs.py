@@ -37,6 +37,7 @@ class Input:
 
     source: str
     stem: str
+    acquired: str | None = None  # when, where a STAC Item says so
 
     @classmethod
     def of(cls, source: str | Input) -> Input:
@@ -219,7 +220,10 @@ def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
     if not (href.startswith("/vsi") or "://" in href or os.path.isabs(href)):
         beside = os.path.join(os.path.dirname(name), href)
         href = urljoin(name, href) if _is_web(name) else os.path.normpath(beside)
-    return Input(href, safe_name(label) if item.get("id") else stem_of(href))
+    properties = item.get("properties")
+    acquired = properties.get("datetime") if isinstance(properties, dict) else None
+    stem = safe_name(label) if item.get("id") else stem_of(href)
+    return Input(href, stem, acquired if isinstance(acquired, str) else None)
 
 
 def _rasters(assets: dict[str, Any]) -> list[str]:

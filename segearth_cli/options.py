@@ -13,6 +13,7 @@ DEFAULT_BACKGROUND = ("background",)
 SENSORS = ("auto", "optical", "sar")
 SAR_UNITS = ("auto", "power", "amplitude", "decibels")
 RASTER_SUFFIXES = (".tif", ".tiff")
+STAC_SUFFIX = ".stac.json"
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".geojsonl", ".fgb", ".parquet", ".shp")
 OUTPUT_SUFFIXES = (*RASTER_SUFFIXES, *VECTOR_SUFFIXES, ".png")
 
@@ -143,6 +144,8 @@ class SegmentOptions(SceneOptions):
     simplify: float = 0.0  # metres
     outputs: tuple[str, ...] = ()
     probabilities: str | None = None
+    stac: bool = False  # a STAC Item beside the first output
+    acquired: str | None = None  # when, for that Item
     overwrite: bool = False
     creation_options: tuple[tuple[str, str], ...] = ()
     max_memory: int | None = None  # bytes
@@ -168,8 +171,14 @@ class SegmentOptions(SceneOptions):
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Everything that is written, the probabilities too."""
-        return self.outputs if self.probabilities is None else (*self.outputs, self.probabilities)
+        """Everything that is written, the probabilities and the STAC Item too."""
+        return tuple(filter(None, (*self.outputs, self.probabilities, self.stac_path)))
+
+    @property
+    def stac_path(self) -> str | None:
+        """The STAC Item: named as the first file that is written."""
+        first = next((n for n in (*self.outputs, self.probabilities) if n and n != "-"), None)
+        return f"{PurePath(first).with_suffix('')}{STAC_SUFFIX}" if self.stac and first else None
 
     def _check_names(self) -> None:
         """Refuse names of outputs that say too little, or the same twice."""
@@ -183,6 +192,10 @@ class SegmentOptions(SceneOptions):
         _require(
             self.probabilities is None or self.probabilities.lower().endswith(RASTER_SUFFIXES),
             f"--probabilities {self.probabilities!r} is a raster; end it with .tif",
+        )
+        _require(
+            not self.stac or self.stac_path is not None,
+            "--stac describes files, and none is written; name one with -o",
         )
         names = self.written
         for name in names:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
-from segearth_cli import report
+from segearth_cli import report, stac
 from segearth_cli.errors import OutputError
 from segearth_cli.geo import vector, writer
 from segearth_cli.geo.grid import Grid
@@ -177,9 +177,22 @@ def _write_preview(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]
     return [place]
 
 
+def _write_stac(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    stac.write_item(
+        place,
+        class_map.grid,
+        class_map.legend,
+        class_map.counts,
+        class_map.record,
+        class_map.options,
+    )
+    return [place]
+
+
 WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
     **dict.fromkeys(RASTER_SUFFIXES, _write_raster),
     **dict.fromkeys(VECTOR_SUFFIXES, _write_polygons),
     ".png": _write_preview,
+    ".json": _write_stac,
     "probabilities": _write_probabilities,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ _OF_NO_MATTER = (
     "outputs",
     "probabilities",
     "stac",
+    "acquired",
     "overwrite",
     "progress",
     "threads",
@@ -93,8 +94,10 @@ def file_sha256(path: str | Path) -> str:
         raise SegEarthError(f"cannot read {path}: {error.strerror}") from error
 
 
-def command_again(record: Record, output: str, is_probabilities: bool = False) -> str | None:
+def command_again(record: Record, output: str, place: Sequence[str]) -> str | None:
     """The command line that makes the output once more, quoted for a shell.
+
+    ``place`` are the words that say what is to be written.
 
     ``None`` where no command line says such classes: names with commas, bars or colours of their
     own come from files or from Python.
@@ -114,7 +117,6 @@ def command_again(record: Record, output: str, is_probabilities: bool = False) -
         return None
     source = record["source"]
     source = f"./{source}" if source.startswith("-") else source  # no option
-    place = ["--probabilities" if is_probabilities else "-o", output]
     return shlex.join(["segearth", "segment", source, *class_words, *option_words, *place])
 
 

@@ -36,6 +36,7 @@ from segearth_cli.outputs import (
     write_outputs,
 )
 from segearth_cli.record import PROMPTS, settings_record
+from segearth_cli.stac import parse_time
 from segearth_cli.stages import stage
 from segearth_cli.staging import Staging, publish
 from segearth_cli.stream import (
@@ -227,6 +228,8 @@ def check_options(options: SegmentOptions) -> None:
         raise UsageError("say what to write, for instance -o map.gpkg or -o - for stdout")
     build_vocabulary(options)
     parse_stretch(options.stretch)
+    if options.acquired is not None:
+        parse_time(options.acquired)
     for name, crs in (("--dst-crs", options.dst_crs), ("--bbox-crs", options.bbox_crs)):
         if crs is not None:
             parse_crs(crs, name)

@@ -23,7 +23,6 @@ from segearth_cli.errors import OutputError
 from segearth_cli.options import RASTER_SUFFIXES
 
 PREFIX = ".segearth-"
-STAC_SUFFIX = ".stac.json"
 _RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were made
 
 _LOCK = "lock"

@@ -18,8 +18,8 @@ from pyogrio.errors import DataLayerError, DataSourceError
 
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.failures import GDAL_ERRORS
-from segearth_cli.options import RASTER_SUFFIXES
-from segearth_cli.staging import STAC_SUFFIX, record_beside
+from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX
+from segearth_cli.staging import record_beside
 
 Record = dict[str, Any]
 
