@@ -81,6 +81,7 @@ class Segmenter(nn.Module):
         self.logit_scale = logit_scale
         self.precision = precision
         self.exact = exact
+        self.most_windows: int | None = None  # at once, where more were found not to fit
         self.register_buffer("text", text)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
