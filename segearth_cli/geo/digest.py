@@ -11,6 +11,7 @@ from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import environment, gdal_settings, opened
 
 _WHOLE = 4 << 20  # bytes: smaller files are read whole
@@ -32,6 +33,10 @@ def source_digest(source: str) -> dict[str, Any]:
     Raises:
         SceneError: it cannot be opened or read.
     """
+    return patiently(source, lambda: _digest(source))
+
+
+def _digest(source: str) -> dict[str, Any]:
     with environment(gdal_settings(source)), opened(source) as src:
         total = hashlib.sha256(_facts(src).encode())
         files = [file for file in src.files if not file.lower().endswith(_MADE_BY_VIEWERS)]

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo import sensors
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import (
     band_facts,
     environment,
@@ -175,8 +177,9 @@ class Scene:
         scaling: sensors.Scaling,
         settings: dict[str, Any],
         resources: ExitStack,
+        again: Callable[[], "Scene"],
     ) -> None:
-        """Take over ``resources``, which `close` closes."""
+        """Take over ``resources``, which `close` closes; ``again`` opens the same scene anew."""
         self.source = region.source
         self.grid = grid
         self.bands = bands
@@ -184,6 +187,7 @@ class Scene:
         self._region = region
         self._settings = settings
         self._resources = resources
+        self._again = again
 
     @property
     def sensor(self) -> str:
@@ -212,8 +216,7 @@ class Scene:
             if not (0 <= first and 0 < count and first + count <= size):
                 raise ValueError(f"pixels {first}..{first + count} of {size}")
         window = Window(col_off, row_off, cols, rows)
-        with rasterio.Env(**self._settings):
-            raw, valid = self._region.read(window, (rows, cols))
+        raw, valid = self._patiently(lambda region: region.read(window, (rows, cols)))
         return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
 
     def overview(self, max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -222,9 +225,29 @@ class Scene:
         height, width = (
             max(1, round(side / factor)) for side in (self.grid.height, self.grid.width)
         )
-        with rasterio.Env(**self._settings):
-            raw, valid = self._region.decimated(height, width)
+        raw, valid = self._patiently(lambda region: region.decimated(height, width))
         return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
+
+    def _patiently(self, read: Callable[[_Region], _Sample]) -> _Sample:
+        """What is read, from the scene opened anew where a server stopped answering."""
+        failed = False
+
+        def attempt() -> _Sample:
+            nonlocal failed
+            if failed:
+                self._reopen()
+            failed = True
+            with rasterio.Env(**self._settings):
+                return read(self._region)
+
+        return patiently(self.source, attempt)
+
+    def _reopen(self) -> None:
+        fresh = self._again()
+        self._resources.callback(fresh.close)
+        if (fresh.grid, fresh.scaling) != (self.grid, self.scaling):
+            raise SceneError(f"{self.source} changed while it was read; segment it again")
+        self._region = fresh._region
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
@@ -250,6 +273,10 @@ def open_scene(source: str, options: SceneOptions, onto: Grid | None = None) -> 
     Raises SceneError for what is no readable raster or does not meet ``--bbox`` or ``--aoi``,
     UsageError for options that the scene cannot follow. What is guessed is logged as a warning.
     """
+    return patiently(source, lambda: _open_once(source, options, onto))
+
+
+def _open_once(source: str, options: SceneOptions, onto: Grid | None) -> Scene:
     stretch = sensors.parse_stretch(options.stretch)
     settings = gdal_settings(source)
     with environment(settings), ExitStack() as resources:
@@ -288,7 +315,8 @@ def open_scene(source: str, options: SceneOptions, onto: Grid | None = None) -> 
         scaling = sensors.scaling_of(
             stretch, sensor, dtype, sample, unit, int(bits) if bits else None
         )
-        return Scene(region, grid, bands, scaling, settings, resources.pop_all())
+        again = partial(_open_once, source, options, onto)
+        return Scene(region, grid, bands, scaling, settings, resources.pop_all(), again)
 
 
 def _despeckled(region: _Region, sample: _Sample, sensor: str, unit: str, size: int) -> _Region:

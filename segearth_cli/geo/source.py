@@ -25,12 +25,11 @@ from segearth_cli.errors import SceneError
 from segearth_cli.geo import sensors
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, window_of_box
+from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.options import SceneOptions
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
-_REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "oss://")
-_REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
 _COARSER = 1.02  # times the pixel area: from here on pixels are averaged
 
@@ -52,15 +51,8 @@ def gdal_settings(source: str) -> dict[str, Any]:
     a remote read that fails.
     """
     settings: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_BYTES}
-    if source.startswith(_REMOTE) or source.startswith(_REMOTE_VSI):
-        settings |= {
-            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-            "GDAL_HTTP_MAX_RETRY": "3",
-            "GDAL_HTTP_RETRY_DELAY": "1",
-            "GDAL_HTTP_CONNECTTIMEOUT": "30",
-            "GDAL_HTTP_LOW_SPEED_TIME": "30",  # seconds below the limit: a server that fell silent
-            "GDAL_HTTP_LOW_SPEED_LIMIT": "1",  # bytes a second
-        }
+    if is_remote(source):
+        settings |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", **retry_settings()}
     taken = rasterio.env.getenv() if rasterio.env.hasenv() else {}
     return {
         name: value
