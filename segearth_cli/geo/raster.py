@@ -24,6 +24,7 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import (
     band_facts,
+    check_claim,
     environment,
     file_grid,
     gdal_settings,
@@ -295,6 +296,7 @@ def _open_once(source: str, options: SceneOptions, onto: Grid | None) -> Scene:
             dataset, grid = warped(resources, dataset, grid, options, onto)
             alpha = dataset.count
         window, shapes = region_asked(grid, options)
+        check_claim(source, window)
         grid = grid.crop(window)
         region = _Region(source, dataset, window, channels, alpha, shapes)
         dtype = dataset.dtypes[0]

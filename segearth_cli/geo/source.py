@@ -31,6 +31,9 @@ from segearth_cli.options import SceneOptions
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
+_PLAUSIBLE = 10**10  # pixels that no file is asked about
+_DENSEST = 2000  # pixels a byte: the best compression of a single value makes a thousand
+_MOST_BANDS = 10_000  # GDAL and rasterio take minutes to list more
 _COARSER = 1.02  # times the pixel area: from here on pixels are averaged
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
                 else "it holds no raster bands"
             )
             raise SceneError(f"cannot open {source}: {inside}")
+        if src.count > _MOST_BANDS:
+            raise SceneError(f"cannot open {source}: it claims {src.count} bands; it is damaged")
         yield src
 
 
@@ -92,6 +97,21 @@ def _why_not(source: str, error: BaseException) -> str:
     if "not recognized as being in a supported file format" in message:
         return "it is not a raster that GDAL can read"
     return f"{message}; the file may be damaged or cut short"
+
+
+def check_claim(source: str, window: Window) -> None:
+    """Refuse a GeoTIFF that claims far more pixels than a file of its size can hold.
+
+    Raises SceneError: going through them would take days, of nothing.
+    """
+    if not source.lower().endswith((".tif", ".tiff")) or not os.path.isfile(source):
+        return
+    pixels, size = int(window.width) * int(window.height), os.path.getsize(source)
+    if pixels > _PLAUSIBLE and pixels > _DENSEST * size:
+        raise SceneError(
+            f"{source} claims {window.width} x {window.height} pixels in {size} bytes: it is "
+            "empty or damaged; name a part of it with --bbox"
+        )
 
 
 def band_facts(src: Any) -> sensors.BandFacts:
@@ -115,6 +135,11 @@ def file_grid(src: Any, source: str) -> Grid:
         crs=(gcps_crs or None) if placed_by_gcps else (src.crs or None),
         gcps=tuple(gcps) if placed_by_gcps else (),
     )
+    if not grid.is_sound:
+        raise SceneError(
+            f"cannot place {source}: its geotransform {tuple(grid.transform)[:6]} gives pixels no "
+            "size on the ground; correct it, for instance with gdal_edit"
+        )
     if grid.crs is None:
         logger.warning(
             "%s has %s: working in pixel coordinates, without areas in square metres",

@@ -1,5 +1,6 @@
 """The Segmenter: windows in, logits per query out; scoring and Global Bias Alleviation (3.3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -208,8 +209,8 @@ def load_segmenter(
         encoder,
         upsampler,
         text,
-        mean=clip.visual.preprocess_cfg["mean"],
-        std=clip.visual.preprocess_cfg["std"],
+        mean=_per_channel(clip, folder, "mean"),
+        std=_per_channel(clip, folder, "std"),
         global_bias=settings.global_bias,
         logit_scale=settings.logit_scale,
         query_class=vocabulary.query_class,
@@ -217,6 +218,22 @@ def load_segmenter(
         exact=settings.exact,
     )
     return segmenter.to(device).eval().requires_grad_(False), settings
+
+
+def _per_channel(clip: Any, folder: ModelFolder, name: str) -> list[float]:
+    """The mean or standard deviation of the images that the encoder was trained on."""
+    values = clip.visual.preprocess_cfg.get(name)
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        red = green = blue = math.nan
+    spread = 0.0 if name == "std" else -math.inf
+    if not all(spread < value < math.inf for value in (red, green, blue)):
+        raise ModelError(
+            f"{folder.config} gives {name} as {values!r}; preprocess_cfg needs three numbers, of "
+            "red, green and blue"
+        )
+    return [red, green, blue]
 
 
 def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:
