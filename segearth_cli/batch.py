@@ -168,6 +168,8 @@ def segment_jobs(
                     outcome = segment(job.source, job.options, load, opened=found)
             except SegEarthError as error:
                 outcome = Failure(job.source, error, time.perf_counter() - started)
+            except BrokenPipeError:  # the reader of stdout has gone: nobody wants the others
+                raise
             except Exception as error:
                 if len(jobs) == 1:
                     raise

@@ -91,11 +91,17 @@ def prefetched(
                 def take(item: Item = item) -> Made:
                     nonlocal coming
                     ready, coming = coming, None
+                    goes_on = False
                     try:
-                        return make(item) if ready is None else ready.result()
-                    finally:
+                        made = make(item) if ready is None else ready.result()
+                        goes_on = True
+                        return made
+                    except Exception:
+                        goes_on = True
+                        raise
+                    finally:  # after Ctrl-C nothing more is begun
                         held.release()
-                        coming = begin()
+                        coming = begin() if goes_on else None
 
                 yield item, take
         finally:

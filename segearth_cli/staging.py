@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -105,9 +106,11 @@ class Staging:
 def _lock(folder: Path) -> IO[bytes]:
     """A file in the folder that is locked as long as this process lives, where systems can.
 
-    It gets its name when it is locked already.
+    It names the machine, and gets its name when it is locked already.
     """
     stream = (folder / f"{_LOCK}.new").open("wb")
+    stream.write(socket.gethostname().encode())
+    stream.flush()
     if fcntl is not None:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(stream, fcntl.LOCK_EX)
@@ -116,10 +119,15 @@ def _lock(folder: Path) -> IO[bytes]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove temporary folders whose process was killed before it could."""
+    """Remove temporary folders whose process, of this machine, was killed before it could.
+
+    Of other machines', which share the disk, nobody knows: not all of them share locks.
+    """
     for left in sorted(folder.glob(f"{PREFIX}*")) if fcntl is not None else ():
         try:
             with (left / _LOCK).open("rb") as stream:
+                if stream.read() != socket.gethostname().encode():
+                    continue
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # somebody works there, or nobody knows
             continue

@@ -389,8 +389,10 @@ def test_pipes_on_both_sides(scene, tiny_model, folder):
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_is_no_error_message(scene, tiny_model, folder):
-    args = ("segment", scene, "-o", "-", "--model", tiny_model, *WORDS, "-q")
+@pytest.mark.parametrize("scenes", [1, 2])
+def test_a_reader_that_leaves_is_no_error_message(scene, tiny_model, folder, tmp_path, scenes):
+    sources = [scene, write_scene(tmp_path / "other.tif")][:scenes]
+    args = ("segment", *sources, "-o", "-", "--model", tiny_model, *WORDS, "-q")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command(*args), stdout=writing, stderr=-1, env=surroundings())

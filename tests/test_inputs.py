@@ -20,6 +20,8 @@ from segearth_cli.errors import SceneError, SegEarthError, UsageError
 from segearth_cli.inputs import Input, expand_inputs, safe_name, stem_of
 from segearth_cli.segment import segment
 
+TAKEN = "2024-05-06T07:08:09Z"
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
@@ -41,7 +43,7 @@ def item(name, assets, **more):
         "stac_version": "1.0.0",
         "id": name,
         "geometry": None,
-        "properties": {"datetime": "2024-05-06T07:08:09Z"},
+        "properties": {"datetime": TAKEN},
         "assets": assets,
         "links": [],
         **more,
@@ -123,7 +125,8 @@ def test_items_are_named_by_their_ids_and_each_keeps_its_own_crs(place, tiny_mod
     features = [item(name, {"visual": asset(f"./{name}/TCI.tif")}) for name in ("S2A", "S2B")]
     items = write_json("cat/items.json", {"type": "FeatureCollection", "features": features})
     found = expand_inputs([items])
-    assert found == [Input("cat/S2A/TCI.tif", "S2A"), Input("cat/S2B/TCI.tif", "S2B")]
+    names = ("S2A", "S2B")
+    assert found == [Input(f"cat/{name}/TCI.tif", name, TAKEN) for name in names]
     list(segment_all(found, options_for(tiny_model, "maps/{stem}.tif")))
     for name, crs in (("S2A", "EPSG:32633"), ("S2B", "EPSG:32719")):
         with rasterio.open(f"maps/{name}.tif") as src:
@@ -197,7 +200,7 @@ def test_items_on_a_server_name_rasters_beside_them(place, tiny_model):
     address = f"http://127.0.0.1:{server.server_port}/in"
     try:
         (found,) = expand_inputs([f"{address}/item.json"])
-        assert found == Input(f"{address}/b.tif", "far_.._away")
+        assert found == Input(f"{address}/b.tif", "far_.._away", TAKEN)
         segment(found.source, options_for(tiny_model, "map.gpkg"))
         with pytest.raises(SceneError, match=r"cannot read .*absent\.json: File not found"):
             expand_inputs([f"{address}/absent.json"])

@@ -1,12 +1,15 @@
 """Batches that stop and go on: what is complete stays, the rest is done, nothing is half."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from segearth_cli.cli import app
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.options import BatchOptions, parse_shard
+from segearth_cli.prefetch import prefetched
 from segearth_cli.segment import SegmentResult, segment
 from segearth_cli.staging import PREFIX, Staging
 
@@ -162,13 +166,12 @@ def test_stdout_cannot_be_resumed(sources, tiny_model):
 
 
 def test_what_a_killed_run_left_goes_and_what_others_do_stays(sources, out, tiny_model, caplog):
-    import contextlib
-
     dead, foreign = out / f"{PREFIX}dead", out / f"{PREFIX}foreign"
     dead.mkdir()
-    (dead / "lock").write_text("")
+    (dead / "lock").write_text(socket.gethostname())
     (dead / "half.tif").write_text("half")
-    foreign.mkdir()  # by who knows whom
+    foreign.mkdir()
+    (foreign / "lock").write_text("another machine")
     options = options_for(tiny_model, out / "{stem}.gpkg")
     with contextlib.ExitStack() as stack:
         alive = Staging(stack).beside(out / "other.tif")
@@ -277,6 +280,43 @@ def test_a_bug_in_one_scene_of_many_is_said_in_full_and_the_others_go_on(
     assert "failed: " + sources[1] in result.stderr
     alone = run(*args, sources[1], "-o", out / "map.gpkg")
     assert isinstance(alone.exception, ZeroDivisionError)
+
+
+def test_the_next_scene_is_made_ready_and_let_go_when_nobody_takes_it():
+    made, dropped, begun = [], [], threading.Event()
+
+    def make(item):
+        made.append(item)
+        if item == "b":
+            begun.set()
+        if item == "bad":
+            raise ValueError(item)
+        return item.upper()
+
+    items = prefetched(["bad", "a", "b", "c"], make, dropped.append)
+    _, take = next(items)
+    with pytest.raises(ValueError, match="bad"):
+        take()
+    item, take = next(items)
+    assert (item, take()) == ("a", "A")
+    assert begun.wait(60)  # while "a" is worked on
+    items.close()
+    assert made == ["bad", "a", "b"]
+    assert dropped == ["B"]
+
+
+def test_after_an_interrupt_no_further_scene_is_opened():
+    made = []
+
+    def make(item):
+        made.append(item)
+        raise KeyboardInterrupt
+
+    with contextlib.closing(prefetched(["a", "b"], make, made.append)) as items:
+        _, take = next(items)
+        with pytest.raises(KeyboardInterrupt):
+            take()
+    assert made == ["a"]
 
 
 # --- stopped and killed ------------------------------------------------------------------------
