@@ -17,8 +17,9 @@ from segearth_cli import __version__, terminal
 from segearth_cli.cli_evaluate import evaluate_command
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
 from segearth_cli.cli_tune import tune_command
-from segearth_cli.errors import SegEarthError, Stopped, UsageError
+from segearth_cli.errors import SegEarthError, Stopped, Terminated, UsageError
 from segearth_cli.flags import (
+    Asset,
     Attention,
     Bands,
     BatchSize,
@@ -29,9 +30,12 @@ from segearth_cli.flags import (
     MaxMemory,
     ModelName,
     Nodata,
+    OnError,
     Precision,
     Quiet,
+    ResumeBatch,
     SarUnit,
+    Shard,
     Speckle,
     Stretch,
     Stride,
@@ -47,6 +51,7 @@ from segearth_cli.flags import (
 )
 from segearth_cli.options import (
     SENSORS,
+    BatchOptions,
     BenchOptions,
     ModelOptions,
     SegmentOptions,
@@ -54,6 +59,7 @@ from segearth_cli.options import (
     parse_bbox,
     parse_memory,
     parse_pairs,
+    parse_shard,
     parse_size,
 )
 
@@ -62,13 +68,17 @@ INTERRUPTED = 130
 TERMINATED = 143  # 128 + SIGTERM, as shells count
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 @contextlib.contextmanager
 def terminated_as_exit() -> Iterator[None]:
-    """A SIGTERM unwinds the stack, so that temporary folders go, before the program ends."""
+    """A SIGTERM is a Ctrl-C: it unwinds the stack, so that temporary folders go."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
@@ -97,9 +107,9 @@ class ErrorBoundary(TyperGroup):
         except Stopped as stop:
             terminal.show_stop(stop)
             sys.exit(0 if stop.planned else INTERRUPTED)
-        except KeyboardInterrupt:
-            terminal.print_error("interrupted; nothing unfinished was written")
-            sys.exit(INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            terminal.print_error(str(interrupt) or "interrupted; nothing unfinished was written")
+            sys.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has gone: `| head`
             sys.exit(1)
         finally:
@@ -146,7 +156,8 @@ def segment_command(
         typer.Argument(
             metavar="INPUT",
             show_envvar=False,
-            help="Rasters: paths, GDAL paths or URLs; - reads them from stdin, one a line.",
+            help="Rasters: paths, GDAL paths or URLs; folders, tile indexes, STAC Items; "
+            "- reads them from stdin, one a line.",
         ),
     ],
     output: Annotated[
@@ -240,6 +251,13 @@ def segment_command(
         str | None,
         map_option(metavar="PATH", help="Also write a .tif of percents, a band per class."),
     ] = None,
+    stac: Annotated[
+        bool, map_option("--stac", help="Write a STAC Item too, beside the first output.")
+    ] = False,
+    datetime: Annotated[
+        str | None,
+        map_option(metavar="TIME", help="When the scene was taken, for the STAC Item."),
+    ] = None,
     min_area: Annotated[
         float,
         map_option(metavar="M2", help="Merge patches smaller than this into their neighbours."),
@@ -255,6 +273,10 @@ def segment_command(
         map_option(metavar="NAME=VALUE", help="Creation option of GDAL's COG driver; repeatable."),
     ] = None,
     overwrite: Annotated[bool, map_option("--overwrite", help="Replace existing outputs.")] = False,
+    asset: Asset = None,
+    shard: Shard = None,
+    resume: ResumeBatch = False,
+    on_error: OnError = "skip",
     dry_run: Annotated[
         bool, option("--dry-run", help="Say what would be read and how, and stop.")
     ] = False,
@@ -267,8 +289,8 @@ def segment_command(
     Example: segearth segment scene.tif --classes building,road,water -o map.gpkg
     """
     from segearth_cli import batch
+    from segearth_cli.inputs import expand_inputs
     from segearth_cli.model.prompts import choose_classes
-    from segearth_cli.segment import Plan
 
     terminal.log_to_stderr(verbose, quiet)
     if json and "-" in (output or ()) and not dry_run:
@@ -294,6 +316,8 @@ def segment_command(
         simplify=simplify,
         outputs=tuple(output or ()),
         probabilities=probabilities,
+        stac=stac,
+        acquired=datetime,
         overwrite=overwrite,
         creation_options=parse_pairs(co or []),
         threads=threads,
@@ -314,19 +338,13 @@ def segment_command(
             exact=exact,
         ),
     )
-    sources = batch.expand_inputs(inputs)
-    outcomes = (batch.plan_all if dry_run else batch.segment_all)(sources, options)
-    failures = []
-    for outcome in outcomes:
-        if isinstance(outcome, batch.Failure):
-            terminal.show_failure(outcome, json, alone=len(sources) == 1)
-            failures.append(outcome.error)
-        elif isinstance(outcome, Plan):
-            terminal.show_plan(outcome, json)
-        else:
-            terminal.show_result(outcome, json, quiet)
+    how = BatchOptions(resume=resume, on_error=on_error, shard=parse_shard(shard))
+    sources = expand_inputs(inputs, asset=asset)
+    jobs = batch.jobs_of(sources, options, how)
+    outcomes = batch.plan_jobs(jobs) if dry_run else batch.segment_jobs(jobs, how)
+    failures = terminal.show_outcomes(outcomes, len(jobs), len(sources), json, quiet)
     if failures:
-        raise typer.Exit(failures[0].exit_code if len(failures) == len(sources) else PARTLY_FAILED)
+        raise typer.Exit(failures[0].exit_code if len(failures) == len(jobs) else PARTLY_FAILED)
 
 
 @app.command("bench", epilog=environment("bench"))
@@ -402,6 +420,23 @@ def bench_command(
         ),
     )
     terminal.show_bench(bench(options), json)
+
+
+@app.command("info", epilog=environment("info"))
+def info_command(
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", show_envvar=False, help="A map that segearth made.")
+    ],
+    json: Json = False,
+) -> None:
+    """Tell how a map was made, and the command that makes it again.
+
+    Example: segearth info map.gpkg
+    """
+    from segearth_cli.info import map_info
+
+    terminal.log_to_stderr(False, False)
+    terminal.show_info(map_info(output), json)
 
 
 app.command("evaluate", epilog=environment("evaluate"))(evaluate_command)

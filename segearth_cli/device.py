@@ -104,6 +104,14 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def release_memory(device: torch.device) -> None:
+    """Give back what the device holds for tensors that are no more."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether the device computes in float64."""
     return device.type != "mps"

@@ -38,3 +38,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, planned: bool = False) -> None:
         super().__init__(message)
         self.planned = planned
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: as Ctrl-C, but for the exit code (143)."""

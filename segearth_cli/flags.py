@@ -8,13 +8,14 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from segearth_cli.options import ATTENTIONS, PRECISIONS, SAR_UNITS
+from segearth_cli.options import ATTENTIONS, ON_ERROR, PRECISIONS, SAR_UNITS
 
 option = partial(typer.Option, show_envvar=False)
 class_option = partial(option, rich_help_panel="Classes")
 scene_option = partial(option, rich_help_panel="Scene")
 model_option = partial(option, rich_help_panel="Model")
 map_option = partial(option, rich_help_panel="Outputs")
+many_option = partial(option, rich_help_panel="Many scenes")
 run_option = partial(option, rich_help_panel="Run")
 
 Verbose: TypeAlias = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
@@ -90,6 +91,25 @@ Speckle: TypeAlias = Annotated[
         metavar="N",
         help="Radar: a Lee filter of N x N pixels against speckle; 0: none. Default: the model's.",
     ),
+]
+Asset: TypeAlias = Annotated[
+    str | None,
+    many_option(
+        metavar="NAME", help="The asset of STAC Items to read. Default: visual, or its only raster."
+    ),
+]
+Shard: TypeAlias = Annotated[
+    str | None,
+    many_option(metavar="I/N", help="Only the I-th of N parts of the scenes: for job arrays."),
+]
+ResumeBatch: TypeAlias = Annotated[
+    bool,
+    many_option(
+        "--resume", help="Leave out scenes whose maps are there, whole and made the same way."
+    ),
+]
+OnError: TypeAlias = Annotated[
+    str, many_option(metavar="|".join(ON_ERROR), help="What to do when a scene fails.")
 ]
 ModelOut: TypeAlias = Annotated[
     Path, run_option("-o", "--output", metavar="DIR", help="The model folder to make.")

@@ -14,6 +14,7 @@ DEFAULT_BACKGROUND = ("background",)
 SENSORS = ("auto", "optical", "sar")
 SAR_UNITS = ("auto", "power", "amplitude", "decibels")
 RASTER_SUFFIXES = (".tif", ".tiff")
+STAC_SUFFIX = ".stac.json"
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".geojsonl", ".fgb", ".parquet", ".shp")
 OUTPUT_SUFFIXES = (*RASTER_SUFFIXES, *VECTOR_SUFFIXES, ".png")
 
@@ -149,6 +150,8 @@ class SegmentOptions(SceneOptions):
     simplify: float = 0.0  # metres
     outputs: tuple[str, ...] = ()
     probabilities: str | None = None
+    stac: bool = False  # a STAC Item beside the first output
+    acquired: str | None = None  # when, for that Item
     overwrite: bool = False
     creation_options: tuple[tuple[str, str], ...] = ()
     max_memory: int | None = None  # bytes
@@ -174,8 +177,14 @@ class SegmentOptions(SceneOptions):
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Everything that is written, the probabilities too."""
-        return self.outputs if self.probabilities is None else (*self.outputs, self.probabilities)
+        """Everything that is written, the probabilities and the STAC Item too."""
+        return tuple(filter(None, (*self.outputs, self.probabilities, self.stac_path)))
+
+    @property
+    def stac_path(self) -> str | None:
+        """The STAC Item: named as the first file that is written."""
+        first = next((n for n in (*self.outputs, self.probabilities) if n and n != "-"), None)
+        return f"{PurePath(first).with_suffix('')}{STAC_SUFFIX}" if self.stac and first else None
 
     def _check_names(self) -> None:
         """Refuse names of outputs that say too little, or the same twice."""
@@ -190,6 +199,10 @@ class SegmentOptions(SceneOptions):
             self.probabilities is None or self.probabilities.lower().endswith(RASTER_SUFFIXES),
             f"--probabilities {self.probabilities!r} is a raster; end it with .tif",
         )
+        _require(
+            not self.stac or self.stac_path is not None,
+            "--stac describes files, and none is written; name one with -o",
+        )
         names = self.written
         for name in names:
             _require(
@@ -199,6 +212,27 @@ class SegmentOptions(SceneOptions):
         paths = [os.path.abspath(name) for name in names]
         for name, path in zip(names, paths, strict=True):
             _require(paths.count(path) == 1, f"{name} is written twice; name each output once")
+
+
+ON_ERROR = ("skip", "stop")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How many scenes are gone through."""
+
+    resume: bool = False  # leave out what is complete and was made with the same settings
+    on_error: str = "skip"
+    shard: tuple[int, int] = (1, 1)  # the first of one part: all
+
+    def __post_init__(self) -> None:
+        """Refuse parts that there are not."""
+        _one_of("--on-error", self.on_error, ON_ERROR)
+        part, parts = self.shard
+        _require(
+            1 <= part <= parts,
+            f"--shard {part}/{parts} is no part; the first of {max(parts, 1)} is 1/{max(parts, 1)}",
+        )
 
 
 @dataclass(frozen=True)
@@ -461,6 +495,21 @@ def parse_size(text: str) -> tuple[int, int]:
         return int(width), int(height or width)
     except ValueError as error:
         raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT, for instance 20000x2000") from error
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """``"2/8"`` as part and number of parts; all in one for ``None``.
+
+    Raises:
+        UsageError: these are not whole numbers.
+    """
+    if text is None:
+        return 1, 1
+    try:
+        part, parts = (int(number) for number in text.split("/"))
+    except ValueError as error:
+        raise UsageError(f"--shard {text!r} is not PART/PARTS, for instance 2/8") from error
+    return part, parts
 
 
 def parse_memory(text: str | None) -> int | None:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from segearth_cli.errors import OutputError
+from segearth_cli.geo.recorded import KEY, to_json
 from segearth_cli.geo.writer import Legend
 from segearth_cli.staging import shown
 
@@ -39,12 +41,14 @@ def write_preview(
     *,
     title: str = "",
     pixels: Mapping[int, int] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a PNG of a scene: the image, the map over it, and the legend with class shares.
 
     ``image`` [3, h, w] is uint8 or float in [0, 1], ``valid`` and ``classes`` [h, w]; all may be
     decimated. ``pixels`` counts every class in the full raster; without it the shares are those of
-    ``classes``. Its long side is at most 1600 pixels, unless the legend alone is higher.
+    ``classes``. ``record`` goes along as text. The picture's long side is at most 1600 pixels,
+    unless the legend alone is higher.
     Raises OutputError when the file cannot be written.
     """
     counts = _counts(classes[valid], legend) if pixels is None else pixels
@@ -52,8 +56,11 @@ def write_preview(
     rgb = _rgb(image, valid)
     coloured = np.where(valid & (classes < len(legend.values)), classes, 0)
     picture = _page(rgb, coloured, legend.colours, rows, title)
+    about = PngInfo()
+    if record is not None:
+        about.add_itxt(KEY, to_json(record))
     try:
-        picture.save(destination, format="PNG", optimize=True)
+        picture.save(destination, format="PNG", optimize=True, pnginfo=about)
     except OSError as error:
         Path(destination).unlink(missing_ok=True)
         raise OutputError(f"cannot write {shown(Path(destination))}: {error}") from error

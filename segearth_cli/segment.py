@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit, urlunsplit
 
-from segearth_cli import __version__, report
 from segearth_cli.device import pick_device, pick_precision, use_threads
-from segearth_cli.errors import OutputError, UsageError
-from segearth_cli.geo import vector, writer
-from segearth_cli.geo.grid import Grid, parse_crs
+from segearth_cli.errors import UsageError
+from segearth_cli.geo import writer
+from segearth_cli.geo.digest import source_digest
+from segearth_cli.geo.grid import parse_crs
 from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo.recorded import Record
 from segearth_cli.geo.sensors import parse_stretch
-from segearth_cli.geo.writer import Legend, RowWriter
+from segearth_cli.geo.writer import RowWriter
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import model_settings
 from segearth_cli.model.weights import resolve_model
-from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
+from segearth_cli.options import SegmentOptions
+from segearth_cli.outputs import (
+    STDOUT,
+    ClassMap,
+    check_outputs,
+    file_ids,
+    output_paths,
+    write_features,
+    write_outputs,
+)
+from segearth_cli.record import PROMPTS, settings_record
+from segearth_cli.stac import parse_time
 from segearth_cli.stages import stage
-from segearth_cli.staging import Staging, files_of, publish
+from segearth_cli.staging import Staging, publish
 from segearth_cli.stream import (
     PERCENT_NODATA,
     Model,
@@ -40,11 +49,6 @@ from segearth_cli.stream import (
     window_grid,
 )
 
-STDOUT = "-"
-PREVIEW_SIDE = 1000  # pixels
-SAID_ELSEWHERE = (  # options that other tags say better, or that are of no matter to the map
-    "classes", "background", "colours", "outputs", "overwrite", "progress", "model", "prefix",
-)  # fmt: skip
 GSD_TOLERANCE = 1.5  # times the resolution that a model was made for
 
 logger = logging.getLogger(__name__)
@@ -85,34 +89,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class ClassMap:
-    """A classified scene: its working rasters, and what its outputs are made of."""
+class Source:
+    """An open scene, and the digest of what it is read from."""
 
-    classes: Path
-    confidence: Path
-    probabilities: Path
-    legend: Legend
-    grid: Grid
-    tags: dict[str, str]
-    options: SegmentOptions
+    scene: Scene
+    digest: dict[str, Any]
 
-    @cached_property
-    def polygons(self) -> Any:
-        """The classes but the background as a GeoDataFrame."""
-        return vector.polygons(
-            self.classes,
-            self.confidence,
-            self.legend,
-            self.grid,
-            source=self.tags["SEGEARTH_SOURCE"],
-            simplify_m=self.options.simplify,
-        )
 
-    @cached_property
-    def counts(self) -> dict[int, int]:
-        """Pixels of each raster value."""
-        counts = writer.count_values(self.classes, self.legend.nodata + 1)
-        return dict(enumerate(counts.tolist()))
+def open_source(source: str, options: SegmentOptions) -> Source:
+    """Open a scene, and tell what is in it from what was there yesterday.
+
+    Raises:
+        SceneError: it cannot be opened or read.
+    """
+    digest = source_digest(source)
+    return Source(open_scene(source, with_speckle(options)), digest)
 
 
 def segment(
@@ -120,6 +111,7 @@ def segment(
     options: SegmentOptions,
     load: Callable[[str], Model] | None = None,
     stdout: TextIO | None = None,
+    opened: Source | None = None,
 ) -> SegmentResult:
     """Segment one scene into the outputs that the options name.
 
@@ -128,25 +120,29 @@ def segment(
         options: what to look for and what to write.
         load: the model for the scene's sensor, which many scenes can share.
         stdout: where the output ``-`` goes.
+        opened: the scene, where somebody has opened it already; it is closed here.
 
     Raises:
         SegEarthError: what was expected to go wrong; nothing half-written is left behind.
     """
     started = time.perf_counter()
-    check_options(options)
-    check_outputs([source], options)
-    use_threads(options.threads)
-    options = with_speckle(options)
     with contextlib.ExitStack() as stack:
+        if opened:
+            stack.enter_context(opened.scene)
+        check_options(options)
+        check_outputs(file_ids([source]), options)
+        use_threads(options.threads)
         with stage("open"):
-            scene = stack.enter_context(open_scene(source, options))
+            found = opened or open_source(source, options)
+            scene = stack.enter_context(found.scene)
         logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
         work = staging.beside(*output_paths(options)[:1])
         model = load(scene.sensor) if load else load_model(options, scene.sensor)
         warn_of_sensor(scene, model)
         warn_of_resolution(scene, model)
-        class_map = write_class_map(scene, model, work, options)
+        record = describe(scene, model, options, found.digest)
+        class_map = write_class_map(scene, model, work, options, record)
         with stage("outputs"):
             finished = write_outputs(scene, class_map, staging)
         if STDOUT in options.outputs:
@@ -208,7 +204,7 @@ def plan(source: str, options: SegmentOptions) -> Plan:
         SegEarthError: what would go wrong before the first window.
     """
     check_options(options)
-    check_outputs([source], options)
+    check_outputs(file_ids([source]), options)
     vocabulary = build_vocabulary(options)
     device = pick_device(options.model.device)
     precision = pick_precision(options.model.precision_wanted, device)
@@ -251,6 +247,8 @@ def check_options(options: SegmentOptions) -> None:
         raise UsageError("say what to write, for instance -o map.gpkg or -o - for stdout")
     build_vocabulary(options)
     parse_stretch(options.stretch)
+    if options.acquired is not None:
+        parse_time(options.acquired)
     for name, crs in (("--dst-crs", options.dst_crs), ("--bbox-crs", options.bbox_crs)):
         if crs is not None:
             parse_crs(crs, name)
@@ -260,30 +258,9 @@ def check_options(options: SegmentOptions) -> None:
         resolve_model(options.model.model)
 
 
-def check_outputs(sources: Sequence[str], options: SegmentOptions) -> None:
-    """Refuse outputs that cannot be, before any work is done; ``sources`` are what is read.
-
-    Raises:
-        UsageError: a package that a format needs is missing.
-        OutputError: an output exists and ``overwrite`` is off, or is one of the sources.
-    """
-    for path in output_paths(options):
-        vector.require_vector_support(path)
-        if os.path.isdir(path):
-            raise OutputError(f"{path} is a folder; name a file in it")
-        for file in files_of(path):
-            if any(os.path.exists(source) and file.samefile(source) for source in sources):
-                raise OutputError(f"{file} is a scene to be read; write to another file")
-            if not options.overwrite:
-                raise OutputError(f"{file} exists; use --overwrite to replace it")
-
-
-def output_paths(options: SegmentOptions) -> list[Path]:
-    """Every file that the options ask for."""
-    return [Path(name) for name in options.written if name != STDOUT]
-
-
-def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOptions) -> ClassMap:
+def write_class_map(
+    scene: Scene, model: Model, folder: Path, options: SegmentOptions, record: Record
+) -> ClassMap:
     """Classify the scene into working rasters; memory depends on its width alone."""
     legend = model.legend
     class_map = ClassMap(
@@ -292,7 +269,7 @@ def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOp
         folder / "probabilities.tif",
         legend,
         scene.grid,
-        describe(scene, model, options),
+        record,
         options,
     )
     with contextlib.ExitStack() as stack:
@@ -329,94 +306,20 @@ def write_class_map(scene: Scene, model: Model, folder: Path, options: SegmentOp
     return class_map
 
 
-def write_outputs(scene: Scene, class_map: ClassMap, staging: Staging) -> dict[Path, Path]:
-    """Write every output beside its destination; returns finished file -> final place."""
-    options = class_map.options
-    finished: dict[Path, Path] = {}
-    for path in output_paths(options):
-        place = staging.beside(path) / path.name
-        kind = "probabilities" if path == Path(options.probabilities or "") else path.suffix.lower()
-        for file in WRITERS[kind](scene, class_map, place):
-            finished[file] = path.with_name(file.name)
-    return finished
-
-
-def write_features(class_map: ClassMap, stream: TextIO) -> None:
-    """Write the polygons as lines of GeoJSON to stdout.
-
-    Raises:
-        OutputError: it takes no more.
-        BrokenPipeError: its reader has gone.
-    """
-    try:
-        vector.write_features(class_map.polygons, stream)
-        stream.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
-
-
-def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
-    return writer.write_class_raster(
-        class_map.classes,
-        place,
-        class_map.legend,
-        class_map.tags,
-        class_map.options.creation_options,
-    )
-
-
-def _write_probabilities(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
-    legend = class_map.legend
-    names = legend.names if class_map.options.background is not None else legend.names[1:]
-    return writer.write_probabilities(
-        class_map.probabilities, place, names, class_map.tags, class_map.options.creation_options
-    )
-
-
-def _write_polygons(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
-    return vector.write_vector(class_map.polygons, place, class_map.legend)
-
-
-def _write_preview(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
-    image, valid = scene.overview(PREVIEW_SIDE)
-    classes = writer.read_decimated(class_map.classes, valid.shape)
-    report.write_preview(
-        image,
-        valid,
-        classes,
-        class_map.legend,
-        place,
-        title=Path(scene.source).name,
-        pixels=class_map.counts,
-    )
-    return [place]
-
-
-WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
-    **dict.fromkeys(RASTER_SUFFIXES, _write_raster),
-    **dict.fromkeys(VECTOR_SUFFIXES, _write_polygons),
-    ".png": _write_preview,
-    "probabilities": _write_probabilities,
-}
-
-
-def describe(scene: Scene, model: Model, options: SegmentOptions) -> dict[str, str]:
-    """How the map was made, for the tags of its files."""
-    asked = asdict(options)
-    for name in SAID_ELSEWHERE:
-        del asked[name]
+def describe(
+    scene: Scene, model: Model, options: SegmentOptions, digest: Mapping[str, Any]
+) -> Record:
+    """How the map is made, as its files will carry it."""
     settings = asdict(model.settings)
     del settings["folder"]
     return {
-        "SEGEARTH_VERSION": __version__,
-        "SEGEARTH_SOURCE": label(scene.source),
-        "SEGEARTH_SCENE": scene.description,
-        "SEGEARTH_CLASSES": json.dumps(model.vocabulary.classes, ensure_ascii=False),
-        "SEGEARTH_MODEL": json.dumps(settings),
-        "SEGEARTH_MODEL_DIGEST": model.settings.folder.digest(),
-        "SEGEARTH_OPTIONS": json.dumps(asked),
+        **settings_record(options, model.settings.folder, digest),
+        "source": label(scene.source),
+        "sensor": scene.sensor,
+        "scene": scene.description,
+        "classes": model.vocabulary.classes,
+        "prompts": PROMPTS,
+        "model": settings,
     }
 
 

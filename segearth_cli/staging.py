@@ -4,19 +4,38 @@ Also which files belong to an output by their names: parts of it, or made from i
 """
 
 import contextlib
+import logging
 import os
+import shutil
+import signal
+import socket
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from segearth_cli.errors import OutputError
 from segearth_cli.options import RASTER_SUFFIXES
 
 PREFIX = ".segearth-"
+_RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were made
+
+_LOCK = "lock"
+
+logger = logging.getLogger(__name__)
 
 _COMPANIONS = {
-    ".shp": tuple(
-        f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")
+    ".shp": (
+        _RECORD,  # before the others: it tells whose they are
+        *(f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")),
     ),
+    ".geojsonl": (_RECORD,),
     ".gpkg": ("{name}-journal", "{name}-wal", "{name}-shm"),
     ".png": ("{name}.aux.xml",),
     **dict.fromkeys(RASTER_SUFFIXES, ("{name}.aux.xml", "{name}.ovr", "{name}.msk")),
@@ -30,6 +49,11 @@ def companions(path: Path) -> list[Path]:
     """
     names = _COMPANIONS.get(path.suffix.lower(), ())
     return [path.with_name(name.format(stem=path.stem, name=path.name)) for name in names]
+
+
+def record_beside(path: Path) -> Path:
+    """Where the record of an output lies that cannot carry it."""
+    return path.with_name(_RECORD.format(name=path.name))
 
 
 def shown(path: Path) -> Path:
@@ -68,13 +92,47 @@ class Staging:
                 f"cannot write into {parent or 'the temporary folder'}: {why}; "
                 "choose another folder"
             ) from error
-        return Path(self._stack.enter_context(folder))
+        made = Path(self._stack.enter_context(folder))
+        self._stack.callback(_lock(made).close)
+        return made
 
     def _make(self, folder: Path) -> None:
         missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
             self._stack.callback(_remove_if_empty, path)
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """A file in the folder that is locked as long as this process lives, where systems can.
+
+    It names the machine, and gets its name when it is locked already.
+    """
+    stream = (folder / f"{_LOCK}.new").open("wb")
+    stream.write(socket.gethostname().encode())
+    stream.flush()
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            (folder / f"{_LOCK}.new").rename(folder / _LOCK)
+    return stream
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary folders whose process, of this machine, was killed before it could.
+
+    Of other machines', which share the disk, nobody knows: not all of them share locks.
+    """
+    for left in sorted(folder.glob(f"{PREFIX}*")) if fcntl is not None else ():
+        try:
+            with (left / _LOCK).open("rb") as stream:
+                if stream.read() != socket.gethostname().encode():
+                    continue
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # somebody works there, or nobody knows
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+        logger.warning("removed %s, which a killed run left", left)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -85,13 +143,59 @@ def _remove_if_empty(folder: Path) -> None:
 def publish(finished: dict[Path, Path]) -> None:
     """Rename finished files into place; what belonged to a file that was there goes.
 
+    Whenever the process dies, a file that names an output is whole and its parts belong to it: it
+    is the last to come, and where it has parts the first to go. Signals wait until all are there.
+
     Raises:
         OutputError: a file cannot be put there.
     """
-    for file, destination in finished.items():
-        try:
-            for stale in set(companions(destination)) - set(finished.values()):
-                stale.unlink(missing_ok=True)
-            file.replace(destination)
-        except OSError as error:
-            raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+    places = {destination: file for file, destination in finished.items()}
+    parts = {part for destination in places for part in companions(destination)}
+    with signals_wait():
+        for destination in places:
+            if destination not in parts:
+                _put(destination, places)
+
+
+def _put(destination: Path, places: dict[Path, Path]) -> None:
+    own = companions(destination)
+    try:
+        for path in (destination, *own):
+            if path in places:
+                _sync(places[path])
+        if any(part in places or part.exists() for part in own):
+            destination.unlink(missing_ok=True)
+        for part in own:
+            if part in places:
+                places[part].replace(part)
+            else:
+                part.unlink(missing_ok=True)
+        places[destination].replace(destination)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+
+
+def _sync(file: Path) -> None:
+    """Have the content on the disk before the name: a machine that loses power keeps both."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect at the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])

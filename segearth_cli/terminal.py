@@ -9,7 +9,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segearth_cli.errors import OutputError, Stopped, UsageError
+from segearth_cli.errors import OutputError, SegEarthError, Stopped, UsageError
 
 if TYPE_CHECKING:
-    from segearth_cli.batch import Failure
+    from segearth_cli.batch import Failure, Skipped
     from segearth_cli.bench import BenchResult
     from segearth_cli.compare import CompareResult
     from segearth_cli.evaluate import EvaluateResult, Row
+    from segearth_cli.info import MapInfo
     from segearth_cli.model.weights import ModelRow
     from segearth_cli.scores import Scores
     from segearth_cli.segment import Plan, SegmentResult
@@ -57,7 +59,10 @@ class LineHandler(logging.Handler):
         """Print one record."""
         style = self.STYLES.get(record.levelno, "bold red")
         level = (f"{record.levelname.lower()}: ", style)
-        console().print(Text.assemble(level, " ".join(record.getMessage().split())))
+        out = console()
+        out.print(Text.assemble(level, " ".join(record.getMessage().split())))
+        if record.exc_info:
+            out.print(Text(logging.Formatter().formatException(record.exc_info)))
 
 
 class OnceForAllScenes(logging.Filter):
@@ -126,7 +131,9 @@ def _plain(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A plain table; every column but the first is aligned to the right."""
-    made = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    made = Table(
+        title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False
+    )
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
@@ -157,8 +164,91 @@ def show_failure(failure: Failure, as_json: bool, alone: bool) -> None:
     named = alone or failure.source in message
     print_error(message if named else f"{failure.source}: {message}")
     if as_json:
-        record = {"status": "failed", "source": failure.source, "error": str(failure.error)}
+        record = {
+            "status": "failed",
+            "source": failure.source,
+            "outputs": [],
+            "seconds": failure.seconds,
+            "error": str(failure.error),
+        }
         print_json(record)
+
+
+def show_skipped(skipped: Skipped, as_json: bool, quiet: bool) -> None:
+    """One scene whose outputs were there."""
+    if as_json:
+        print_json({"status": "skipped", **asdict(skipped)})
+    if not quiet:
+        places = ", ".join(skipped.outputs)
+        console().print(Text(f"{skipped.source}: {places} complete already"))
+
+
+def show_outcomes(
+    outcomes: Generator[SegmentResult | Skipped | Failure | Plan, None, None],
+    jobs: int,
+    scenes: int,
+    as_json: bool,
+    quiet: bool,
+) -> list[SegEarthError]:
+    """Every scene as it is done, and at the end a table; returns what went wrong.
+
+    ``jobs`` are to be done of ``scenes`` that were named.
+
+    Raises:
+        KeyboardInterrupt: as it came, saying how far it went.
+    """
+    from segearth_cli.batch import Failure, Skipped
+    from segearth_cli.segment import Plan
+
+    seen: list[SegmentResult | Skipped | Failure] = []
+    try:
+        with closing(outcomes):
+            for outcome in outcomes:
+                if isinstance(outcome, Plan):
+                    show_plan(outcome, as_json)
+                    continue
+                seen.append(outcome)
+                if isinstance(outcome, Failure):
+                    show_failure(outcome, as_json, alone=scenes == 1)
+                elif isinstance(outcome, Skipped):
+                    show_skipped(outcome, as_json, quiet)
+                else:
+                    show_result(outcome, as_json, quiet)
+    except KeyboardInterrupt as interrupt:
+        if scenes == 1:
+            raise
+        raise type(interrupt)(
+            f"interrupted; of {jobs} scenes {len(seen)} were gone through, and of the next nothing "
+            "is left; the same command with --resume goes on"
+        ) from interrupt
+    if scenes > 1 and seen and not quiet:
+        show_summary(seen, jobs)
+    if jobs == 0:
+        logging.getLogger(__name__).warning("this part holds none of the %d scenes", scenes)
+    return [outcome.error for outcome in seen if isinstance(outcome, Failure)]
+
+
+def show_summary(seen: Sequence[SegmentResult | Skipped | Failure], jobs: int) -> None:
+    """What became of many scenes: how many, how long, and the name of each that failed."""
+    from segearth_cli.batch import Failure, Skipped
+    from segearth_cli.segment import SegmentResult
+
+    kinds = {"done": SegmentResult, "complete already": Skipped, "failed": Failure}
+    counted = {name: [o for o in seen if isinstance(o, kind)] for name, kind in kinds.items()}
+    rows = [
+        [name, str(len(some)), f"{sum(o.seconds for o in some):.1f} s"]
+        for name, some in counted.items()
+        if some
+    ]
+    if len(seen) < jobs:
+        rows.append(["not begun", str(jobs - len(seen)), ""])
+    out = console()
+    out.print(table("", ["", "scenes", "time"], rows))
+    for outcome in seen:
+        if isinstance(outcome, Failure):
+            message = " ".join(str(outcome.error).split())
+            named = outcome.source in message
+            out.print(Text(f"failed: {message if named else f'{outcome.source}: {message}'}"))
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
@@ -186,6 +276,30 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     made.show_header = False
     made.columns[1].justify = "left"
     console().print(made)
+
+
+def show_info(info: MapInfo, as_json: bool) -> None:
+    """How a map was made, on stdout: it is what was asked for."""
+    record = info.record
+    if as_json:
+        print_json({"output": info.output, "command": info.command, **record})
+        return
+    digest, model = record["source_digest"], record["model"]
+    settings = [f"{name} {value}" for name, value in model.items() if name != "name"]
+    rows = [
+        ["made by", f"segearth {record['version']}"],
+        ["source", record["source"]],
+        ["digest of source", f"sha256 {digest.get('sha256')} ({digest.get('covers')})"],
+        ["read as", str(record.get("scene"))],
+        ["classes", ", ".join("|".join(words) for words in record.get("classes", []))],
+        ["prompts", str(record.get("prompts"))],
+        ["model", str(model.get("name"))],
+        ["digest of model", f"sha256 {record.get('model_digest')}"],
+        ["runs as", ", ".join(settings)],
+        ["command", info.command or "none can say such classes: see options in --json"],
+    ]
+    for name, value in rows:
+        print(f"{name:<17}{value}")
 
 
 def show_bench(result: BenchResult, as_json: bool) -> None:

@@ -5,21 +5,16 @@ import geopandas
 import pytest
 from scenes import blocks, names_in, options_for, read, write_scene
 
-from segearth_cli.batch import (
-    Failure,
-    expand_inputs,
-    options_per_scene,
-    plan_all,
-    segment_all,
-    stem_of,
-)
+from segearth_cli.batch import Failure, options_per_scene, plan_all, segment_all
 from segearth_cli.errors import ModelError, OutputError, SceneError, UsageError
+from segearth_cli.inputs import expand_inputs, stem_of
 from segearth_cli.segment import segment
 
 
 def test_a_dash_stands_for_the_lines_of_stdin():
     lines = io.StringIO("b.tif\r\n\n  c d.tif \n")
-    assert expand_inputs(["a.tif", "-", "e.tif"], lines) == ["a.tif", "b.tif", "c d.tif", "e.tif"]
+    found = expand_inputs(["a.tif", "-", "e.tif"], lines)
+    assert [own.source for own in found] == ["a.tif", "b.tif", "c d.tif", "e.tif"]
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,7 @@ def test_outputs_of_every_kind_at_once(out, source, tiny_model):
     result = segment(source, options_for(tiny_model, *(out / name for name in names)))
     assert result.outputs == tuple(str(out / name) for name in names)
     parts = [f"map{suffix}" for suffix in (".cpg", ".dbf", ".prj", ".shx", ".tif.aux.xml")]
+    parts += [f"map{suffix}.segearth.json" for suffix in (".geojsonl", ".shp")]
     assert names_in(out) == sorted(names + parts)
 
 

@@ -4,7 +4,7 @@ import pytest
 from scenes import names_in, options_for
 
 from segearth_cli.errors import OutputError
-from segearth_cli.segment import check_outputs
+from segearth_cli.outputs import check_outputs
 from segearth_cli.staging import Staging, companions, publish, shown
 
 COMPANIONS = [

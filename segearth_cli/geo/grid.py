@@ -1,6 +1,8 @@
 """Where pixels lie on the ground: grids, windows from boxes, the grid a scene is warped to."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +22,9 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 
 _EDGE = 1e-4  # pixels: how far a box may miss a pixel's edge by rounding
+_FARTHEST = 1e15  # CRS units
+_FINEST = 1e-14  # of the largest coordinate: a pixel's side in float64
+_FLATTEST = 1e-9  # sine of the angle between rows and columns
 _STRETCH = 0.01  # a projection's scale error that is not worth correcting (UTM's is 0.0004)
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -44,10 +49,29 @@ class Grid:
         flat = self.transform.b == 0 and self.transform.d == 0
         return not self.gcps and flat and self.transform.a > 0 and self.transform.e < 0
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether neighbouring pixels lie at different, finite places, in float64."""
+        if self.gcps:
+            return all(math.isfinite(v) for p in self.gcps for v in (p.row, p.col, p.x, p.y))
+        a, b, c, d, e, f = self.transform[:6]
+        corners = [
+            (a * col + b * row + c, d * col + e * row + f)
+            for col in (0, self.width)
+            for row in (0, self.height)
+        ]
+        largest = max(abs(v) if math.isfinite(v) else math.inf for xy in corners for v in xy)
+        across, down = math.hypot(a, d), math.hypot(b, e)
+        return (
+            largest < _FARTHEST
+            and min(across, down) > largest * _FINEST
+            and abs(a * e - b * d) > _FLATTEST * across * down
+        )
+
     def ground(self, cols: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return x and y (CRS units) of fractional pixel positions (corners are whole numbers)."""
         if self.gcps:
-            with GCPTransformer(list(self.gcps)) as transformer:
+            with _placed_by(self.gcps) as transformer:
                 xs, ys = transformer.xy(rows, cols, offset="ul")
             return np.asarray(xs, float), np.asarray(ys, float)
         t = self.transform
@@ -56,7 +80,7 @@ class Grid:
     def pixels(self, xs: NDArray[Any], ys: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return fractional columns and rows of x and y (CRS units): the inverse of `ground`."""
         if self.gcps:
-            with GCPTransformer(list(self.gcps)) as transformer:
+            with _placed_by(self.gcps) as transformer:
                 rows, cols = transformer.rowcol(xs, ys, op=np.asarray)
             return np.asarray(cols, float), np.asarray(rows, float)
         t = ~self.transform
@@ -107,6 +131,18 @@ class Grid:
             transform=t if self.gcps else Affine(t.a, t.b, x, t.d, t.e, y),
             gcps=gcps,
         )
+
+
+@contextmanager
+def _placed_by(gcps: tuple[GroundControlPoint, ...]) -> Iterator[GCPTransformer]:
+    """Pixels to ground and back by GCPs; raises SceneError where these place nothing."""
+    try:
+        with GCPTransformer(list(gcps)) as transformer:
+            yield transformer
+    except GDAL_ERRORS as error:
+        raise SceneError(
+            f"the scene's {len(gcps)} ground control points give it no place: {reason(error)}"
+        ) from error
 
 
 def _ring(box: Box, steps: int = 21) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +21,10 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo import sensors
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import (
     band_facts,
+    check_claim,
     environment,
     file_grid,
     gdal_settings,
@@ -190,14 +193,16 @@ class Scene:
         reading: Reading,
         settings: dict[str, Any],
         resources: ExitStack,
+        again: Callable[[], "Scene"],
     ) -> None:
-        """Take over ``resources``, which `close` closes."""
+        """Take over ``resources``, which `close` closes; ``again`` opens the same scene anew."""
         self.source = region.source
         self.grid = grid
         self.reading = reading
         self._region = region
         self._settings = settings
         self._resources = resources
+        self._again = again
 
     @property
     def bands(self) -> tuple[int, ...]:
@@ -236,8 +241,7 @@ class Scene:
             if not (0 <= first and 0 < count and first + count <= size):
                 raise ValueError(f"pixels {first}..{first + count} of {size}")
         window = Window(col_off, row_off, cols, rows)
-        with rasterio.Env(**self._settings):
-            raw, valid = self._region.read(window, (rows, cols))
+        raw, valid = self._patiently(lambda region: region.read(window, (rows, cols)))
         return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
 
     def overview(self, max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -246,9 +250,29 @@ class Scene:
         height, width = (
             max(1, round(side / factor)) for side in (self.grid.height, self.grid.width)
         )
-        with rasterio.Env(**self._settings):
-            raw, valid = self._region.decimated(height, width)
+        raw, valid = self._patiently(lambda region: region.decimated(height, width))
         return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
+
+    def _patiently(self, read: Callable[[_Region], _Sample]) -> _Sample:
+        """What is read, from the scene opened anew where a server stopped answering."""
+        failed = False
+
+        def attempt() -> _Sample:
+            nonlocal failed
+            if failed:
+                self._reopen()
+            failed = True
+            with rasterio.Env(**self._settings):
+                return read(self._region)
+
+        return patiently(self.source, attempt)
+
+    def _reopen(self) -> None:
+        fresh = self._again()
+        self._resources.callback(fresh.close)
+        if (fresh.grid, fresh.scaling) != (self.grid, self.scaling):
+            raise SceneError(f"{self.source} changed while it was read; segment it again")
+        self._region = fresh._region
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
@@ -281,6 +305,12 @@ def open_scene(
     ``--aoi``, UsageError for options that the scene cannot follow. What is guessed is logged as a
     warning.
     """
+    return patiently(source, lambda: _open_once(source, options, onto, reading))
+
+
+def _open_once(
+    source: str, options: SceneOptions, onto: Grid | None, reading: Reading | None
+) -> Scene:
     settings = gdal_settings(source)
     with environment(settings), ExitStack() as resources:
         with opened(source) as src:
@@ -298,6 +328,8 @@ def open_scene(
             dataset, grid = warped(resources, dataset, grid, options, onto)
             alpha = dataset.count
         window, shapes = region_asked(grid, options)
+        check_claim(source, window)
+        grid = grid.crop(window)
         region = _Region(source, dataset, window, channels, alpha, shapes)
         if reading is None:
             sample = region.sample()
@@ -309,7 +341,8 @@ def open_scene(
         if len(reading.bands) < len(bands):
             region = replace(region, channels=1)
         region = replace(region, speckle=reading.speckle)
-        return Scene(region, grid.crop(window), reading, settings, resources.pop_all())
+        again = partial(_open_once, source, options, onto, reading)
+        return Scene(region, grid, reading, settings, resources.pop_all(), again)
 
 
 def _found_reading(

@@ -25,13 +25,15 @@ from segearth_cli.errors import SceneError
 from segearth_cli.geo import sensors
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, window_of_box
+from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.options import SceneOptions
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
-_REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "oss://")
-_REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
+_PLAUSIBLE = 10**10  # pixels that no file is asked about
+_DENSEST = 2000  # pixels a byte: the best compression of a single value makes a thousand
+_MOST_BANDS = 10_000  # GDAL and rasterio take minutes to list more
 _COARSER = 1.02  # times the pixel area: from here on pixels are averaged
 
 logger = logging.getLogger(__name__)
@@ -52,15 +54,8 @@ def gdal_settings(source: str) -> dict[str, Any]:
     a remote read that fails.
     """
     settings: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_BYTES}
-    if source.startswith(_REMOTE) or source.startswith(_REMOTE_VSI):
-        settings |= {
-            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-            "GDAL_HTTP_MAX_RETRY": "3",
-            "GDAL_HTTP_RETRY_DELAY": "1",
-            "GDAL_HTTP_CONNECTTIMEOUT": "30",
-            "GDAL_HTTP_LOW_SPEED_TIME": "30",  # seconds below the limit: a server that fell silent
-            "GDAL_HTTP_LOW_SPEED_LIMIT": "1",  # bytes a second
-        }
+    if is_remote(source):
+        settings |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", **retry_settings()}
     taken = rasterio.env.getenv() if rasterio.env.hasenv() else {}
     return {
         name: value
@@ -85,6 +80,8 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
                 else "it holds no raster bands"
             )
             raise SceneError(f"cannot open {source}: {inside}")
+        if src.count > _MOST_BANDS:
+            raise SceneError(f"cannot open {source}: it claims {src.count} bands; it is damaged")
         yield src
 
 
@@ -100,6 +97,21 @@ def _why_not(source: str, error: BaseException) -> str:
     if "not recognized as being in a supported file format" in message:
         return "it is not a raster that GDAL can read"
     return f"{message}; the file may be damaged or cut short"
+
+
+def check_claim(source: str, window: Window) -> None:
+    """Refuse a GeoTIFF that claims far more pixels than a file of its size can hold.
+
+    Raises SceneError: going through them would take days, of nothing.
+    """
+    if not source.lower().endswith((".tif", ".tiff")) or not os.path.isfile(source):
+        return
+    pixels, size = int(window.width) * int(window.height), os.path.getsize(source)
+    if pixels > _PLAUSIBLE and pixels > _DENSEST * size:
+        raise SceneError(
+            f"{source} claims {window.width} x {window.height} pixels in {size} bytes: it is "
+            "empty or damaged; name a part of it with --bbox"
+        )
 
 
 def band_facts(src: Any) -> sensors.BandFacts:
@@ -123,6 +135,11 @@ def file_grid(src: Any, source: str) -> Grid:
         crs=(gcps_crs or None) if placed_by_gcps else (src.crs or None),
         gcps=tuple(gcps) if placed_by_gcps else (),
     )
+    if not grid.is_sound:
+        raise SceneError(
+            f"cannot place {source}: its geotransform {tuple(grid.transform)[:6]} gives pixels no "
+            "size on the ground; correct it, for instance with gdal_edit"
+        )
     if grid.crs is None:
         logger.warning(
             "%s has %s: working in pixel coordinates, without areas in square metres",

@@ -6,6 +6,7 @@ QGIS looks for a layer's style in the table ``layer_styles`` of its GeoPackage.
 import re
 import sqlite3
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -28,9 +29,15 @@ _INSERT = """INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_
   f_geometry_column, styleName, styleQML, styleSLD, useAsDefault, description, owner)
   VALUES ('', '', ?, ?, ?, ?, ?, 1, 'class colours', '')"""
 
+_DATES = ("UPDATE layer_styles SET update_time = ?", "UPDATE gpkg_contents SET last_change = ?")
 
-def save_default_style(path: Path, layer: str, legend: Legend) -> None:
+
+def save_default_style(
+    path: Path, layer: str, legend: Legend, made: datetime | None = None
+) -> None:
     """Add the legend's colours to a layer of a GeoPackage as its default style.
+
+    ``made`` is the time that the table says, instead of now.
 
     Raises sqlite3.Error when the file cannot be written.
     """
@@ -42,6 +49,9 @@ def save_default_style(path: Path, layer: str, legend: Legend) -> None:
         database.execute(_REGISTER)
         style = (layer, column, layer[:30], qml(legend), sld(legend, layer))
         database.execute(_INSERT, style)
+        if made is not None:
+            for update in _DATES:
+                database.execute(update, (f"{made:%Y-%m-%dT%H:%M:%S.000Z}",))
 
 
 def _classes(legend: Legend) -> list[tuple[str, tuple[int, int, int]]]:

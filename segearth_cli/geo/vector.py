@@ -6,11 +6,13 @@ that rotated grids, GCPs and scenes without a CRS all take the same path.
 
 import logging
 import math
+import os
 import re
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from importlib.util import find_spec
 from itertools import pairwise
 from json import dumps
@@ -31,9 +33,10 @@ from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.failures import DISK_FULL, disk_is_full
 from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, unit_of
 from segearth_cli.geo.outlines import Rings, mean_confidence, noded, simplified, trace
+from segearth_cli.geo.recorded import KEY, Record, to_json, to_tags
 from segearth_cli.geo.style import save_default_style
 from segearth_cli.geo.writer import Legend
-from segearth_cli.staging import companions, files_of, shown
+from segearth_cli.staging import companions, files_of, record_beside, shown
 
 logger = logging.getLogger(__name__)
 
@@ -134,20 +137,21 @@ def write_vector(
     frame: geopandas.GeoDataFrame,
     destination: str | Path,
     legend: Legend,
+    record: Record | None = None,
 ) -> list[Path]:
     """Write `polygons` in the format of the destination's suffix; return the files made.
 
     Files of the same name are replaced. The layer is named after the file. A GeoPackage gets the
-    legend's colours as QGIS style.
+    legend's colours as QGIS style. All carry the record, some in a file beside them.
     Raises OutputError, and leaves no file, when the disk is full or the folder is not writable.
     """
     path = Path(destination)
     require_vector_support(path)
     _warn_of_pixels(frame, path.name)
-    layer = _layer_name(path.stem)
+    layer = _Layer(_layer_name(path.stem), legend, record or {})
     try:
         _remove(path)
-        _WRITERS[path.suffix.lower()](frame, path, layer, legend)
+        _WRITERS[path.suffix.lower()](frame, path, layer)
     except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
         reason = _reason(error, path)
         _remove(path)
@@ -200,39 +204,64 @@ _NO_LON_LAT = (
 )
 
 
-def _write_geojson(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+@dataclass(frozen=True)
+class _Layer:
+    """What goes into a file beside the polygons."""
+
+    name: str
+    legend: Legend
+    record: Record
+
+
+def _write_geojson(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write('{"type":"FeatureCollection","features":[')
+        about = f'"{KEY}":{to_json(layer.record)},' if layer.record else ""
+        stream.write(f'{{"type":"FeatureCollection",{about}"features":[')
         for index, feature in enumerate(_features(frame)):
             stream.write((",\n" if index else "\n") + feature)
         stream.write("\n]}\n")
 
 
-def _write_geojsonl(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+def _write_geojsonl(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         stream.writelines(feature + "\n" for feature in _features(frame))
+    _write_beside(path, layer.record)
 
 
-def _write_parquet(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
+def _write_parquet(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
     frame.to_parquet(path, index=False, compression="zstd")
+    if layer.record:  # geopandas passes no metadata on
+        from pyarrow import parquet
+
+        whole = parquet.read_table(path)
+        metadata = {**whole.schema.metadata, KEY: to_json(layer.record)}
+        parquet.write_table(whole.replace_schema_metadata(metadata), path, compression="zstd")
 
 
-def _write_gpkg(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
-    _write_ogr(frame, path, layer, "GPKG")
-    save_default_style(path, layer, legend)
+def _write_gpkg(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
+    _write_ogr(frame, path, layer.name, "GPKG", layer_metadata=to_tags(layer.record) or None)
+    save_default_style(path, layer.name, layer.legend, moment())
 
 
-def _write_fgb(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
-    _write_ogr(frame, path, layer, "FlatGeobuf")
+def _write_fgb(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
+    metadata = to_tags(layer.record) or None
+    _write_ogr(frame, path, layer.name, "FlatGeobuf", layer_metadata=metadata)
 
 
-def _write_shp(frame: geopandas.GeoDataFrame, path: Path, layer: str, legend: Legend) -> None:
-    _write_ogr(frame, path, path.stem, "ESRI Shapefile", encoding="UTF-8")
+def _write_shp(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
+    made = moment()
+    dated = {"DBF_DATE_LAST_UPDATE": f"{made:%Y-%m-%d}"} if made else {}
+    _write_ogr(frame, path, path.stem, "ESRI Shapefile", encoding="UTF-8", **dated)
+    _write_beside(path, layer.record)
 
 
 def _write_ogr(
-    frame: geopandas.GeoDataFrame, path: Path, layer: str, driver: str, **options: str
+    frame: geopandas.GeoDataFrame, path: Path, layer: str, driver: str, **options: Any
 ) -> None:
+    made = moment()
+    pyogrio.set_gdal_config_options(
+        {"OGR_CURRENT_DATE": f"{made:%Y-%m-%dT%H:%M:%S.000Z}" if made else None}
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")
         pyogrio.write_dataframe(
@@ -245,7 +274,7 @@ def _write_ogr(
         probe.write(bytes(_PROBE))  # and then nothing else does
 
 
-_WRITERS: dict[str, Callable[[geopandas.GeoDataFrame, Path, str, Legend], None]] = {
+_WRITERS: dict[str, Callable[[geopandas.GeoDataFrame, Path, _Layer], None]] = {
     ".gpkg": _write_gpkg,
     ".geojson": _write_geojson,
     ".geojsonl": _write_geojsonl,
@@ -253,6 +282,31 @@ _WRITERS: dict[str, Callable[[geopandas.GeoDataFrame, Path, str, Legend], None]]
     ".parquet": _write_parquet,
     ".shp": _write_shp,
 }
+
+
+def _write_beside(path: Path, record: Record) -> None:
+    if record:
+        record_beside(path).write_text(to_json(record) + "\n", encoding="utf-8")
+
+
+def moment() -> datetime | None:
+    """The time that files bear as that of their making, where the user has fixed it.
+
+    ``SOURCE_DATE_EPOCH``, as for other tools that can make the same bytes twice: GeoPackages and
+    shapefiles hold the time.
+
+    Raises:
+        UsageError: it is no number of seconds.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    try:
+        return datetime.fromtimestamp(int(text), timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH is {text!r}; it must be seconds since 1970, or unset"
+        ) from error
 
 
 def _remove(path: Path) -> None:

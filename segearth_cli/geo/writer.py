@@ -18,6 +18,7 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import sieve as gdal_sieve
 from rasterio.io import MemoryFile
@@ -340,7 +341,7 @@ def grid_of(src: Any) -> Grid:
 
 def _placement(grid: Grid) -> dict[str, Any]:
     if grid.gcps:
-        return {"gcps": list(grid.gcps), "crs": grid.crs}
+        return {"gcps": list(grid.gcps), "crs": grid.crs or CRS()}
     placed: dict[str, Any] = {} if grid.transform.is_identity else {"transform": grid.transform}
     return placed | ({"crs": grid.crs} if grid.crs else {})
 

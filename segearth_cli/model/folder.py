@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from segearth_cli.errors import ModelError, OutputError
+from segearth_cli.model.claim import fewest_parameters
 from segearth_cli.options import ATTENTIONS, SceneOptions
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ UNLOADABLE = (
     TypeError,
     AttributeError,
     AssertionError,
+    ArithmeticError,
     ImportError,
     OSError,
     LookupError,
@@ -288,6 +290,7 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
     import open_clip
     from safetensors import SafetensorError
 
+    _check_claim(folder)
     source = f"local-dir:{folder.path}"
     handlers = list(logging.root.handlers)
     try:
@@ -303,6 +306,20 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
         # every later warning of ours would be printed twice.
         logging.root.handlers[:] = handlers
     return model.eval(), tokenizer
+
+
+def _check_claim(folder: ModelFolder) -> None:
+    """Refuse a description of a model that these weights cannot be, before it is built."""
+    try:
+        parameters = fewest_parameters(folder.read_config()["model_cfg"])
+    except UNLOADABLE:
+        return  # open_clip will say what is missing
+    size = folder.weights.stat().st_size
+    if parameters > size:
+        raise ModelError(
+            f"{folder.config} describes a model of {parameters:,} parameters or more, and "
+            f"{folder.weights.name} has {size:,} bytes; they must belong together"
+        )
 
 
 def read_checkpoint(path: Path) -> dict[str, "Tensor"]:

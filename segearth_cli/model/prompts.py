@@ -229,6 +229,11 @@ def choose_classes(
     return ClassChoice(classes, None if no_background else words)
 
 
+def preset_names() -> tuple[str, ...]:
+    """The names that `read_preset` knows."""
+    return tuple(read_presets())
+
+
 def read_preset(name: str) -> ClassChoice:
     """Classes, background, colours and threshold of one of the authors' datasets.
 

@@ -1,5 +1,6 @@
 """The Segmenter: windows in, logits per query out; scoring and Global Bias Alleviation (3.3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,7 @@ class Segmenter(nn.Module):
         self.logit_scale = logit_scale
         self.precision = precision
         self.exact = exact
+        self.most_windows: int | None = None  # at once, where more were found not to fit
         self.register_buffer("text", text)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
@@ -235,8 +237,8 @@ def build_segmenter(
         encoder,
         upsampler,
         text,
-        mean=visual.preprocess_cfg["mean"],
-        std=visual.preprocess_cfg["std"],
+        mean=_per_channel(visual, settings.folder, "mean"),
+        std=_per_channel(visual, settings.folder, "std"),
         global_bias=settings.global_bias,
         logit_scale=settings.logit_scale,
         query_class=query_class,
@@ -244,6 +246,22 @@ def build_segmenter(
         exact=settings.exact,
     )
     return segmenter.eval().requires_grad_(False)
+
+
+def _per_channel(visual: Any, folder: ModelFolder, name: str) -> list[float]:
+    """The mean or standard deviation of the images that the encoder was trained on."""
+    values = visual.preprocess_cfg.get(name)
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        red = green = blue = math.nan
+    spread = 0.0 if name == "std" else -math.inf
+    if not all(spread < value < math.inf for value in (red, green, blue)):
+        raise ModelError(
+            f"{folder.config} gives {name} as {values!r}; preprocess_cfg needs three numbers, of "
+            "red, green and blue"
+        )
+    return [red, green, blue]
 
 
 def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:

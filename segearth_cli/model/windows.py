@@ -1,5 +1,6 @@
 """Windows on their way through the network: rows of them in, features or logits out."""
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segearth_cli.device import release_memory
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.stages import stage
+
+logger = logging.getLogger(__name__)
 
 MARGIN = 16  # pixels of the scene around windows that shared kernels look at, and to spare
 MOST_WAITING = 2  # rows of windows that wait for a pass to fill up
@@ -93,18 +97,51 @@ def run_pass(
     size: int,
     shares: bool,
 ) -> None:
-    """Take the waiting windows through the network as a batch of ``size``."""
-    batch = waiting[0][0].image.new_zeros(size, 3, grid.window_height, grid.window_width)
-    for place, (row, index) in enumerate(waiting):
-        batch[place] = row.window(grid, index)
-    results: Sequence[Tensor]
-    if shares and segmenter.fast_upsampler is not None:
-        features, bias = segmenter.encode(batch)
-        with stage("upsampler"):
-            results = (segmenter.fast_upsampler.coordinates.of(features[: len(waiting)]), bias)
-    else:
-        results = (segmenter.window_logits(batch),)
-    for place, (row, index) in enumerate(waiting):
+    """Take the waiting windows through the network as a batch of ``size``.
+
+    Where the device has no memory for as many, half of them, from then on.
+
+    Raises:
+        torch.OutOfMemoryError: there is not even room for one.
+    """
+    while waiting:
+        at_once = min(size, segmenter.most_windows or size)
+        if _pass_fits(waiting[:at_once], segmenter, grid, at_once, shares):
+            del waiting[:at_once]
+            continue
+        # not inside `except`, where the error keeps the failed pass's tensors
+        segmenter.most_windows = at_once // 2
+        release_memory(segmenter.device)
+        logger.warning(
+            "the device has too little memory for %d windows at once: going on with %d",
+            at_once,
+            at_once // 2,
+        )
+
+
+def _pass_fits(
+    windows: list[tuple[WindowRow, int]],
+    segmenter: Segmenter,
+    grid: WindowGrid,
+    size: int,
+    shares: bool,
+) -> bool:
+    try:
+        batch = windows[0][0].image.new_zeros(size, 3, grid.window_height, grid.window_width)
+        for place, (row, index) in enumerate(windows):
+            batch[place] = row.window(grid, index)
+        results: Sequence[Tensor]
+        if shares and segmenter.fast_upsampler is not None:
+            features, bias = segmenter.encode(batch)
+            with stage("upsampler"):
+                results = (segmenter.fast_upsampler.coordinates.of(features[: len(windows)]), bias)
+        else:
+            results = (segmenter.window_logits(batch),)
+    except torch.OutOfMemoryError:
+        if size == 1:
+            raise
+        return False
+    for place, (row, index) in enumerate(windows):
         row.results[index] = tuple(result[place] for result in results)
         row.missing -= 1
-    waiting.clear()
+    return True

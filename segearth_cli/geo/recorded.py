@@ -1,0 +1,180 @@
+"""Where each format keeps the record of how a map was made, and how it is read back.
+
+A record is a flat mapping of JSON values. Rasters and OGR layers carry it as tags
+(``SEGEARTH_VERSION``, ...), JSON and pictures as one object named ``segearth``; formats that have
+no place for it (shapefiles, lines of GeoJSON) have a file beside them.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyogrio
+import rasterio
+from PIL import Image, UnidentifiedImageError
+from pyogrio.errors import DataLayerError, DataSourceError
+
+from segearth_cli.errors import SegEarthError
+from segearth_cli.geo.failures import GDAL_ERRORS
+from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX
+from segearth_cli.staging import record_beside
+
+Record = dict[str, Any]
+
+KEY = "segearth"
+PREFIX = "SEGEARTH_"
+_TEXTS = ("version", "source", "scene", "sensor", "prompts", "model_digest")
+_PARTS = {"version": str, "source": str, "source_digest": dict, "options": dict, "model": dict}
+_LONGEST = 64 << 20  # bytes of a file or line that may be a record: far more than any
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON gives it back: lists for tuples, words for NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """The record as a JSON object in one line."""
+    return json.dumps(plain(dict(record)), ensure_ascii=False)
+
+
+def to_tags(record: Mapping[str, Any]) -> dict[str, str]:
+    """The record as texts by name, what rasters and layers can carry."""
+    return {
+        PREFIX + name.upper(): value if name in _TEXTS else to_json({"": value})[5:-1]
+        for name, value in record.items()
+    }
+
+
+def from_tags(tags: Mapping[str, str]) -> Record | None:
+    """The record among tags; ``None`` where there is none, or one that makes no sense."""
+    record: Record = {}
+    for name, text in sorted(tags.items()):
+        if name.startswith(PREFIX):
+            key = name.removeprefix(PREFIX).lower()
+            try:
+                record[key] = text if key in _TEXTS else json.loads(text)
+            except ValueError:
+                return None
+    return _checked(record)
+
+
+def _checked(value: Any) -> Record | None:
+    """The value, if it is a record with all that telling about it needs."""
+    if not isinstance(value, dict):
+        return None
+    return value if all(isinstance(value.get(k), kind) for k, kind in _PARTS.items()) else None
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in an output; ``None`` where there is none.
+
+    Raises:
+        SegEarthError: no output can be read there.
+    """
+    kind = STAC_SUFFIX if path.name.endswith(STAC_SUFFIX) else path.suffix.lower()
+    if kind not in READERS:
+        raise SegEarthError(
+            f"{path} is none of segearth's outputs: they end with {' '.join(READERS)}"
+        )
+    if not path.is_file():
+        raise SegEarthError(f"there is no file {path}")
+    try:
+        return _checked(READERS[kind](path))
+    except OSError as error:
+        raise SegEarthError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _raster_record(path: Path) -> Record | None:
+    try:
+        with rasterio.open(path) as src:
+            return from_tags(src.tags())
+    except GDAL_ERRORS:
+        return None  # whatever it is, it is no map of ours
+
+
+def is_probabilities(path: Path) -> bool:
+    """Whether an output is a raster of probabilities, which names no classes by value."""
+    if path.suffix.lower() not in RASTER_SUFFIXES:
+        return False
+    with rasterio.open(path) as src:
+        return "CLASSES" not in src.tags()
+
+
+def _layer_record(path: Path) -> Record | None:
+    try:
+        names = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
+        tags = pyogrio.read_info(path, layer=names[0])["layer_metadata"] if names else None
+    except (DataSourceError, DataLayerError):
+        return None
+    return from_tags(tags or {})
+
+
+def _parquet_record(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    except pyarrow.ArrowInvalid:
+        return None
+    return _loaded(metadata.get(KEY.encode(), b""))
+
+
+def _geojson_record(path: Path) -> Any:
+    with path.open("rb") as stream:
+        head = stream.readline(_LONGEST)
+    collection = _loaded(head.strip() + b"]}")
+    return collection.get(KEY) if isinstance(collection, dict) else None
+
+
+def _picture_record(path: Path) -> Any:
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get(KEY, "")
+    except (UnidentifiedImageError, SyntaxError, ValueError):
+        return None
+    return _loaded(text)
+
+
+def _record_beside(path: Path) -> Any:
+    beside = record_beside(path)
+    return _file_record(beside) if beside.is_file() else None
+
+
+def _file_record(path: Path) -> Any:
+    if path.stat().st_size > _LONGEST:
+        return None
+    return _loaded(path.read_bytes())
+
+
+def _stac_record(path: Path) -> Any:
+    item = _file_record(path)
+    properties = item.get("properties") if isinstance(item, dict) else None
+    return properties.get(KEY) if isinstance(properties, dict) else None
+
+
+def _loaded(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    **dict.fromkeys(RASTER_SUFFIXES, _raster_record),
+    ".gpkg": _layer_record,
+    ".fgb": _layer_record,
+    ".geojson": _geojson_record,
+    ".geojsonl": _record_beside,
+    ".shp": _record_beside,
+    ".parquet": _parquet_record,
+    ".png": _picture_record,
+    STAC_SUFFIX: _stac_record,
+}

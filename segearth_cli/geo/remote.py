@@ -1,0 +1,89 @@
+"""Scenes on servers: which they are, and patience with those that fall silent.
+
+GDAL asks again by itself for errors that a server owns up to (429, 500, 502, 503, 504) and for
+connections that break, not for answers that stop in the middle: those it even keeps.
+"""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import rasterio
+
+from segearth_cli.errors import SceneError
+
+_WEB = ("http://", "https://", "ftp://")
+_STORES = {"s3": "/vsis3", "gs": "/vsigs", "az": "/vsiaz", "oss": "/vsioss"}
+_REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
+_RETRIES, _DELAY = 3, 1.0  # GDAL_HTTP_MAX_RETRY, GDAL_HTTP_RETRY_DELAY (seconds)
+_SLOWER = 4  # times the pause before
+_FINAL = re.compile(r"HTTP response code: (400|401|403|404|410)")
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+def is_remote(source: str) -> bool:
+    """Whether GDAL reads the source over a network."""
+    stores = tuple(f"{scheme}://" for scheme in _STORES)
+    return source.startswith((*_WEB, *stores, *_REMOTE_VSI))
+
+
+def retry_settings() -> dict[str, str]:
+    """GDAL's own settings for servers: it asks again, and waits for none for ever."""
+    return {
+        "GDAL_HTTP_MAX_RETRY": str(_RETRIES),
+        "GDAL_HTTP_RETRY_DELAY": f"{_DELAY:g}",
+        "GDAL_HTTP_CONNECTTIMEOUT": "30",
+        "GDAL_HTTP_LOW_SPEED_TIME": "30",  # seconds below the limit: a server that fell silent
+        "GDAL_HTTP_LOW_SPEED_LIMIT": "1",  # bytes a second
+    }
+
+
+def patiently(source: str, attempt: Callable[[], T]) -> T:
+    """What ``attempt`` returns, made again after a while where a server did not answer.
+
+    As often as GDAL_HTTP_MAX_RETRY says, and without what GDAL has kept of the failed answer.
+
+    Raises:
+        SceneError: the last attempt's.
+    """
+    try:
+        return attempt()
+    except SceneError as error:
+        failure = error
+    for pause in _pauses() if is_remote(source) else ():
+        if _FINAL.search(str(failure)):
+            break
+        logger.warning("%s: trying again in %g s", failure, pause)
+        time.sleep(pause)
+        try:
+            with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_gdal_name(source)):
+                return attempt()
+        except SceneError as error:
+            failure = error
+    raise failure
+
+
+def _pauses() -> Iterator[float]:
+    retries = int(_setting("GDAL_HTTP_MAX_RETRY", _RETRIES))
+    delay = _setting("GDAL_HTTP_RETRY_DELAY", _DELAY)
+    return (delay * _SLOWER**again for again in range(retries))
+
+
+def _setting(name: str, usual: float) -> float:
+    try:
+        return float(os.environ.get(name, usual))
+    except ValueError:  # GDAL makes nothing of it either
+        return usual
+
+
+def _gdal_name(source: str) -> str:
+    scheme, separator, rest = source.partition("://")
+    if not separator or source.startswith("/vsi"):
+        return source
+    return f"{_STORES[scheme]}/{rest}" if scheme in _STORES else f"/vsicurl/{source}"

@@ -1,0 +1,239 @@
+"""What the arguments of ``segment`` name: rasters, lists, folders, tile indexes, STAC items."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from segearth_cli.errors import SceneError, UsageError
+
+SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
+_INDEX_SUFFIXES = (".shp", ".fgb", ".gpkg")
+_JSON_SUFFIXES = (".json", ".geojson")
+_LOCATION = "location"  # the field in which GDAL's tile indexes name files
+_RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
+_NO_DATA_ROLES = {"thumbnail", "overview", "metadata"}
+_USUAL_ASSET = "visual"
+_TIMEOUT = 30  # seconds that a server may keep silent
+_LARGEST = 256 << 20  # bytes of a list of items
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A scene, and the name that its outputs get for ``{stem}``."""
+
+    source: str
+    stem: str
+    acquired: str | None = None  # when, where a STAC Item says so
+
+    @classmethod
+    def of(cls, source: str | Input) -> Input:
+        """The input of a path, GDAL virtual path or URL."""
+        return source if isinstance(source, Input) else cls(source, stem_of(source))
+
+
+def expand_inputs(
+    names: Iterable[str], lines: Iterable[str] | None = None, asset: str | None = None
+) -> list[Input]:
+    """The scenes that the arguments name, in their order.
+
+    ``-`` stands for one name a line of ``lines`` (or stdin); a folder for the rasters in it and
+    below, but for maps of segearth's; a tile index for its locations; a STAC Item or
+    ItemCollection for the ``asset`` of each item.
+
+    Raises:
+        UsageError: nothing is named, or a scene is named twice.
+        SceneError: a folder or a list holds no scenes or cannot be read.
+    """
+    found: list[Input] = []
+    for name in names:
+        for line in _lines(sys.stdin if lines is None else lines) if name == "-" else [name]:
+            found += _expanded(line, asset)
+    if not found:
+        raise UsageError("no scene: standard input was empty; name one a line")
+    twice = [source for source, count in Counter(i.source for i in found).items() if count > 1]
+    if twice:
+        raise UsageError(f"{twice[0]} is named twice; name each scene once")
+    return found
+
+
+def _lines(stream: Iterable[str]) -> list[str]:
+    try:
+        return [line.strip() for line in stream if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the list of scenes is not {error.encoding} text") from error
+
+
+def _expanded(name: str, asset: str | None) -> list[Input]:
+    if not name:
+        raise UsageError("the name of a scene is empty; check the variable that it comes from")
+    if "\0" in name:
+        raise UsageError("the name of a scene holds a zero byte; separate names by lines")
+    if os.path.isdir(name):
+        return _in_folder(Path(name))
+    suffix = PurePosixPath(urlsplit(name).path if "://" in name else name).suffix.lower()
+    if suffix in _JSON_SUFFIXES and (os.path.isfile(name) or _is_web(name)):
+        return list(_in_document(_document(name), name, asset))
+    if suffix in _INDEX_SUFFIXES and os.path.isfile(name):
+        return _in_index(name)
+    return [Input.of(name)]
+
+
+def _is_web(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def stem_of(source: str) -> str:
+    """The name of a scene without folder and suffix, fit for a file's name.
+
+    Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` all that a name may hold.
+    """
+    place = urlsplit(source).path if "://" in source else source.replace("\\", "/")
+    return safe_name(PurePosixPath(place).stem)
+
+
+def safe_name(name: str) -> str:
+    """The name as a file may be called: in no other folder, with nothing that a system forbids."""
+    plain = re.sub(r'[/\\:"*?<>|\x00-\x1f\x7f]+', "_", name).strip("_ ")
+    return plain if plain.strip(".") else "scene"
+
+
+def _in_folder(folder: Path) -> list[Input]:
+    from segearth_cli.geo.recorded import READERS, read_record
+
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SCENE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    scenes = [path for path in paths if path.suffix.lower() not in READERS or not read_record(path)]
+    if len(scenes) < len(paths):
+        logger.warning(
+            "%s: left out %d rasters that segearth made", folder, len(paths) - len(scenes)
+        )
+    if not scenes:
+        raise SceneError(
+            f"{folder}: it is a folder without scenes, which end with {' '.join(SCENE_SUFFIXES)}"
+        )
+    return [Input.of(str(path)) for path in scenes]
+
+
+def _in_index(name: str) -> list[Input]:
+    """The rasters of a tile index; a GeoPackage without layers of shapes is a raster itself."""
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    try:
+        layer = next((n for n, kind in pyogrio.list_layers(name) if kind is not None), None)
+        if layer is not None and _LOCATION in pyogrio.read_info(name, layer=layer)["fields"]:
+            table = pyogrio.read_dataframe(
+                name, layer=layer, columns=[_LOCATION], read_geometry=False
+            )
+            return _at_locations(table[_LOCATION].dropna().tolist(), name)
+    except (DataSourceError, DataLayerError):
+        layer = None
+    if layer is None and name.lower().endswith(".gpkg"):
+        return [Input.of(name)]
+    raise SceneError(
+        f"{name} is no scene and no tile index: that has a field {_LOCATION!r}, as gdaltindex "
+        "makes it"
+    )
+
+
+def _at_locations(locations: list[Any], index: str) -> list[Input]:
+    """Files as gdaltindex names them: from the working folder, or from the index's own."""
+    places = [str(location) for location in locations if location]
+    if not places:
+        raise SceneError(f"{index} is a tile index without a single location")
+    beside = [os.path.join(os.path.dirname(index), place) for place in places]
+    return [
+        Input.of(own if not os.path.exists(place) and os.path.exists(own) else place)
+        for place, own in zip(places, beside, strict=True)
+    ]
+
+
+def _document(name: str) -> Any:
+    try:
+        if _is_web(name):
+            with urllib.request.urlopen(name, timeout=_TIMEOUT) as answer:
+                content = answer.read(_LARGEST + 1)
+        else:
+            with open(name, "rb") as stream:
+                content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise SceneError(f"cannot read {name}: it is larger than {_LARGEST >> 20} MiB")
+        return json.loads(content)
+    except (urllib.error.URLError, OSError) as error:
+        why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        raise SceneError(f"cannot read {name}: {why}") from error
+    except (ValueError, RecursionError) as error:
+        raise SceneError(f"cannot read {name}: it is not JSON") from error
+
+
+def _in_document(document: Any, name: str, asset: str | None) -> Iterator[Input]:
+    kind = document.get("type") if isinstance(document, dict) else None
+    features = document.get("features") if kind == "FeatureCollection" else [document]
+    if not isinstance(features, list) or not all(isinstance(f, dict) for f in features):
+        features = []
+    if features and all(isinstance(feature.get("assets"), dict) for feature in features):
+        if kind not in ("Feature", "FeatureCollection"):
+            raise SceneError(f"{name} is a STAC {kind}; give Items or an ItemCollection")
+        links = document.get("links")
+        if any(isinstance(x, dict) and x.get("rel") == "next" for x in links or ()):
+            logger.warning("%s has further pages, which are not read: fetch all of them", name)
+        for item in features:
+            yield _of_item(item, name, asset)
+        return
+    properties = [feature.get("properties") for feature in features]
+    if features and all(isinstance(p, dict) and p.get(_LOCATION) for p in properties):
+        yield from _at_locations([p[_LOCATION] for p in properties if p], name)
+        return
+    raise SceneError(f"{name} holds neither STAC Items with assets nor a tile index")
+
+
+def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
+    label = str(item.get("id") or "without id")
+    assets = {key: a for key, a in item["assets"].items() if isinstance(a, dict) and a.get("href")}
+    chosen = _rasters(assets) if asset is None else [asset]
+    if _USUAL_ASSET in chosen:
+        chosen = [_USUAL_ASSET]
+    if len(chosen) != 1 or chosen[0] not in assets:
+        problem = "several rasters" if len(chosen) > 1 else f"no asset {asset or 'with a raster'}"
+        raise UsageError(
+            f"{name}: item {label} has {problem}; choose with --asset among {', '.join(assets)}"
+        )
+    href = str(assets[chosen[0]]["href"])
+    if not (href.startswith("/vsi") or "://" in href or os.path.isabs(href)):
+        beside = os.path.join(os.path.dirname(name), href)
+        href = urljoin(name, href) if _is_web(name) else os.path.normpath(beside)
+    properties = item.get("properties")
+    acquired = properties.get("datetime") if isinstance(properties, dict) else None
+    stem = safe_name(label) if item.get("id") else stem_of(href)
+    return Input(href, stem, acquired if isinstance(acquired, str) else None)
+
+
+def _rasters(assets: dict[str, Any]) -> list[str]:
+    """The assets that are data in a raster's format."""
+    return [
+        key
+        for key, asset in assets.items()
+        if not _NO_DATA_ROLES.intersection(asset.get("roles") or ())
+        and (
+            str(asset.get("type") or "").startswith(_RASTER_TYPES)
+            or (not asset.get("type") and str(asset["href"]).lower().endswith(SCENE_SUFFIXES))
+        )
+    ]

@@ -1,0 +1,198 @@
+"""A classified scene in every format: what each output is made of, and how it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+from segearth_cli import report, stac
+from segearth_cli.errors import OutputError
+from segearth_cli.geo import vector, writer
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.raster import Scene
+from segearth_cli.geo.recorded import Record, to_tags
+from segearth_cli.geo.writer import Legend
+from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
+from segearth_cli.staging import Staging, files_of
+
+STDOUT = "-"
+PREVIEW_SIDE = 1000  # pixels
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """A classified scene: its working rasters, and what its outputs are made of."""
+
+    classes: Path
+    confidence: Path
+    probabilities: Path
+    legend: Legend
+    grid: Grid
+    record: Record
+    options: SegmentOptions
+
+    @cached_property
+    def polygons(self) -> Any:
+        """The classes but the background as a GeoDataFrame."""
+        return vector.polygons(
+            self.classes,
+            self.confidence,
+            self.legend,
+            self.grid,
+            source=self.record["source"],
+            simplify_m=self.options.simplify,
+        )
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """Pixels of each raster value."""
+        counts = writer.count_values(self.classes, self.legend.nodata + 1)
+        return dict(enumerate(counts.tolist()))
+
+
+MayReplace = Callable[[Path], bool]
+
+
+def _nothing(path: Path) -> bool:
+    return False
+
+
+FileId = tuple[int, int]  # device and number on it
+
+
+def file_ids(sources: Iterable[str]) -> frozenset[FileId]:
+    """The files among the sources, however they are called."""
+    found = set()
+    for source in sources:
+        with contextlib.suppress(OSError, ValueError):
+            stat = os.stat(source)
+            found.add((stat.st_dev, stat.st_ino))
+    return frozenset(found)
+
+
+def check_outputs(
+    read: Collection[FileId], options: SegmentOptions, may_replace: MayReplace = _nothing
+) -> None:
+    """Refuse outputs that cannot be, before any work is done.
+
+    Args:
+        read: the files that are scenes.
+        options: which outputs, and whether to ``overwrite`` files that are there.
+        may_replace: whether those of one output may be replaced all the same.
+
+    Raises:
+        UsageError: a package that a format needs is missing.
+        OutputError: an output exists and may not be replaced, or is one of the scenes.
+    """
+    for path in output_paths(options):
+        vector.require_vector_support(path)
+        if os.path.isdir(path):
+            raise OutputError(f"{path} is a folder; name a file in it")
+        files = files_of(path)
+        for file in files:
+            stat = file.stat()
+            if (stat.st_dev, stat.st_ino) in read:
+                raise OutputError(f"{file} is a scene to be read; write to another file")
+        if files and not options.overwrite and not may_replace(path):
+            raise OutputError(f"{files[0]} exists; use --overwrite to replace it")
+
+
+def output_paths(options: SegmentOptions) -> list[Path]:
+    """Every file that the options ask for."""
+    return [Path(name) for name in options.written if name != STDOUT]
+
+
+def write_outputs(scene: Scene, class_map: ClassMap, staging: Staging) -> dict[Path, Path]:
+    """Write every output beside its destination; returns finished file -> final place."""
+    options = class_map.options
+    finished: dict[Path, Path] = {}
+    for path in output_paths(options):
+        place = staging.beside(path) / path.name
+        kind = "probabilities" if path == Path(options.probabilities or "") else path.suffix.lower()
+        for file in WRITERS[kind](scene, class_map, place):
+            finished[file] = path.with_name(file.name)
+    return finished
+
+
+def write_features(class_map: ClassMap, stream: TextIO) -> None:
+    """Write the polygons as lines of GeoJSON to stdout.
+
+    Raises:
+        OutputError: it takes no more.
+        BrokenPipeError: its reader has gone.
+    """
+    try:
+        vector.write_features(class_map.polygons, stream)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+
+def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    return writer.write_class_raster(
+        class_map.classes,
+        place,
+        class_map.legend,
+        to_tags(class_map.record),
+        class_map.options.creation_options,
+    )
+
+
+def _write_probabilities(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    legend = class_map.legend
+    names = legend.names if class_map.options.background is not None else legend.names[1:]
+    return writer.write_probabilities(
+        class_map.probabilities,
+        place,
+        names,
+        to_tags(class_map.record),
+        class_map.options.creation_options,
+    )
+
+
+def _write_polygons(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    return vector.write_vector(class_map.polygons, place, class_map.legend, class_map.record)
+
+
+def _write_preview(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    image, valid = scene.overview(PREVIEW_SIDE)
+    classes = writer.read_decimated(class_map.classes, valid.shape)
+    report.write_preview(
+        image,
+        valid,
+        classes,
+        class_map.legend,
+        place,
+        title=Path(scene.source).name,
+        pixels=class_map.counts,
+        record=class_map.record,
+    )
+    return [place]
+
+
+def _write_stac(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
+    stac.write_item(
+        place,
+        class_map.grid,
+        class_map.legend,
+        class_map.counts,
+        class_map.record,
+        class_map.options,
+    )
+    return [place]
+
+
+WRITERS: dict[str, Callable[[Scene, ClassMap, Path], list[Path]]] = {
+    **dict.fromkeys(RASTER_SUFFIXES, _write_raster),
+    **dict.fromkeys(VECTOR_SUFFIXES, _write_polygons),
+    ".png": _write_preview,
+    ".json": _write_stac,
+    "probabilities": _write_probabilities,
+}

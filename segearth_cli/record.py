@@ -1,0 +1,169 @@
+"""How a map was made, as each of its files carries it: enough to tell, compare and make it again.
+
+Which files carry it where is in `geo.recorded`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from segearth_cli import __version__
+from segearth_cli.device import pick_device, pick_precision
+from segearth_cli.errors import SegEarthError
+from segearth_cli.geo.recorded import Record, plain
+from segearth_cli.model.prompts import parse_classes, preset_names, read_preset
+from segearth_cli.model.weights import ModelFolder
+from segearth_cli.options import DEFAULT_BACKGROUND, ModelOptions, SegmentOptions
+
+PROMPTS = "each word in open_clip's 80 ImageNet templates"
+# the rest of the options changes speed, places or names, and no map
+_OF_NO_MATTER = (
+    "max_memory",
+    "outputs",
+    "probabilities",
+    "stac",
+    "acquired",
+    "overwrite",
+    "progress",
+    "threads",
+)
+_OF_NO_MATTER_TO_MODELS = ("device", "batch_size")
+# what makes two maps of one source the same
+_COMPARED = ("version", "source_digest", "model_digest", "also_read")
+
+
+def settings_record(
+    options: SegmentOptions, folder: ModelFolder, digest: Mapping[str, Any]
+) -> Record:
+    """What a map depends on, known before it is made: see `same_settings`."""
+    device = pick_device(options.model.device)
+    precision = pick_precision(options.model.precision_wanted, device)
+    name = folder.card.name if options.model.model == "auto" else options.model.model
+    as_run = replace(options, model=replace(options.model, model=name, precision=precision))
+    return {
+        "version": __version__,
+        "source_digest": dict(digest),
+        "model_digest": folder.digest(),
+        "options": _as_json(as_run),
+        "also_read": {
+            name: file_sha256(path)
+            for name, path in (("aoi", options.aoi), ("upsampler", options.model.upsampler))
+            if path is not None and Path(path).is_file()
+        },
+    }
+
+
+def same_settings(recorded: Record, settings: Record) -> bool:
+    """Whether a map was made with these settings, of the same source, by the same model."""
+    return _identity(recorded) == _identity(plain(settings))
+
+
+def _identity(record: Record) -> Record:
+    """What a map depends on; how its source and its model were called is no part of it."""
+    options = dict(record["options"])
+    model = options.get("model")
+    options["model"] = {**model, "model": None} if isinstance(model, dict) else model
+    return {"options": options, **{name: record.get(name) for name in _COMPARED}}
+
+
+def _as_json(options: SegmentOptions) -> Record:
+    """The options that a map depends on, as JSON has them."""
+    values = {k: v for k, v in asdict(options).items() if k not in _OF_NO_MATTER}
+    values["model"] = {k: v for k, v in values["model"].items() if k not in _OF_NO_MATTER_TO_MODELS}
+    return dict(plain(values))
+
+
+def file_sha256(path: str | Path) -> str:
+    """Of a file's content.
+
+    Raises:
+        SegEarthError: it cannot be read.
+    """
+    try:
+        total = hashlib.sha256()
+        with open(path, "rb") as stream:
+            while part := stream.read(1 << 20):
+                total.update(part)
+        return total.hexdigest()
+    except OSError as error:
+        raise SegEarthError(f"cannot read {path}: {error.strerror}") from error
+
+
+def command_again(record: Record, output: str, place: Sequence[str]) -> str | None:
+    """The command line that makes the output once more, quoted for a shell.
+
+    ``place`` are the words that say what is to be written.
+
+    ``None`` where no command line says such classes: names with commas, bars or colours of their
+    own come from files or from Python.
+
+    Raises:
+        SegEarthError: the record was written by another version, and cannot be read.
+    """
+    try:
+        class_words = _class_words(record["options"])
+        option_words = _option_words(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SegEarthError(
+            f"the record in {output} was written by segearth {record['version']}, and this is "
+            f"{__version__}: no command can be made of it"
+        ) from error
+    if class_words is None:
+        return None
+    source = record["source"]
+    source = f"./{source}" if source.startswith("-") else source  # no option
+    return shlex.join(["segearth", "segment", source, *class_words, *option_words, *place])
+
+
+def _class_words(options: Record) -> list[str] | None:
+    """How the classes, their background and the threshold are said."""
+    classes = tuple(map(tuple, options["classes"]))
+    colours = tuple(map(tuple, options["colours"]))
+    background = options["background"] and tuple(options["background"])
+    usual = 0.0
+    if colours:
+        presets = {name: read_preset(name) for name in preset_names()}
+        known = [n for n, p in presets.items() if (p.classes, p.colours) == (classes, colours)]
+        if not known or background not in (None, presets[known[0]].background):
+            return None
+        words, usual = ["--preset", known[0]], presets[known[0]].threshold
+        if presets[known[0]].background is not None and background is None:
+            words.append("--no-background")
+    else:
+        text = ",".join("|".join(synonyms) for synonyms in classes)
+        if parse_classes(text) != classes:
+            return None
+        words = [f"--classes={text}"]
+        if background is None:
+            words.append("--no-background")
+        elif background != DEFAULT_BACKGROUND:
+            words.append(f"--background={'|'.join(background)}")
+    if options["threshold"] != usual:
+        words.append(f"--threshold={options['threshold']}")
+    return words
+
+
+def _option_words(record: Record) -> list[str]:
+    """All other options that are not what they are by default."""
+    options, model = record["options"], record["options"]["model"]
+    said = {k: v for k, v in options.items() if k not in _SAID_OTHERWISE}
+    defaults = {field.name: plain(field.default) for field in fields(SegmentOptions)}
+    words = [_word(name, value) for name, value in said.items() if value != defaults[name]]
+    words += [f"--co={name}={value}" for name, value in options["creation_options"]]
+    usual = {field.name: field.default for field in fields(ModelOptions)}
+    return words + [_word(name, value) for name, value in model.items() if value != usual[name]]
+
+
+_SAID_OTHERWISE = ("classes", "background", "colours", "threshold", "creation_options", "model")
+
+
+def _word(name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return flag
+    return f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"

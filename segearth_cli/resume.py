@@ -1,0 +1,40 @@
+"""Which outputs are there already, whole and made with the same settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segearth_cli.geo.digest import source_digest
+from segearth_cli.geo.recorded import read_record
+from segearth_cli.model.weights import resolve_model
+from segearth_cli.options import SegmentOptions
+from segearth_cli.outputs import output_paths
+from segearth_cli.record import same_settings, settings_record
+from segearth_cli.staging import companions, record_beside
+
+
+def is_complete(source: str, options: SegmentOptions) -> bool:
+    """Whether every output is there and says that it was made so, of this source as it is now.
+
+    Outputs are renamed into place when they are whole, the file that names them last: one that is
+    there is whole.
+
+    Raises:
+        SegEarthError: the source or the model is gone.
+    """
+    records = [read_record(path) if path.is_file() else None for path in output_paths(options)]
+    first = records[0] if records else None
+    if first is None or any(record is None for record in records):
+        return False
+    # which bands are looked at and what sensor they are of follows from source and options
+    folder = resolve_model(options.model.model, str(first.get("sensor")))
+    settings = settings_record(options, folder, source_digest(source))
+    return all(record is not None and same_settings(record, settings) for record in records)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether what lies at an output's place was made by segearth, or left when it was killed."""
+    if path.is_file():
+        return read_record(path) is not None
+    left = [file for file in companions(path) if file.exists()]
+    return path.suffix.lower() != ".shp" or not left or record_beside(path).is_file()
