@@ -47,7 +47,8 @@ def kinds(outcomes):
 
 
 def contents(folder):
-    return {name: (folder / name).read_bytes() for name in names_in(folder)}
+    names = [name for name in names_in(folder) if not name.startswith(PREFIX)]
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def run(*args, **more):
