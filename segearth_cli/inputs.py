@@ -107,7 +107,7 @@ def stem_of(source: str) -> str:
 
 def safe_name(name: str) -> str:
     """The name as a file may be called: in no other folder, with nothing that a system forbids."""
-    plain = re.sub(r'[/\\:"*?<>|\x00-\x1f\x7f]+', "_", name).strip("_ ")
+    plain = re.sub(r'[/\\:;!"*?<>|\x00-\x1f\x7f]+', "_", name).strip("_ ")
     return plain if plain.strip(".") else "scene"
 
 

@@ -18,7 +18,10 @@ from segearth_cli.segment import segment  # noqa: F401
 
 
 def run(spec, folder: Path, moment: int | None) -> int:
-    """A batch in a process of its own, killed at its ``moment``-th call; how many it made."""
+    """A batch in a process of its own, killed at its ``moment``-th call; how many it made.
+
+    Two runs make nearly as many calls: the end may come before the moment.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -41,10 +44,9 @@ def run(spec, folder: Path, moment: int | None) -> int:
     status = os.waitpid(child, 0)[1]
     with os.fdopen(reading) as said:
         made = said.read()
-    if moment is None:
-        assert status == 0
+    if status == 0:
         return int(made)
-    assert os.WIFSIGNALED(status), f"{moment} was never reached"
+    assert moment is not None
     assert os.WTERMSIG(status) == signal.SIGKILL
     return moment
 

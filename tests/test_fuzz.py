@@ -19,7 +19,7 @@ from scenes import blocks, names_in, options_for, write_scene
 
 from segearth_cli.batch import segment_all
 from segearth_cli.errors import SegEarthError
-from segearth_cli.segment import segment
+from segearth_cli.segment import SegmentResult, segment
 
 TESTS = Path(__file__).parent
 SCENES = int(os.environ.get("SEGEARTH_FUZZ_SCENES", 60))
@@ -257,6 +257,8 @@ def test_names_of_files_are_no_commands(tmp_path, tiny_model, monkeypatch):
     ):
         source = write_scene(tmp_path / name, blocks(1, 40, 50))
         outputs = [f"out/{{stem}}{suffix}" for suffix in (".tif", ".gpkg", ".shp", ".png")]
-        list(segment_all([source], options_for(tiny_model, *outputs)))
+        (outcome,) = segment_all([source], options_for(tiny_model, *outputs))
+        assert isinstance(outcome, SegmentResult), outcome
+        assert all((tmp_path / output).is_file() for output in outcome.outputs)
     assert not (tmp_path / "harm").exists()
     assert not [name for name in names_in(tmp_path / "out") if "/" in name]

@@ -316,7 +316,7 @@ def _remove(path: Path) -> None:
 
 def _layer_name(name: str) -> str:
     """Return a name that a GeoPackage accepts for a table and QGIS in a layer's address."""
-    name = re.sub(r"[^\w .-]", "_", name).strip() or "polygons"
+    name = re.sub(r"[^\w .-]", "_", name).strip().lstrip("-") or "polygons"
     taken = re.match("gpkg_|sqlite_|rtree_|layer_styles$", name, re.IGNORECASE)
     return f"map_{name}" if taken else name
 
