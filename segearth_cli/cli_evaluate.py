@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -126,9 +125,7 @@ def evaluate_command(
 
     Example: segearth evaluate --pred map.tif --label labels.tif
     """
-    terminal.log_to_stderr(verbose, quiet)
-    if not verbose:  # pictures of datasets have no place on the ground, and need none
-        logging.getLogger("segearth_cli.geo").setLevel(logging.ERROR)
+    terminal.log_to_stderr(verbose, quiet, pictures=not verbose)
     form = terminal.table_form(json, csv, markdown)
     if (dataset is None) == (pred is None):
         raise UsageError("say what to measure: --dataset NAME --root DIR, or --pred and --label")

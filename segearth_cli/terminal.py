@@ -81,10 +81,18 @@ class OnceForAllScenes(logging.Filter):
         return is_new
 
 
-def log_to_stderr(verbose: bool, quiet: bool, many_scenes: bool = False) -> None:
-    """Warnings (and with ``verbose`` the steps) on stderr, one line each."""
+def log_to_stderr(
+    verbose: bool, quiet: bool, many_scenes: bool = False, pictures: bool = False
+) -> None:
+    """Warnings (and with ``verbose`` the steps) on stderr, one line each.
+
+    Of ``many_scenes`` each kind of remark comes once; of ``pictures``, which have no place on the
+    ground and need none, no remark at all.
+    """
     handler = LineHandler()
-    if many_scenes:
+    if pictures:
+        handler.addFilter(lambda record: not record.name.startswith("segearth_cli.geo"))
+    elif many_scenes:
         handler.addFilter(OnceForAllScenes())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     level = logging.INFO if verbose and not quiet else logging.WARNING

@@ -223,7 +223,10 @@ class Scene:
     def description(self) -> str:
         """Bands and scaling in one line, for logs and tags."""
         bands = ",".join(map(str, self.bands))
-        return f"{self.sensor}, bands {bands}, scaled from {self.scaling.description}"
+        lee = self.reading.speckle
+        return f"{self.sensor}, bands {bands}, scaled from {self.scaling.description}" + (
+            f", Lee filter of {lee.size} x {lee.size}" if lee else ""
+        )
 
     def read(
         self, row_off: int, rows: int, col_off: int = 0, cols: int | None = None
