@@ -23,7 +23,11 @@ Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Print only warn
 Json: TypeAlias = Annotated[bool, option("--json", help="Print results as JSON lines on stdout.")]
 ModelName: TypeAlias = Annotated[
     str,
-    model_option(metavar="NAME|FOLDER", help="A name of segearth models list, or a model folder."),
+    model_option(
+        metavar="NAME|FOLDER|ARCH:FILE",
+        help="A name of segearth models list, a model folder, or a checkpoint with its "
+        "open_clip architecture, as ViT-B-32:epoch_20.pt.",
+    ),
 ]
 Attention: TypeAlias = Annotated[
     str | None,

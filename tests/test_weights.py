@@ -234,6 +234,26 @@ class TestPull:
             pull("own")
         assert pull("own", files=[checkpoint]).card.attention == "segearth"
 
+    def test_a_checkpoint_by_its_architecture(
+        self, architecture: None, checkpoint: Path, own_cache: Path
+    ) -> None:
+        folder = resolve_model(f"ViT-tiny-test:{checkpoint}", "sar")
+
+        assert (folder.card.name, folder.card.sensor) == ("tiny", "sar")
+        assert (folder.card.attention, folder.card.modulated_blocks) == ("sclip", 2)
+        before = folder.weights.stat().st_mtime_ns
+        assert resolve_model(f"ViT-tiny-test:{checkpoint}", "sar").digest() == folder.digest()
+        assert folder.weights.stat().st_mtime_ns == before, "converted once"
+        assert folder.path.is_relative_to(own_cache)
+        model, _ = load_clip(folder)
+        assert model.visual.output_dim == TINY["embed_dim"]
+        with pytest.raises(UsageError, match="no architecture 'ViT-huge-test'"):
+            resolve_model(f"ViT-huge-test:{checkpoint}")
+        with pytest.raises(ModelError, match="is not a checkpoint of ViT-B-32"):
+            resolve_model(f"ViT-B-32:{checkpoint}")
+        with pytest.raises(UsageError, match=r"no model or folder 'ViT-B-32:nowhere\.pt'"):
+            resolve_model("ViT-B-32:nowhere.pt")
+
     def test_code_in_a_checkpoint_is_not_run(self, model: KnownModel, tmp_path: Path) -> None:
         import torch
 

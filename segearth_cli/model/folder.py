@@ -160,8 +160,7 @@ class ModelFolder:
         """The sha256 over names and contents of the files."""
         total = hashlib.sha256()
         for file in self.files:
-            stat = file.stat()
-            total.update(f"{file.name}\0{_sha256(file, stat.st_size, stat.st_mtime_ns)}\0".encode())
+            total.update(f"{file.name}\0{file_digest(file)}\0".encode())
         return total.hexdigest()
 
 
@@ -407,6 +406,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object; correct or replace it")
     return content
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's content."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)

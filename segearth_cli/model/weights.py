@@ -13,16 +13,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segearth_cli.errors import ModelError, UsageError
+from segearth_cli.model.convert import encoder_parts, folder_of_file
 from segearth_cli.model.download import RemoteFile, fetch, mismatch
 from segearth_cli.model.folder import (
     ModelCard,
     ModelFolder,
     load_clip,
     open_model_folder,
-    read_checkpoint,
     save_model_folder,
 )
 
@@ -119,11 +119,11 @@ def cache_folder() -> Path:
 
 
 def resolve_model(name_or_path: str, sensor: str = "optical") -> ModelFolder:
-    """The model that a name, a folder or ``auto`` stands for. Never downloads.
+    """The model that a name, a folder, ``ARCH:FILE`` or ``auto`` stands for. Never downloads.
 
     Args:
         name_or_path: ``auto`` is the paper's model for the sensor when it is in the cache,
-            otherwise the built-in one.
+            otherwise the built-in one; ``ARCH:FILE`` a checkpoint of an open_clip architecture.
         sensor: ``optical`` or ``sar``, of the scene.
 
     Raises:
@@ -137,6 +137,9 @@ def resolve_model(name_or_path: str, sensor: str = "optical") -> ModelFolder:
         path = Path(name_or_path).expanduser()
         if path.is_dir():
             return open_model_folder(path)
+        own = folder_of_file(name_or_path, sensor, cache_folder() / "files")
+        if own is not None:
+            return own
         if name_or_path in known_models():
             raise ModelError(
                 f"the model {name_or_path} is not on this machine; run: "
@@ -193,7 +196,7 @@ def pull(name: str, *, force: bool = False, files: Sequence[Path] = ()) -> Model
         return open_model_folder(destination)
     downloads = cache_folder() / "downloads" / name
     encoder, upsampler, sources = _gather(model, [Path(file) for file in files], downloads)
-    state, config = _encoder_parts(encoder, model.architecture)
+    state, config = encoder_parts(encoder, model.architecture)
     card = ModelCard.for_sensor(
         name,
         model.sensor,
@@ -322,41 +325,6 @@ def _source(
     by = "the project" if source.is_checkable else "the server"
     digest = expected.sha256 or expected.git_blob
     return path, {"url": source.address, "digest": digest, "digest_known_by": by}
-
-
-def _encoder_parts(path: Path, architecture: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """Weights of a checkpoint and the open_clip configuration that they belong to.
-
-    Raises:
-        ModelError: not a checkpoint, or of another architecture.
-    """
-    import open_clip
-    import torch
-
-    state = read_checkpoint(path)
-    model_cfg = open_clip.get_model_config(architecture)
-    with torch.device("meta"):  # names and shapes alone
-        expected = open_clip.CLIP(**model_cfg).state_dict()
-    wrong = [
-        name
-        for name in expected.keys() | state.keys()
-        if name not in expected
-        or name not in state
-        or _shape(expected[name]) != _shape(state[name])
-    ]
-    if wrong:
-        raise ModelError(
-            f"{path} is not a checkpoint of {architecture}: {sorted(wrong)[0]} and "
-            f"{len(wrong) - 1} other weights are missing, unknown or of another shape"
-        )
-    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    weights = {name: state[name].reshape(expected[name].shape) for name in expected}
-    return weights, {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
-
-
-def _shape(tensor: "Tensor") -> tuple[int, ...]:
-    """The shape; a single number has none, however it was saved."""
-    return tuple(tensor.shape) if tensor.numel() > 1 else ()
 
 
 def _upsampler_state(path: Path) -> dict[str, "Tensor"]:
