@@ -339,7 +339,8 @@ class TileKernels:
         coarse_side = COARSE + 2 * reach(radius)
         span = (rows.maps.shape[-1], columns.maps.shape[-1])
         # Only the band is written: what lies beside it has been zero from the beginning.
-        band = take(("band", rows.ways, columns.ways), (tiles, pixels, coarse_side**2), keys)
+        size = (tiles, pixels, coarse_side**2)
+        band = take(("band", rows.ways, columns.ways), size, weights)
         seen = seen_by_pixels(band, rows, columns, coarse_side, span, 0)
         weights = weights.view(*ways, -1)[..., : math.prod(span)]
         seen.copy_(weights.unflatten(-1, span))
