@@ -1,6 +1,7 @@
 """Device, number format and autocast: the only file that names an accelerator."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -99,6 +100,11 @@ def memory_guard(advice: str) -> Iterator[None]:
         if not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise SegEarthError(f"out of memory; {advice}") from error
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels written for triton can run on the device."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def synchronize(device: torch.device) -> None:
