@@ -83,7 +83,7 @@ def padded(matrix: Tensor, width: int) -> Tensor:
     return larger
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _weighted_sums(  # type: ignore[no-untyped-def]
     keys,
     image,
