@@ -1,6 +1,7 @@
 """Device, number format and autocast: the only file that names an accelerator."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -55,11 +56,16 @@ def pick_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cpu":
-        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        return "bf16" if has_amx else "fp32"
+        return "bf16" if _cpu_has_bf16() else "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware, as far as this torch can tell."""
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -94,6 +100,11 @@ def memory_guard(advice: str) -> Iterator[None]:
         if not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise SegEarthError(f"out of memory; {advice}") from error
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels written for triton can run on the device."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def synchronize(device: torch.device) -> None:

@@ -224,7 +224,9 @@ class Cells:
         first, last = self._fast.kernels[-SHARED:]
         window = self._grid.window
         coarse, fine = (
-            row.image.new_empty(len(there), *[side + 2 * reach(kernels.radius)] * 2, channels)
+            row.image.new_empty(
+                len(there), *[side + 2 * reach(kernels.radius)] * 2, channels, dtype=kernels.dtype
+            )
             for side, kernels in ((window >> 2, first), (window >> 1, last))
         )
         bias = row.image.new_zeros(len(there), self._fast.coordinates.queries)

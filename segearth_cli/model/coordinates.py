@@ -64,7 +64,8 @@ class Coordinates:
         return own.unflatten(1, grid)
 
     def logits(self, coordinates: Tensor) -> Tensor:
-        """Cosine of feature and text: ... C -> ... Q. The coordinates are overwritten."""
+        """Cosine of feature and text: ... C -> ... Q, float32. The coordinates are overwritten."""
+        coordinates = coordinates.float()
         flat = coordinates.view(-1, coordinates.shape[-1])
         own = flat[:, : len(self._shift)]
         own += self._shift

@@ -10,6 +10,7 @@ with features. All but a softmax and a GELU is matrix multiplication.
 Features are B x h x w x C here. Gradients do not pass: training goes through `upsampler`.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segearth_cli.device import has_triton
 from segearth_cli.model.upsampler import JBU, KEY_DIM, pointwise_weights
 
 TILE = 8  # pixels a side
 COARSE = TILE // 2  # features a side before the doubling
 LEAST_SUM = 1e-7  # that a kernel is divided by
 ALIGNED = 32  # matrices are as wide as a multiple of this: others are slower
-CPU_PIXELS = 1792  # at once: their matrices stay in the processor's cache
+CPU_PIXELS = 1792  # at once, twice as many in bf16: their matrices stay in the processor's cache
 ACCELERATOR_PIXELS = 1 << 18
+
+logger = logging.getLogger(__name__)
 
 
 def reach(radius: int) -> int:
@@ -156,6 +160,18 @@ def tile_maps(maps: Tensor) -> Tensor:
     return whole
 
 
+def resizing(run: Run, radius: int) -> Tensor:
+    """From coarse features to those of a run's pixels and ``radius`` around: fine x coarse."""
+    own = tile_maps(run.maps) if run.is_inner else run.maps  # pixels n coarse
+    tiles, (pixels, side, coarse) = run.end - run.first, own.shape
+    matrix = own.new_zeros(run.span(radius), tiles * COARSE + 2 * reach(radius))
+    for tile in range(tiles):
+        for pixel in range(pixels):
+            first = tile * TILE + pixel
+            matrix[first : first + side, tile * COARSE : tile * COARSE + coarse] = own[pixel]
+    return matrix
+
+
 def blocks(height: int, width: int, radius: int) -> list[Block]:
     """The blocks of tiles that cover an image."""
     return [
@@ -200,8 +216,8 @@ class TileKernels:
 
     Args:
         jbu: the module; its weights are copied.
-        dtype: of the two layers that make weights of kernels, which take most of the arithmetic;
-            what a softmax would magnify, and features, are float32 throughout.
+        dtype: of the two layers that make weights of kernels, and of the products of weights with
+            features, which take most of the arithmetic; what a softmax would magnify is float32.
     """
 
     def __init__(self, jbu: JBU, dtype: torch.dtype) -> None:
@@ -209,6 +225,8 @@ class TileKernels:
         self.dtype = dtype
         self._scratch = Scratch()
         self._maps: dict[tuple[bytes, bytes], Tensor] = {}
+        self._resizing: dict[Run, Tensor] = {}
+        self._is_fused = True  # where triton runs
         first, first_bias = pointwise_weights(jbu.range_proj[0])
         last, last_bias = pointwise_weights(jbu.range_proj[3])
         # Both keys of a similarity carry the square root of its factor.
@@ -271,10 +289,20 @@ class TileKernels:
         Yields:
             Chunks, and pixels x windows x C; valid until the next.
         """
-        maps = self.maps(block)
         coarse = [one[:, block.rows.coarse(self.radius)] for one in coarse]
         coarse = [one[:, :, block.columns.coarse(self.radius)] for one in coarse]
-        for images, rows in chunks(len(guidance), block, not guidance.is_cpu):
+        if self._is_fused and has_triton(guidance.device):
+            try:
+                sums = self._fused_sums(guidance, coarse, block)
+            except Exception as error:  # it compiles on first use, which takes a C compiler
+                logger.warning("no kernel by triton, the upsampler is slower: %s", error)
+                self._is_fused = False
+            else:
+                yield Chunk(block, slice(0, len(guidance)), slice(0, block.shape[0])), sums
+                return
+        maps = self.maps(block)
+        most = CPU_PIXELS * 4 // self.dtype.itemsize if guidance.is_cpu else ACCELERATOR_PIXELS
+        for images, rows in chunks(len(guidance), block, most):
             image = guidance[images].contiguous()
             keys = self._keys(image)
             windows = [one[images] for one in coarse]
@@ -285,12 +313,45 @@ class TileKernels:
                 band = self._band(keys[:, pixels], image[:, pixels], chunk, maps)
                 yield chunk, self._banded_sums(band, windows, chunk)
 
+    def _fused_sums(self, guidance: Tensor, coarse: Sequence[Tensor], block: Block) -> Tensor:
+        """The same of all pixels of a block, by one kernel for GPUs."""
+        from segearth_cli.model import triton_kernel
+
+        width = 1 << (self.side**2 + 3).bit_length()
+        if width > triton_kernel.WIDEST:
+            raise ValueError(f"a neighbourhood of {self.side} x {self.side} pixels is too large")
+        rows, columns = (self._resized(run, guidance) for run in (block.rows, block.columns))
+        features = torch.cat([one.float() for one in coarse], dim=-1).movedim(-1, 1)
+        image = guidance.contiguous()
+        pad, last = triton_kernel.padded, 0.1 * self._last_weight.T
+        whole = Chunk(block, slice(0, len(guidance)), slice(0, block.shape[0]))
+        sums = triton_kernel.weighted_sums(
+            self._keys(image).movedim(-1, 1),
+            image.movedim(-1, 1),
+            rows @ features @ columns.T,
+            whole.grid,
+            TILE,
+            self.side,
+            self._log_spatial.flatten(),
+            self._narrow,
+            pad(self._hidden[:width, :width], width),
+            pad(last, width).to(self.dtype),
+            pad(0.1 * self._last_bias, width),
+        )
+        return sums.view(len(sums), len(coarse), -1)
+
+    def _resized(self, run: Run, like: Tensor) -> Tensor:
+        """`resizing` of a run, kept."""
+        if run not in self._resizing:
+            self._resizing[run] = resizing(run, self.radius).to(like)
+        return self._resizing[run]
+
     def _keys(self, image: Tensor) -> Tensor:
         """Keys of an image's pixels: B H W 3 -> B H W 32."""
         (first, first_bias), (last, last_bias) = self._key_layers
-        hidden = image.flatten(0, 2).mm(first).add_(first_bias)
+        hidden = torch.addmm(first_bias, image.flatten(0, 2), first)
         torch.ops.aten.gelu_(hidden)
-        return hidden.mm(last).add_(last_bias).view(*image.shape[:3], -1)
+        return torch.addmm(last_bias, hidden, last).view(*image.shape[:3], -1)
 
     def _band(self, keys: Tensor, guidance: Tensor, chunk: Chunk, maps: Tensor) -> Tensor:
         """Weights of the coarse features around each tile: tiles x pixels x coarse features."""
@@ -339,7 +400,8 @@ class TileKernels:
         coarse_side = COARSE + 2 * reach(radius)
         span = (rows.maps.shape[-1], columns.maps.shape[-1])
         # Only the band is written: what lies beside it has been zero from the beginning.
-        band = take(("band", rows.ways, columns.ways), (tiles, pixels, coarse_side**2), keys)
+        size = (tiles, pixels, coarse_side**2)
+        band = take(("band", rows.ways, columns.ways), size, weights)
         seen = seen_by_pixels(band, rows, columns, coarse_side, span, 0)
         weights = weights.view(*ways, -1)[..., : math.prod(span)]
         seen.copy_(weights.unflatten(-1, span))
@@ -359,11 +421,10 @@ class TileKernels:
         return sums.view(tiles * pixels, len(coarse), channels)
 
 
-def chunks(images: int, block: Block, is_accelerated: bool) -> Iterator[tuple[slice, list[slice]]]:
-    """Some images at a time, and rows of a block's tiles, as many as the processor likes."""
+def chunks(images: int, block: Block, most: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Some images at a time, and rows of a block's tiles, about ``most`` pixels."""
     down, across = block.shape
     row = across * block.rows.count * block.columns.count
-    most = ACCELERATOR_PIXELS if is_accelerated else CPU_PIXELS
     rows = min(down, max(1, most // row))
     depth = max(1, most // (rows * row))
     parts = [slice(first, min(down, first + rows)) for first in range(0, down, rows)]
