@@ -294,6 +294,8 @@ class TileKernels:
         if self._is_fused and has_triton(guidance.device):
             try:
                 sums = self._fused_sums(guidance, coarse, block)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # it compiles on first use, which takes a C compiler
                 logger.warning("no kernel by triton, the upsampler is slower: %s", error)
                 self._is_fused = False
