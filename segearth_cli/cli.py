@@ -105,8 +105,9 @@ class ErrorBoundary(TyperGroup):
             terminal.print_error(str(error))
             sys.exit(error.exit_code)
         except Stopped as stop:
-            terminal.show_stop(stop)
-            sys.exit(0 if stop.planned else INTERRUPTED)
+            if str(stop):
+                terminal.print_error(str(stop))
+            sys.exit(INTERRUPTED)
         except KeyboardInterrupt as interrupt:
             terminal.print_error(str(interrupt) or "interrupted; nothing unfinished was written")
             sys.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)

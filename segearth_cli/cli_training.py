@@ -44,6 +44,7 @@ from segearth_cli.flags import (
     scene_option,
 )
 from segearth_cli.options import (
+    SENSORS,
     UPSAMPLED,
     DistillOptions,
     SceneOptions,
@@ -86,10 +87,18 @@ def train_upsampler_command(
         float, model_option(metavar="WEIGHT", help="Of image reconstruction; 0 leaves it out.")
     ] = 0.1,
     jitters: Annotated[int, run_option(metavar="N", help="Views of each crop.")] = 5,
+    sensor: Annotated[
+        str,
+        scene_option(
+            metavar="|".join(SENSORS), help="How images are read; auto: as those of the model."
+        ),
+    ] = "auto",
     bands: Bands = None,
     stretch: Stretch = "auto",
     nodata: Nodata = None,
     gsd: Gsd = None,
+    sar_unit: SarUnit = "auto",
+    speckle: Speckle = None,
     steps: Steps = None,
     epochs: Epochs = 1,
     batch_size: TrainBatchSize = 8,
@@ -126,7 +135,15 @@ def train_upsampler_command(
     terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
     options = UpsamplerOptions(
         images=tuple(images),
-        scene=SceneOptions(bands=parse_bands(bands), stretch=stretch, nodata=nodata, gsd=gsd),
+        scene=SceneOptions(
+            sensor=sensor,
+            bands=parse_bands(bands),
+            stretch=stretch,
+            nodata=nodata,
+            gsd=gsd,
+            sar_unit=sar_unit,
+            speckle=speckle,
+        ),
         kernel=kernel,
         stack=stack,
         ratio=ratio,
@@ -223,7 +240,6 @@ def distill_sar_command(
             bands=parse_bands(sar_bands),
             stretch=sar_stretch,
             nodata=sar_nodata,
-            prefix="sar-",
             sar_unit=sar_unit,
             speckle=speckle,
         ),

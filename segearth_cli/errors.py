@@ -30,14 +30,7 @@ class TrainingError(SegEarthError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was stopped, and saved; the message says how to go on.
-
-    Exit code 130, or 0 where the stop was ``planned``.
-    """
-
-    def __init__(self, message: str, planned: bool = False) -> None:
-        super().__init__(message)
-        self.planned = planned
+    """A run was interrupted, and saved; the message says how to go on, if this process says it."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -23,7 +23,7 @@ from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import BACKGROUND_NAMES, Vocabulary, build_vocabulary
 from segearth_cli.options import SegmentOptions, TuneOptions
-from segearth_cli.segment import check_options, warn_of_resolution, warn_of_sensor, with_speckle
+from segearth_cli.segment import check_options, warn_of_scene, with_speckle
 from segearth_cli.stream import Model, class_legend, load_model, window_grid
 
 UNCLASSIFIED = "unclassified"  # value 0 without a background
@@ -68,8 +68,7 @@ def look(options: TuneOptions) -> tuple[Model, list[Looked]]:
         model = load_model(own, sensor)
         looked = []
         for scene, (_, labels), places in zip(scenes, options.pairs, every, strict=True):
-            warn_of_sensor(scene, model)
-            warn_of_resolution(scene, model)
+            warn_of_scene(scene, model.settings, own)
             looked.append(look_at(scene, labels, places, model, own))
     return model, looked
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -103,7 +102,6 @@ class SceneOptions:
     sar_unit: str = "auto"  # of a SAR scene's values
     speckle: int | None = None  # pixels a side of the Lee filter's windows; 0: no filter
     threads: int | None = None
-    prefix: str = ""  # of bands, stretch and nodata on the command line, for messages
 
     def __post_init__(self) -> None:
         """Refuse what no raster can be read by."""
@@ -128,10 +126,6 @@ class SceneOptions:
         _require(
             self.bbox is None or self.aoi is None, "--bbox and --aoi exclude each other; give one"
         )
-
-    def as_given(self, message: str) -> str:
-        """A message with options named as the user gives them."""
-        return re.sub("--(?=bands|stretch|nodata)", f"--{self.prefix}", message)
 
 
 @dataclass(frozen=True)

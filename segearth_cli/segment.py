@@ -23,7 +23,7 @@ from segearth_cli.geo.recorded import Record
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.writer import RowWriter
 from segearth_cli.model.prompts import build_vocabulary
-from segearth_cli.model.segmenter import model_settings
+from segearth_cli.model.segmenter import ModelSettings, model_settings
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import SegmentOptions
 from segearth_cli.outputs import (
@@ -139,8 +139,7 @@ def segment(
         staging = Staging(stack)
         work = staging.beside(*output_paths(options)[:1])
         model = load(scene.sensor) if load else load_model(options, scene.sensor)
-        warn_of_sensor(scene, model)
-        warn_of_resolution(scene, model)
+        warn_of_scene(scene, model.settings, options)
         record = describe(scene, model, options, found.digest)
         class_map = write_class_map(scene, model, work, options, record)
         with stage("outputs"):
@@ -168,21 +167,29 @@ def with_speckle(options: SegmentOptions) -> SegmentOptions:
     return resolve_model(options.model.model).card.with_speckle(options)
 
 
-def warn_of_sensor(scene: Scene, model: Model) -> None:
+def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -> None:
+    """Say so when a scene is not what the model, or an option, is for."""
+    warn_of_sensor(scene, model)
+    warn_of_resolution(scene, model)
+    if options.speckle and scene.sensor != "sar":
+        logger.warning("%s is no radar scene: read without a speckle filter", scene.source)
+
+
+def warn_of_sensor(scene: Scene, model: ModelSettings) -> None:
     """Say so when a model that was made for radar sees an optical scene."""
-    if (scene.sensor, model.settings.folder.card.sensor) == ("optical", "sar"):
+    if (scene.sensor, model.folder.card.sensor) == ("optical", "sar"):
         logger.warning(
             "%s is read as an optical scene, and %s was made for radar: expect a poor map; if it "
             "is radar, say --sensor sar",
             scene.source,
-            model.settings.name,
+            model.name,
         )
 
 
-def warn_of_resolution(scene: Scene, model: Model) -> None:
+def warn_of_resolution(scene: Scene, model: ModelSettings) -> None:
     """Say so when pixels are far larger or smaller than those the model was made for."""
     gsd_m = scene.grid.gsd_m
-    made_for = model.settings.folder.card.gsd_m
+    made_for = model.folder.card.gsd_m
     if gsd_m is None or made_for is None:
         return
     finest, coarsest = made_for
@@ -191,7 +198,7 @@ def warn_of_resolution(scene: Scene, model: Model) -> None:
             "%s has pixels of %.3g m; %s was made for %g to %g m: expect a poor map",
             scene.source,
             gsd_m,
-            model.settings.name,
+            model.name,
             finest,
             coarsest,
         )
@@ -211,6 +218,7 @@ def plan(source: str, options: SegmentOptions) -> Plan:
     with open_scene(source, with_speckle(options)) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
+        warn_of_scene(scene, settings, options)
         windows = window_grid(scene, settings)
         queries = len(vocabulary.queries)
         panels, memory = scene_panels(windows, settings, queries, device, options)

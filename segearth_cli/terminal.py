@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segearth_cli.errors import OutputError, SegEarthError, Stopped, UsageError
+from segearth_cli.errors import OutputError, SegEarthError, UsageError
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure, Skipped
@@ -40,14 +40,6 @@ def console() -> Console:
 def print_error(message: str) -> None:
     """One line on stderr, whatever the message holds."""
     console().print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
-
-
-def show_stop(stop: Stopped) -> None:
-    """How to go on with a training; nothing, where another process says it."""
-    if str(stop) and stop.planned:
-        logging.getLogger(__name__).info("%s", stop)
-    elif str(stop):
-        print_error(str(stop))
 
 
 class LineHandler(logging.Handler):
@@ -460,12 +452,20 @@ def percent(share: float | None) -> str:
 
 
 def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> None:
-    """What a training came to: every measure, before and after."""
+    """What a training came to: every measure, before and after; or how to go on with it."""
     if result is None:  # another process's to show
         return
     if as_json:
-        print_json(asdict(result))
+        print_json({"status": result.status, **asdict(result)})
     if quiet:
+        return
+    if result.step < result.steps:
+        console().print(
+            Text(
+                f"stopped at step {result.step} of {result.steps}, and saved; go on with --resume "
+                "and without --stop-at, or with a later one"
+            )
+        )
         return
     first, last = result.measured[0], result.measured[-1]
     rows = [[name, f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in last if name != "step"]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from segearth_cli.options import UpsamplerOptions
+from segearth_cli.training.checkpoint import Run
 from segearth_cli.training.data import collate
 from segearth_cli.training.loop import StepBatches, take_step
 from segearth_cli.training.processes import started
@@ -32,7 +33,8 @@ def one_step(model, images, destination):
             range(number, number + 1), 4, 1, accelerator.process_index, accelerator.num_processes
         )
         parts = [collate([trainee.crops[i] for i in indices]) for indices in own]
-        take_step(number, parts, trainee, optimizer, accelerator, options, 2 * number)
+        run = Run({}, steps=2 * number, step=number)
+        take_step(run, parts, trainee, optimizer, accelerator, options)
         moved = {name: p.detach() - before[name] for name, p in trainee.module.named_parameters()}
         if accelerator.is_main_process:
             torch.save(moved, destination)

@@ -1,14 +1,16 @@
-import logging
+import json
+import shutil
 
 import numpy as np
 import pytest
-from scenes import write_scene
+from scenes import options_for, write_scene
 
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.sensors import Scaling
 from segearth_cli.geo.speckle import LeeFilter
 from segearth_cli.options import SceneOptions
+from segearth_cli.segment import plan, segment
 
 LOOKS = 4
 
@@ -86,15 +88,24 @@ def test_a_filtered_scene_is_calm_with_its_edge_and_does_not_depend_on_how_it_is
     np.testing.assert_array_equal(np.concatenate(halves, axis=2), after)
 
 
-def test_it_is_for_radar_and_odd_sizes(tmp_path, caplog):
+def test_it_is_for_radar_and_odd_sizes(tmp_path, tiny_model, caplog):
     with pytest.raises(UsageError, match="odd number"):
         SceneOptions(speckle=4)
     scene = write_scene(tmp_path / "a.tif")
+    said = "is no radar scene: read without a speckle filter"
+    card = json.loads((tiny_model / "segearth.json").read_text())
+    shutil.copytree(tiny_model, tmp_path / "radar")
+    (tmp_path / "radar" / "segearth.json").write_text(
+        json.dumps({**card, "sensor": "sar", "speckle": 7})
+    )
 
-    with caplog.at_level(logging.WARNING):
-        open_scene(scene, SceneOptions(speckle=5)).close()
-
-    assert "is no radar scene: read without a speckle filter" in caplog.text
+    for doing in (plan, segment):
+        caplog.clear()
+        doing(scene, options_for(tmp_path / "radar", tmp_path / "a.png"))
+        assert said not in caplog.text
+        assert "is read as an optical scene, and tiny was made for radar" in caplog.text
+        doing(scene, options_for(tiny_model, tmp_path / f"{doing.__name__}.png", speckle=5))
+        assert said in caplog.text
 
 
 def test_the_unit_of_radar_values_can_be_said(tmp_path):
@@ -108,6 +119,54 @@ def test_the_unit_of_radar_values_can_be_said(tmp_path):
     assert said == {"auto": 10, "power": 10, "amplitude": 20, "decibels": 0}
     with pytest.raises(UsageError, match="--sar-unit"):
         SceneOptions(sar_unit="dB")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "looks_like"),
+    [
+        ("power", "float32", None),
+        ("amplitude", "float32", None),  # as floats they look alike
+        ("decibels", "float32", "power"),
+        ("power", "uint16", "amplitude"),
+        ("decibels", "uint16", "amplitude"),
+        ("amplitude", "uint16", None),
+    ],
+)
+def test_a_unit_that_the_values_do_not_look_like_gets_a_warning(
+    tmp_path, caplog, said, kind, looks_like
+):
+    source = write_scene(tmp_path / "a.tif", (radar() * 1000).astype(kind))
+
+    open_scene(source, SceneOptions(sensor="sar", sar_unit=said)).close()
+
+    warning = f"a.tif is read in {said}, as --sar-unit says, and looks like {looks_like}"
+    assert caplog.text.count("--sar-unit") == (looks_like is not None)
+    assert (warning in caplog.text) == (looks_like is not None)
+
+
+@pytest.mark.parametrize("unit", ["power", "amplitude", "decibels"])
+def test_a_tile_of_zeros_has_any_unit(tmp_path, caplog, unit):
+    source = write_scene(tmp_path / "a.tif", np.zeros((1, 64, 64), np.float32))
+
+    open_scene(source, SceneOptions(sensor="sar", sar_unit=unit)).close()
+
+    assert "--sar-unit" not in caplog.text
+
+
+@pytest.mark.parametrize(("share", "is_refused"), [(0.05, True), (0.15, False)])
+def test_power_less_its_noise_may_be_mostly_below_zero(tmp_path, caplog, share, is_refused):
+    power = np.full((1, 100, 100), -0.001, np.float32)
+    power.reshape(-1)[:: round(1 / share)] = 0.2
+    source = write_scene(tmp_path / "a.tif", power)
+    options = SceneOptions(sensor="sar", sar_unit="power")
+
+    if is_refused:
+        with pytest.raises(UsageError, match="hardly a value is above 0"):
+            open_scene(source, options)
+        return
+    with open_scene(source, options) as scene:
+        assert scene.scaling.decibels == 10
+    assert "is read in power, as --sar-unit says, and looks like decibels" in caplog.text
 
 
 @pytest.mark.parametrize("unit", ["power", "amplitude"])

@@ -14,10 +14,16 @@ import torch
 from safetensors.torch import load_file
 from scenes import interruptible, read
 from torchvision.transforms.functional import gaussian_blur
-from trainings import ROOT, assert_same_weights, logged, report, run, weights
+from trainings import ROOT, logged, report, run, weights
 
+from segearth_cli.errors import TrainingError, UsageError
+from segearth_cli.model import clip
 from segearth_cli.model.folder import ModelCard, open_model_folder, save_model_folder
+from segearth_cli.options import SceneOptions
+from segearth_cli.training.checkpoint import Run
 from segearth_cli.training.data import collate
+from segearth_cli.training.loop import take_step
+from segearth_cli.training.losses import contrastive_loss, region_distance, token_distance
 from segearth_cli.training.processes import started
 from segearth_cli.training.trainee import Step
 from segearth_cli.training.upsampler import AttentionDownsampler, Jitter
@@ -40,6 +46,10 @@ def test_a_trained_upsampler_is_a_model_that_segments(upsampler_run, tiny_model,
     assert facts["settings"]["kernel"] == 3
     assert len(facts["data"]["digest"]) == 64
     assert facts["data"]["held_out"] == ["2.tif"]
+    card = (output / "segearth.json").read_text()  # goes with the model
+    assert facts["data"]["digest"] in card
+    assert ".tif" not in card
+    assert str(data) not in card
     assert facts["steps_done"] == 3
     assert set(logged(output, "train/reconstruction")) == {1, 2, 3}
     assert logged(output, "train/learning_rate")[1] == pytest.approx(5e-4)
@@ -73,57 +83,6 @@ def test_a_distilled_model_is_one_for_radar(distill_run, data, tiny_model, tmp_p
     ran = run(["segment", scene, *words, "--model", str(output), "-o", str(made), "-v"])
     assert ran.exit_code == 0, ran.output
     assert "sar, bands 1" in ran.output
-
-
-def test_a_stopped_and_resumed_run_is_one_that_never_stopped(arguments, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-
-    assert run(arguments(whole, "--steps", "8")).exit_code == 0
-    stopped = run(arguments(parts, "--steps", "8", "--stop-at", "4"))
-    assert stopped.exit_code == 0
-    assert "error:" not in stopped.output
-    assert "stopped at step 4 of 8, and saved; go on with the same command and --resume" in (
-        " ".join(stopped.output.split())
-    )
-    early = run(arguments(parts, "--steps", "8", "--resume", "--stop-at", "4"))
-    assert early.exit_code == 2
-    assert "the run is at step 4 already" in " ".join(early.output.split())
-    resumed = run(arguments(parts, "--steps", "8", "--resume"))
-
-    assert resumed.exit_code == 0, resumed.output
-    assert_same_weights(whole, parts)
-    first, second = report(whole), report(parts)
-    assert first["measured"] == second["measured"]
-    assert first["data"] == second["data"]
-    assert logged(whole, "train/loss") == logged(parts, "train/loss")
-
-
-def test_the_same_seed_gives_the_same_and_readers_change_nothing(arguments, tmp_path):
-    for name, more in (("a", ()), ("b", ("--workers", "2")), ("c", ("--seed", "1"))):
-        assert run(arguments(tmp_path / name, "--steps", "2", *more)).exit_code == 0
-
-    assert_same_weights(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(AssertionError):
-        assert_same_weights(tmp_path / "a", tmp_path / "c")
-
-
-def test_a_folder_that_is_there_is_not_written_over(arguments, tmp_path):
-    output = tmp_path / "run"
-
-    assert "there is no" in run(arguments(output, "--steps", "2", "--resume")).output
-    assert run(arguments(output, "--steps", "2")).exit_code == 0
-    again = run(arguments(output, "--steps", "2"))
-    assert again.exit_code == 1
-    assert "use --resume" in again.output
-    other = run(arguments(output, "--steps", "2", "--resume", "--learning-rate", "0.5"))
-    assert other.exit_code == 1
-    assert "learning_rate" in other.output
-    (output / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
-    damaged = run(arguments(output, "--steps", "2", "--resume"))
-    assert damaged.exit_code == 1
-    assert "cannot be resumed from" in damaged.output
-    assert run(arguments(output, "--steps", "1", "--overwrite")).exit_code == 0
-    assert report(output)["steps_done"] == 1
 
 
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(arguments, data, tmp_path):
@@ -210,6 +169,123 @@ def test_gradients_are_the_same_when_activations_are_computed_twice(distillation
     batch = [collate([plain.crops[i] for i in range(3)])]
 
     torch.testing.assert_close(gradients(plain, batch), gradients(checkpointing, batch))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_gradients_are_those_of_the_whole_loss_over_the_whole_batch(distillation, parts):
+    trainee = distillation()
+    crops = [trainee.crops[i] for i in range(6)]
+    optical, sar = (trainee.model.normalised(x) for x in collate(crops).images)
+    wanted, own = trainee.teacher(optical), trainee.module.encoder(sar)  # patches, tokens
+    loss = (
+        contrastive_loss(wanted[1], own[1], trainee.module.log_inverse_temperature.exp())
+        + token_distance(wanted[1], own[1])
+        + region_distance(wanted[0], own[0], 2)
+    )
+    learning = [p for p in trainee.module.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(loss, learning, allow_unused=True)
+
+    size = 6 // parts
+    batch = [collate(crops[first : first + size]) for first in range(0, 6, size)]
+    scalars, found = gradients(trainee, batch)
+
+    torch.testing.assert_close(scalars["loss"], loss.detach())
+    torch.testing.assert_close(found, [g for g in expected if g is not None], atol=1e-6, rtol=1e-4)
+    assert float(trainee.module.log_inverse_temperature.grad.abs()) > 1e-4
+
+
+def test_the_temperature_can_leave_its_limit(distillation):
+    trainee = distillation(temperature=1e-3)
+    log_inverse = trainee.module.log_inverse_temperature
+    optimizer = trainee.optimizer(0.1)
+
+    gradients(trainee, [collate([trainee.crops[i] for i in range(3)])])
+    assert float(log_inverse.grad.abs()) > 0
+    moved = []
+    for direction in (-1.0, 1.0):  # beyond the limit, and back
+        log_inverse.grad = torch.tensor(direction)
+        optimizer.step()
+        optimizer.state.clear()
+        moved.append(float((-log_inverse).exp()))
+
+    assert moved[0] == pytest.approx(0.01)
+    assert moved[1] > 0.0105
+
+
+def test_a_bad_gradient_leaves_the_weights_as_they_were(upsampling):
+    trainee = upsampling()
+    accumulate = trainee.accumulate
+
+    def spoilt(parts, step):
+        scalars = accumulate(parts, step)
+        next(p for p in trainee.module.parameters() if p.grad is not None).grad[0] = torch.nan
+        return scalars
+
+    trainee.accumulate = spoilt
+    before = {name: value.clone() for name, value in trainee.module.state_dict().items()}
+    batch = [collate([trainee.crops[0]])]
+    with started(trainee.options) as accelerator:
+        optimizer = accelerator.prepare(trainee.optimizer(0.1))
+        run = Run({}, steps=20, step=12)
+        with pytest.raises(TrainingError, match=r"the gradient is nan at step 13, over .*\.tif"):
+            take_step(run, batch, trainee, optimizer, accelerator, trainee.options)
+
+    torch.testing.assert_close(trainee.module.state_dict(), before, atol=0, rtol=0)
+
+
+def test_options_arrive(distill_run, tmp_path, monkeypatch):
+    output, threads, again = tmp_path / "run", torch.get_num_threads(), []
+    checkpoint = clip.checkpoint
+    monkeypatch.setattr(clip, "checkpoint", lambda *a, **k: again.append(1) or checkpoint(*a, **k))
+    said = ("--nodata", "7", "--sar-nodata", "-99", "--sar-unit", "decibels", "--steps", "1")
+
+    try:
+        result = run(distill_run(output, *said, "--checkpointing", "--threads", threads + 1))
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+
+    assert result.exit_code == 0, result.output
+    settings = report(output)["settings"]
+    assert settings["optical_scene"]["nodata"] == 7
+    assert settings["sar_scene"]["nodata"] == -99
+    assert settings["sar_scene"]["sar_unit"] == "decibels"
+    assert settings["checkpointing"] is True
+    assert settings["threads"] == threads + 1
+    assert again
+    refused = run(distill_run(tmp_path / "power", "--sar-unit", "power", "--steps", "1"))
+    assert "--sar-unit power cannot be used" in " ".join(refused.output.split())
+
+
+def test_images_are_read_for_the_models_own_sensor(upsampling, data, tiny_model, tmp_path):
+    radar = shutil.copytree(tiny_model, tmp_path / "radar")
+    card = json.loads((radar / "segearth.json").read_text())
+    (radar / "segearth.json").write_text(json.dumps({**card, "sensor": "sar", "speckle": 5}))
+    images = (str(data / "vh"),)
+
+    def first(model, **scene):
+        trainee = upsampling(model=str(model), images=images, scene=SceneOptions(**scene))
+        return trainee.fixed[0].images[0]
+
+    own = first(radar)
+    assert torch.equal(own, first(tiny_model, sensor="sar", speckle=5))
+    assert not torch.equal(own, first(radar, speckle=0))
+    assert torch.equal(first(radar, speckle=0), first(tiny_model, sensor="sar"))
+    assert torch.equal(first(tiny_model), first(radar, sensor="optical"))
+    assert not torch.equal(first(tiny_model), own)
+    with pytest.raises(UsageError, match="--speckle 5 is for radar"):
+        first(tiny_model, speckle=5)
+
+
+def test_an_upsampler_is_trained_on_radar(upsampler_run, data, tmp_path):
+    named = upsampler_run(tmp_path / "run", "--steps", "1", "--sensor", "sar", "--speckle", "5")
+    named[1] = str(data / "vh")
+
+    assert run([*named, "--sar-unit", "decibels"]).exit_code == 0
+    scene = report(tmp_path / "run")["settings"]["scene"]
+    assert (scene["sensor"], scene["sar_unit"], scene["speckle"]) == ("sar", "decibels", 5)
+    refused = run([*named, "--sar-unit", "power", "--overwrite"])
+    assert "--sar-unit power cannot be used" in " ".join(refused.output.split())
 
 
 def test_the_loss_of_a_distillation_is_the_sum_of_its_equations(distillation):

@@ -1,4 +1,5 @@
 import logging
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,10 +304,13 @@ def test_options_of_radar_images_are_named_as_they_are_given(tmp_path, caplog):
     )
     optical = SceneOptions(sensor="optical")
 
-    Opener(optical, SceneOptions(sensor="sar", prefix="sar-"))(pair)
+    Opener(optical, SceneOptions(sensor="sar"))(pair)
     assert "say --sar-nodata 0" in caplog.text
     with pytest.raises(SceneError, match="--sar-bands: the scene has no band '7'"):
-        Opener(optical, SceneOptions(sensor="sar", prefix="sar-", bands=("7",)))(pair)
+        Opener(optical, SceneOptions(sensor="sar", bands=("7",)))(pair)
+    decibels = write_radar(tmp_path / "c.tif", blocks(1) / 10 - 30)
+    with pytest.raises(SceneError, match=r"--sar-stretch none cannot.*--sar-stretch -25,0"):
+        Opener(optical, SceneOptions(sensor="sar", stretch="none"))((pair[0], decibels))
     with pytest.raises(SceneError, match=r"b\.tif: --bands: the scene has no band '7'"):
         Opener(SceneOptions(sensor="optical", bands=("7",)), SceneOptions(sensor="sar"))(pair)
 
@@ -363,6 +367,29 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     table.write_text("left,right\n")
     with pytest.raises(UsageError, match="columns optical and sar"):
         pair_sources(None, None, str(table), 0.1, SceneOptions())
+
+
+def test_a_table_may_name_urls_and_paths_of_gdal(tmp_path, caplog):
+    (tmp_path / "files").mkdir()
+    optical = write_scene(tmp_path / "files" / "a.tif")
+    radar = write_radar(tmp_path / "files" / "a_vh.tif", blocks(1) / 10 - 30)
+    with zipfile.ZipFile(tmp_path / "files" / "all.zip", "w") as packed:
+        packed.write(optical, "b.tif")
+        packed.write(radar, "b_vh.tif")
+    write_scene(tmp_path / "10:30.tif")
+    inside = f"/vsizip/{tmp_path}/files/all.zip"
+    table = tmp_path / "pairs.csv"
+    table.write_text(
+        f"optical,sar\nfile://{optical},file://{radar}\n{inside}/b.tif,{inside}/b_vh.tif\n"
+        f"10:30.tif,{radar}\n"
+    )
+
+    sources = pair_sources(None, None, str(table), 0.1, SceneOptions())
+
+    assert not sources.skipped, caplog.text
+    crops = RandomCrops(sources.train, pair_opener(), 64, 0)
+    found = {crops[i].source for i in range(len(crops))} | {sources.held_out[0].sources[0]}
+    assert found == {f"file://{optical}", f"{inside}/b.tif", str(tmp_path / "10:30.tif")}
 
 
 def test_processes_and_parts_share_out_the_same_batches():

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 from rasterio.warp import transform_bounds
 
-from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.raster import Reading, Scene, open_scene
@@ -32,10 +32,7 @@ def open_pair(
     with ExitStack() as stack:
         first = stack.enter_context(open_scene(optical, optical_options, reading=one))
         onto = None if is_shared else grid
-        try:
-            second = stack.enter_context(open_scene(sar, sar_options, onto, other))
-        except UsageError as error:
-            raise UsageError(sar_options.as_given(str(error))) from error
+        second = stack.enter_context(open_scene(sar, sar_options, onto, other, prefix="sar-"))
         stack.pop_all()
     return first, second
 

@@ -43,7 +43,6 @@ _SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most fi
 _SAMPLE_PIXELS = (_LATTICE * _SAMPLE_SIDE) ** 2  # a scene of as many is sampled whole
 _TOO_FEW = 0.01  # valid share of the windows below which data may lie between them
 _ZERO_SHARE = 0.01  # undeclared zeros worth a word
-_FEW_POSITIVE = 0.1  # share of the values: power less its noise has more, decibels have fewer
 
 _Sample = tuple[NDArray[Any], NDArray[np.bool_]]  # raw and valid, both [B, H, W]
 
@@ -300,19 +299,24 @@ def open_scene(
     options: SceneOptions,
     onto: Grid | None = None,
     reading: Reading | None = None,
+    prefix: str = "",
 ) -> Scene:
     """Open a path, GDAL virtual path or URL as ``options`` say, or on a given grid.
 
     ``reading`` is that of the same scene, opened before by the same options: its values are not
-    looked at again. Raises SceneError for what is no readable raster or does not meet ``--bbox`` or
-    ``--aoi``, UsageError for options that the scene cannot follow. What is guessed is logged as a
-    warning.
+    looked at again. ``prefix`` is that of its options' names in messages, as in ``--sar-bands``.
+    Raises SceneError for what is no readable raster or does not meet ``--bbox`` or ``--aoi``,
+    UsageError for options that the scene cannot follow. What is guessed is logged as a warning.
     """
-    return patiently(source, lambda: _open_once(source, options, onto, reading))
+    return patiently(source, lambda: _open_once(source, options, onto, reading, prefix))
 
 
 def _open_once(
-    source: str, options: SceneOptions, onto: Grid | None, reading: Reading | None
+    source: str,
+    options: SceneOptions,
+    onto: Grid | None,
+    reading: Reading | None,
+    prefix: str,
 ) -> Scene:
     settings = gdal_settings(source)
     with environment(settings), ExitStack() as resources:
@@ -320,7 +324,7 @@ def _open_once(
             facts = band_facts(src)
             grid = file_grid(src, source)
             known = _known_sensor(facts, options)
-            bands = sensors.choose_bands(facts, options.bands, known)
+            bands = sensors.choose_bands(facts, options.bands, known, prefix)
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
@@ -338,13 +342,13 @@ def _open_once(
             sample = region.sample()
             sensor = known or sensors.sensor_by_values(*sample)
             doubtful = options.nodata is None and (silent or sensor == "sar")
-            _warn_about_values(sample, facts, bands, source, assumed, doubtful, options)
+            _warn_about_values(sample, facts, bands, source, assumed, doubtful, prefix)
             full = int(bits) if bits else None
-            reading = _found_reading(region, sample, facts, bands, sensor, full, options)
+            reading = _found_reading(region, sample, facts, bands, sensor, full, options, prefix)
         if len(reading.bands) < len(bands):
             region = replace(region, channels=1)
         region = replace(region, speckle=reading.speckle)
-        again = partial(_open_once, source, options, onto, reading)
+        again = partial(_open_once, source, options, onto, reading, prefix)
         return Scene(region, grid, reading, settings, resources.pop_all(), again)
 
 
@@ -356,44 +360,44 @@ def _found_reading(
     sensor: str,
     bits: int | None,
     options: SceneOptions,
+    prefix: str,
 ) -> Reading:
     """Return how the scene's values are read, by a sample of them."""
-    stretch = sensors.parse_stretch(options.stretch)
+    stretch = sensors.parse_stretch(options.stretch, prefix)
     dtype = region.dataset.dtypes[0]
     region, bands, sample = _settled(region, bands, sample, sensor, options)
-    unit = _radar_unit(sample, facts, bands, dtype, options) if sensor == "sar" else "auto"
-    speckle = None
-    if options.speckle and sensor != "sar":
-        logger.warning("%s is no radar scene: read without a speckle filter", region.source)
-    elif options.speckle:
+    unit, speckle = "auto", None
+    if sensor == "sar":
+        unit = _radar_unit(region.source, sample, facts, bands, dtype, options.sar_unit)
+    if sensor == "sar" and options.speckle:
         speckle = _speckle_filter(sample, unit, options.speckle)
         logger.info("%s: %.1f looks, in %s", region.source, speckle.looks, speckle.unit)
         sample = replace(region, speckle=speckle).sample()
-    return Reading(bands, sensors.scaling_of(stretch, sensor, dtype, sample, unit, bits), speckle)
+    scaling = sensors.scaling_of(stretch, sensor, dtype, sample, unit, bits, prefix)
+    return Reading(bands, scaling, speckle)
 
 
 def _radar_unit(
+    source: str,
     sample: _Sample,
     facts: sensors.BandFacts,
     bands: tuple[int, ...],
     dtype: str,
-    options: SceneOptions,
+    said: str,
 ) -> str:
     """Return what radar values are; ``auto`` for 8 bit, which somebody else has scaled."""
-    unit = options.sar_unit
-    if unit == "auto" and dtype != "uint8":
-        named = (facts.descriptions[b - 1].lower() for b in bands)
-        says_amplitude = facts.are_complex(bands) or any("amplitude" in name for name in named)
+    if dtype == "uint8":
+        return said
+    named = (facts.descriptions[b - 1].lower() for b in bands)
+    says_amplitude = facts.are_complex(bands) or any("amplitude" in name for name in named)
+    if said == "auto":
         return sensors.unit_of_radar(*sample, dtype, says_amplitude)
-    if unit in ("power", "amplitude"):
-        raw, valid = sample
-        values = raw[valid & np.isfinite(raw) & (raw != 0)]  # zeros may be undeclared nodata
-        if valid.any() and (values > 0).sum() <= _FEW_POSITIVE * values.size:
-            raise UsageError(
-                f"--sar-unit {unit} cannot be used: hardly a value is above 0; these may be "
-                "decibels: --sar-unit decibels"
-            )
-    return unit
+    doubt = sensors.doubt_of_unit(said, *sample, dtype, says_amplitude)
+    if doubt is not None:
+        logger.warning(
+            "%s is read in %s, as --sar-unit says, and looks like %s", source, said, doubt
+        )
+    return said
 
 
 def _speckle_filter(sample: _Sample, unit: str, size: int) -> LeeFilter:
@@ -433,7 +437,7 @@ def _warn_about_values(
     source: str,
     assumed: float | None,
     doubtful: bool,
-    options: SceneOptions,
+    prefix: str,
 ) -> None:
     """Say what the values leave in doubt.
 
@@ -446,17 +450,17 @@ def _warn_about_values(
     elif assumed is not None and zeros.any():
         logger.warning(
             "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "
-            "measurement, say %s %s",
+            "measurement, say --%snodata %s",
             assumed,
             100 * zeros.mean(),
             source,
-            options.as_given("--nodata"),
+            prefix,
             "nan" if facts.are_complex(bands) else "-1",
         )
     elif doubtful and zeros[covered].mean() > _ZERO_SHARE:
         logger.warning(
-            "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say %s 0",
+            "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say --%snodata 0",
             100 * _ZERO_SHARE,
             source,
-            options.as_given("--nodata"),
+            prefix,
         )

@@ -102,10 +102,11 @@ class BandFacts:
         return found if all(found) else ()
 
 
-def named_bands(facts: BandFacts, wanted: tuple[str, ...]) -> tuple[int, ...]:
+def named_bands(facts: BandFacts, wanted: tuple[str, ...], prefix: str = "") -> tuple[int, ...]:
     """Return the 1-based bands that ``--bands`` names by number or description.
 
-    Raises UsageError for a number or name that the scene does not have.
+    Raises UsageError for a number or name that the scene does not have; ``prefix`` is that of the
+    option's name, here and below.
     """
     names = [description.strip().lower() for description in facts.descriptions]
     indexes = []
@@ -118,7 +119,7 @@ def named_bands(facts: BandFacts, wanted: tuple[str, ...]) -> tuple[int, ...]:
         else:
             known = ", ".join(d for d in facts.descriptions if d)
             raise UsageError(
-                f"--bands: the scene has no band {text!r}; it has bands 1 to {facts.count}"
+                f"--{prefix}bands: the scene has no band {text!r}; it has bands 1 to {facts.count}"
                 + (f", named {known}" if known else "")
             )
     return tuple(indexes)
@@ -152,7 +153,9 @@ def sensor_by_values(raw: NDArray[Any], valid: NDArray[np.bool_]) -> str:
     return "sar" if -100.0 < low < middle < -1.0 else "optical"
 
 
-def choose_bands(facts: BandFacts, wanted: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
+def choose_bands(
+    facts: BandFacts, wanted: tuple[str, ...], sensor: str | None, prefix: str = ""
+) -> tuple[int, ...]:
     """Return the 1-based bands to read: 1 or 3 for optical, 1 or 2 for SAR.
 
     ``sensor`` None means that the values will tell. Raises UsageError for a count of ``--bands``
@@ -161,11 +164,11 @@ def choose_bands(facts: BandFacts, wanted: tuple[str, ...], sensor: str | None) 
     if not facts.data:
         raise SceneError("the scene has no band besides alpha: there is nothing to segment")
     if wanted:
-        indexes = named_bands(facts, wanted)
+        indexes = named_bands(facts, wanted, prefix)
         allowed = {"sar": (1, 2), "optical": (1, 3), None: (1, 2, 3)}[sensor]
         if len(indexes) not in allowed:
             raise UsageError(
-                f"--bands names {len(indexes)} bands; give "
+                f"--{prefix}bands names {len(indexes)} bands; give "
                 + ("one or two polarisations" if sensor == "sar" else "one, or red,green,blue")
             )
         return indexes
@@ -206,8 +209,9 @@ class Stretch:
     high: float = 1.0
 
 
-def parse_stretch(text: str, option: str = "--stretch") -> Stretch:
+def parse_stretch(text: str, prefix: str = "") -> Stretch:
     """Read ``auto``, ``none``, ``minmax``, ``LO,HI`` or ``pLO,HI``; raises UsageError."""
+    option = f"--{prefix}stretch"
     plain = text.strip().lower()
     if plain in ("auto", "none", "minmax"):
         return Stretch(plain)
@@ -253,6 +257,7 @@ def scaling_of(
     sample: tuple[NDArray[Any], NDArray[np.bool_]],
     unit: str = "auto",
     bits: int | None = None,
+    prefix: str = "",
 ) -> Scaling:
     """Return the scene's one scaling.
 
@@ -264,8 +269,9 @@ def scaling_of(
     bands = len(raw)
     if stretch.kind == "none" and sensor == "sar" and np.dtype(dtype).kind == "f":
         raise UsageError(
-            "--stretch none cannot be used: radar values in floating point have no full scale; "
-            "use --stretch auto, or values in decibels, for instance --stretch -25,0"
+            f"--{prefix}stretch none cannot be used: radar values in floating point have no full "
+            f"scale; use --{prefix}stretch auto, or values in decibels, for instance "
+            f"--{prefix}stretch -25,0"
         )
     usable = valid & np.isfinite(raw)
     values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
@@ -310,6 +316,7 @@ def _percentiles(values: NDArray[np.float64], low: float, high: float) -> tuple[
 
 
 _DECIBELS_OF = {"decibels": 0, "power": 10, "amplitude": 20}  # factor of the logarithm
+_FEW_POSITIVE = 0.1  # share of the values: power less its noise has more, decibels have fewer
 
 
 def unit_of_radar(
@@ -325,6 +332,33 @@ def unit_of_radar(
     if values.size and np.median(values[::step]) < 0:
         return "decibels"
     return "amplitude" if says_amplitude or np.dtype(dtype).kind in "iu" else "power"
+
+
+def doubt_of_unit(
+    unit: str,
+    raw: NDArray[Any],
+    valid: NDArray[np.bool_],
+    dtype: str,
+    says_amplitude: bool = False,
+) -> str | None:
+    """Return what radar values look like, if not what they are said to be.
+
+    ``unit`` and what follows is as in `unit_of_radar`. Zeros do not count: they may be undeclared
+    nodata. Raises UsageError for a unit that the values cannot have: power or amplitude where at
+    most a tenth of them is above 0.
+    """
+    counted = valid & np.isfinite(raw) & (raw != 0)
+    if not counted.any():
+        return None
+    if unit != "decibels" and (raw[counted] > 0).mean() <= _FEW_POSITIVE:
+        raise UsageError(
+            f"--sar-unit {unit} cannot be used: hardly a value is above 0; these may be decibels: "
+            "--sar-unit decibels"
+        )
+    found = unit_of_radar(raw, counted, dtype, says_amplitude)
+    if found == unit or (unit, found) == ("amplitude", "power"):  # floats do not tell these apart
+        return None
+    return found
 
 
 def _decibels(values: NDArray[Any], factor: int) -> NDArray[Any]:

@@ -23,7 +23,7 @@ CARD = "segearth.json"
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first is preferred
 UPSAMPLER = "upsampler.safetensors"
-CHECKPOINT = "checkpoint.pt"  # of a training in that folder
+CHECKPOINT, REPORT = "checkpoint.pt", "training.json"  # of a training in that folder
 SENSORS = ("optical", "sar")
 Scenes = TypeVar("Scenes", bound=SceneOptions)
 REMEDIES = {
@@ -172,10 +172,15 @@ def open_model_folder(path: Path) -> ModelFolder:
     """
     if not path.is_dir():
         raise ModelError(f"there is no model folder {path}; see segearth models list")
-    if (path / CHECKPOINT).is_file() and not (path / CARD).is_file():
+    if not (path / CARD).is_file() and any((path / own).is_file() for own in (CHECKPOINT, REPORT)):
+        way = (
+            "go on with it (the same command and --resume)"
+            if (path / CHECKPOINT).is_file()
+            else "begin anew (the same command and --overwrite)"
+        )
         raise ModelError(
             f"the training in {path} has not written its model yet, which it does when it "
-            "measures; go on with it (the same command and --resume)"
+            f"measures; {way}"
         )
     for name in (CARD, CONFIG):
         if not (path / name).is_file():
@@ -225,7 +230,7 @@ def save_model_folder(
         card: settings and origin.
         upsampler_state: weights of the upsampler; ``None`` for bilinear.
         overwrite: replace a folder that is there.
-        into: put the files into a folder that is there, one by one; what else it holds stays.
+        into: put the files into a folder that is there, the card last; what else it holds stays.
 
     Raises:
         OutputError: the folder exists already, or cannot be written.
@@ -249,10 +254,12 @@ def save_model_folder(
                 (staging / name).chmod((staging / CARD).stat().st_mode)
         open_model_folder(staging)
         if into:
-            for file in staging.iterdir():
-                file.replace(destination / file.name)
+            # without a card it is no model: one that is there is whole
+            (destination / CARD).unlink(missing_ok=True)
             if upsampler_state is None:
                 (destination / UPSAMPLER).unlink(missing_ok=True)
+            for file in sorted(staging.iterdir(), key=lambda file: file.name == CARD):
+                file.replace(destination / file.name)
         else:
             _rename_over(staging, destination)
     except OSError as error:

@@ -66,6 +66,15 @@ class JBU(nn.Module):
         return torch.exp(-squared / (2 * self.sigma_spatial**2)).flatten()
 
 
+def least_patches(radius: int) -> int:
+    """Patches a side that a neighbourhood needs.
+
+    They are doubled before the first one is looked at, and its reflection at the border needs more
+    pixels than the radius.
+    """
+    return max(2, radius // 2 + 1)
+
+
 def pointwise_weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Weights (out x in) and biases of a convolution with a kernel of one pixel."""
     assert isinstance(layer, nn.Conv2d)
@@ -81,11 +90,11 @@ class Upsampler(nn.Module):
         radius: of its doublings.
     """
 
-    smallest_grid = 3  # patches a side: reflect padding needs more pixels than the radius
+    smallest_grid = 3  # patches a side
 
     def __init__(self, channels: int, radius: int) -> None:
         super().__init__()
-        self.smallest_grid = max(self.smallest_grid, radius // 2 + 1)  # doubled before the first
+        self.smallest_grid = max(self.smallest_grid, least_patches(radius))
         self.fixup_proj = nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, channels, 1))
 
     def steps(self, ratio: int) -> list[JBU]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ from segearth_cli.training.trainee import Trainee
 
 FREE_SETTINGS = {  # may differ between the parts of a run
     "output", "resume", "overwrite", "stop_at", "progress", "workers", "threads", "save_every",
-    "log_every", "device",
+    "log_every", "validate_every", "device",
+    "precision", "model", "images", "optical", "sar", "pairs",  # the identity tells their contents
 }  # fmt: skip
 
 REMEDIES = {  # where a run's identity is another
@@ -38,13 +40,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """A run's state beside the weights."""
+    """A run's state beside the weights.
+
+    Attributes:
+        identity: what makes it this run.
+        steps: in all.
+        step: how many are done.
+        seconds: that they took.
+        sums, summed: of the values to be logged, over the steps since they last were.
+        measured: on what was held out, in the order of steps.
+        skipped: what could not be used, each reason once.
+    """
 
     identity: dict[str, Any]
+    steps: int
     step: int = 0
     seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    summed: int = 0
     measured: list[dict[str, float]] = field(default_factory=list)
     skipped: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it was measured after its last step."""
+        return bool(self.measured) and self.measured[-1]["step"] == self.step
 
 
 def identity_of(trainee: Trainee, accelerator: Accelerator) -> dict[str, Any]:
@@ -76,6 +96,8 @@ def save_checkpoint(
     content = {
         "step": run.step,
         "seconds": run.seconds,
+        "sums": run.sums,
+        "summed": run.summed,
         "measured": run.measured,
         "skipped": list(run.skipped),
         "module": trainee.module.state_dict(),
@@ -123,6 +145,7 @@ def load_checkpoint(
         if saved["scaler"] is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(saved["scaler"])
         run.step, run.seconds = saved["step"], saved["seconds"]
+        run.sums, run.summed = saved["sums"], saved["summed"]
         run.measured, run.skipped = saved["measured"], dict.fromkeys(saved["skipped"])
     except (*UNLOADABLE, EOFError, BadZipFile) as error:
         raise TrainingError(
@@ -139,11 +162,11 @@ def refuse_another_run(
     Raises:
         TrainingError: it would; the message names what differs.
     """
-    before = saved["settings"]
+    before, now = dict(_flat(saved["settings"])), dict(_flat(settings))
     other = [
-        f"{name} {before.get(name)!r}, not {settings[name]!r}"
-        for name in settings
-        if before.get(name) != settings[name]
+        f"{name} {reprlib.repr(before.get(name))}, not {reprlib.repr(value)}"
+        for name, value in now.items()
+        if before.get(name) != value
     ]
     if other:
         raise TrainingError(
@@ -159,11 +182,25 @@ def refuse_another_run(
             )
 
 
-def fixed_settings(options: TrainOptions) -> dict[str, Any]:
-    """The settings that decide what a run computes, as JSON has them."""
-    everything = {name: value for name, value in vars(options).items() if name not in FREE_SETTINGS}
-    plain: dict[str, Any] = json.loads(json.dumps(everything, default=_plain))
+def all_settings(options: TrainOptions) -> dict[str, Any]:
+    """Every setting, as JSON has it."""
+    plain: dict[str, Any] = json.loads(json.dumps(vars(options), default=_plain))
     return plain
+
+
+def fixed_settings(options: TrainOptions) -> dict[str, Any]:
+    """The settings that decide what a run computes, but for files: the identity has those."""
+    settings = all_settings(options)
+    return {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
+
+
+def _flat(settings: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by name, those of a scene as ``scene.bands``."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{within}{name}.")
+        else:
+            yield within + name, value
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from segearth_cli.geo.pairs import open_pair
 from segearth_cli.geo.raster import Reading, Scene, open_scene
 from segearth_cli.geo.sensors import NEUTRAL_GREY
 from segearth_cli.options import SceneOptions
-from segearth_cli.training.sources import Place
+from segearth_cli.training.sources import Place, leaving_out
 
 OPEN_AT_ONCE = 64  # images per process
 TRIES = 10  # places in an image, before it counts as empty
@@ -97,14 +97,12 @@ class Opener:
 
     def _opened(self, sources: tuple[str, ...]) -> Views:
         known = self._readings.get(sources, ())
-        try:
+        with leaving_out(sources):
             if len(sources) == 2:
                 own, others = self._options
                 return open_pair(sources[0], sources[1], own, others, known)
             (own,) = self._options
             return (open_scene(sources[0], own, reading=known[0] if known else None),)
-        except UsageError as error:  # options that this image cannot follow
-            raise SceneError(f"{' and '.join(sources)}: {error}") from error
 
 
 class RandomCrops(Dataset[Crop]):

@@ -60,11 +60,15 @@ class Student(nn.Module):
         self.encoder = plain_encoder(visual)
         self.encoder.checkpointing = checkpointing
         self.log_inverse_temperature = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.limit_temperature()
 
-    @property
-    def inverse_temperature(self) -> Tensor:
-        """1 / tau."""
-        return self.log_inverse_temperature.exp().clamp(max=HIGHEST_INVERSE_TEMPERATURE)
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Bring the temperature back where a step left it too low.
+
+        In place: a limit in the forward pass would have no gradient, and keep it there.
+        """
+        self.log_inverse_temperature.clamp_(max=math.log(HIGHEST_INVERSE_TEMPERATURE))
 
 
 def plain_encoder(visual: nn.Module) -> DenseEncoder:
@@ -79,10 +83,12 @@ class Distillation:
         SegEarthError: the model or the pairs cannot be used.
     """
 
+    record = "distillation"
+
     def __init__(self, options: DistillOptions, device: torch.device) -> None:
         self.options = options
         parse_stretch(options.optical_scene.stretch)
-        parse_stretch(options.sar_scene.stretch, "--sar-stretch")
+        parse_stretch(options.sar_scene.stretch, "sar-")
         self.model = Pretrained(options, device)
         self.sar_scene = self.model.folder.card.with_speckle(options.sar_scene)
         scenes = (options.optical_scene, self.sar_scene)
@@ -107,8 +113,10 @@ class Distillation:
         )
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        """AdamW."""
-        return torch.optim.AdamW(self.module.parameters(), lr=learning_rate)
+        """AdamW, which keeps to the limit of the temperature."""
+        adam = torch.optim.AdamW(self.module.parameters(), lr=learning_rate)
+        adam.register_step_post_hook(lambda *_: self.module.limit_temperature())
+        return adam
 
     def longest_gradient(self, step: int) -> float | None:
         """Of any length."""
@@ -140,7 +148,7 @@ class Distillation:
             "contrast": contrast,
             "token": distances[0],
             "region": distances[1],
-            "temperature": 1 / self.module.inverse_temperature.detach(),
+            "temperature": (-self.module.log_inverse_temperature.detach()).exp(),
         }
 
     def _contrast(
@@ -153,7 +161,7 @@ class Distillation:
         loss = contrastive_loss(
             torch.cat([part.tokens for part in teacher]),
             tokens,
-            log_inverse.exp().clamp(max=HIGHEST_INVERSE_TEMPERATURE),
+            log_inverse.exp(),
             accelerator.process_index,
             accelerator.num_processes,
         )
@@ -240,7 +248,7 @@ class Distillation:
             licence=own.card.licence,
             made_by=facts["command"],
             speckle=self.sar_scene.speckle,
-            extra={**own.card.extra, "distillation": facts},
+            extra={**own.card.extra, self.record: facts},
         )
         upsampler = read_upsampler_state(own.upsampler) if own.upsampler else None
         save_model_folder(folder, state, own.read_config(), card, upsampler, into=True)

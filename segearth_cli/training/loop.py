@@ -22,17 +22,18 @@ from tqdm import tqdm
 
 from segearth_cli.device import memory_guard, use_threads
 from segearth_cli.errors import OutputError, SegEarthError, Stopped, TrainingError, UsageError
-from segearth_cli.model.folder import CHECKPOINT, first_line
+from segearth_cli.model.folder import CARD, CHECKPOINT, REPORT, first_line
 from segearth_cli.options import TrainOptions
 from segearth_cli.training.checkpoint import Run, identity_of, load_checkpoint, save_checkpoint
 from segearth_cli.training.data import Batch, RandomCrops, collate
 from segearth_cli.training.processes import agreed, share_gradients, started
-from segearth_cli.training.report import LOGS, REPORT, Report, TrainResult
+from segearth_cli.training.report import LOGS, Report, TrainResult
 from segearth_cli.training.trainee import Step, Trainee
 
 OUT_OF_MEMORY = (
     "use more --accumulate, a smaller --batch-size or --crop, or --checkpointing (distill-sar)"
 )
+MOST_NAMED = 4  # images, in a message
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Parts(Dataset["Batch | SegEarthError"]):
 def train(
     options: TrainOptions, build: Callable[[torch.device], Trainee], command: str
 ) -> TrainResult | None:
-    """Train until the last step, or until somebody stops it.
+    """Train until the last step or ``stop_at``, or until somebody stops it.
 
     Args:
         options: how long and how fast.
@@ -89,7 +90,7 @@ def train(
         What the run came to; nothing where another process says it.
 
     Raises:
-        Stopped: by Ctrl-C, SIGTERM or ``stop_at``; everything is saved.
+        Stopped: by Ctrl-C or SIGTERM; everything is saved.
         TrainingError: the loss is no number, or the checkpoint is another run's.
         SegEarthError: data, model or output cannot be used.
     """
@@ -104,17 +105,16 @@ def train(
         if accelerator.is_main_process:
             make_output(options)
         optimizer = accelerator.prepare(trainee.optimizer(options.learning_rate))
-        run = Run(identity_of(trainee, accelerator))
+        run = Run(identity_of(trainee, accelerator), steps)
         if options.resume:
             load_checkpoint(options, run, trainee, optimizer, accelerator)
-        if options.stop_at is not None and options.stop_at <= run.step:
-            raise UsageError(
-                f"--stop-at {options.stop_at}: the run is at step {run.step} already; give a later "
-                "one"
-            )
-        report = Report(options, trainee, steps, command, accelerator, run)
-        fit(run, trainee, optimizer, accelerator, options, steps, report)
-        return report.finish(run) if accelerator.is_main_process else None
+        if not accelerator.is_main_process:
+            fit(run, trainee, optimizer, accelerator, options)
+            return None
+        report = Report(options, trainee, command, accelerator.device, run)
+        with contextlib.closing(report):
+            fit(run, trainee, optimizer, accelerator, options, report)
+            return report.finish(run)
 
 
 def check_output(options: TrainOptions) -> None:
@@ -124,30 +124,32 @@ def check_output(options: TrainOptions) -> None:
         OutputError: it does.
         UsageError: there is nothing to resume.
     """
-    checkpoint = options.output / CHECKPOINT
+    output, checkpoint = options.output, options.output / CHECKPOINT
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; name a folder")
+    is_taken = output.is_dir() and any(output.iterdir())
     if options.resume and not checkpoint.is_file():
-        raise UsageError(f"there is no {checkpoint} to go on from; leave --resume out")
-    if options.output.exists() and not options.output.is_dir():
-        raise OutputError(f"{options.output} is a file; name a folder")
-    if options.output.is_dir() and not (options.resume or options.overwrite):
-        if any(options.output.iterdir()):
-            raise OutputError(
-                f"{options.output} exists; use --resume to go on with it or --overwrite to begin "
-                "anew in it"
-            )
+        way = "begin anew with --overwrite" if is_taken else "leave --resume out"
+        raise UsageError(f"there is no {checkpoint} to go on from; {way}")
+    if is_taken and not (options.resume or options.overwrite):
+        resume = "--resume to go on with it or " if checkpoint.is_file() else ""
+        raise OutputError(f"{output} exists; use {resume}--overwrite to begin anew in it")
 
 
 def make_output(options: TrainOptions) -> None:
-    """Make the folder; of an older run in it, all but the model goes.
+    """Make the folder; of an older run in it, all but its weights goes.
+
+    First the card, without which they are no model: nobody shall take them for the new one's.
 
     Raises:
         OutputError: it cannot be made.
     """
-    checkpoint = options.output / CHECKPOINT
+    output = options.output
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         if options.overwrite:
-            for old in (checkpoint, options.output / REPORT, *(options.output / LOGS).glob("*")):
+            logs = (output / LOGS).glob("events.out.tfevents.*")  # TensorBoard's
+            for old in (*(output / name for name in (CARD, CHECKPOINT, REPORT)), *logs):
                 old.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write into {options.output}: {error.strerror}") from error
@@ -177,46 +179,47 @@ def fit(
     optimizer: Any,
     accelerator: Accelerator,
     options: TrainOptions,
-    steps: int,
-    report: Report,
+    report: Report | None = None,
 ) -> None:
-    """Step after step, with all that happens between them."""
+    """Step after step, with all that happens between them; the main process has the report."""
     every = options.validate_every or math.ceil(len(trainee.crops) / options.batch_size)
-    batches = read_ahead(loader(range(run.step, steps), trainee, options, accelerator))
+    last = min(run.steps, options.stop_at or run.steps)
+    batches = read_ahead(loader(range(run.step, last), trainee, options, accelerator))
     began = time.monotonic() - run.seconds
     progress = tqdm(
-        total=steps, initial=run.step, unit="step", leave=False,
-        disable=None if options.progress and accelerator.is_main_process else True,
+        total=run.steps, initial=run.step, unit="step", leave=False,
+        disable=None if options.progress and report is not None else True,
     )  # fmt: skip
     with stop_requests() as stopping, contextlib.closing(progress):
-        if run.step == 0:
-            measure(run, trainee, accelerator)
-            report.measured(run)
-        while run.step < steps:
+        if report is not None:
+            if run.step == 0:
+                measure(run, trainee)
+            if run.step == 0 or report.lacks_model(run):
+                report.update(run)
+        while run.step < last:
             parts = [next(batches).to(accelerator.device) for _ in range(options.accumulate)]
             run.skipped |= dict.fromkeys(reason for part in parts for reason in part.skipped)
-            scalars = take_step(run.step, parts, trainee, optimizer, accelerator, options, steps)
+            scalars = take_step(run, parts, trainee, optimizer, accelerator, options)
             run.step += 1
             run.seconds = time.monotonic() - began
             progress.update()
-            report.log(run, scalars)
-            is_measured = run.step % every == 0 or run.step == steps
-            if is_measured:
-                measure(run, trainee, accelerator)
-            planned = run.step == options.stop_at
-            stop = run.step < steps and agreed(stopping.is_set() or planned, accelerator)
-            if stop or is_measured or run.step % options.save_every == 0:
+            is_measured = run.step % every == 0 or run.step == run.steps
+            if report is not None:
+                report.log(run, scalars)
+                if is_measured:
+                    measure(run, trainee)
+            stop = run.step < last and agreed(stopping.is_set(), accelerator)
+            if stop or is_measured or run.step == last or run.step % options.save_every == 0:
                 save_checkpoint(options, run, trainee, optimizer, accelerator)
-            if is_measured:  # whatever happens when the model is written, the steps are safe
-                report.measured(run)
+                if report is not None:  # whatever happens in there, the steps are safe
+                    report.update(run)
             accelerator.wait_for_everyone()
             if stop:
                 raise Stopped(
-                    f"stopped at step {run.step} of {steps}, and saved; go on with the same "
-                    f"command and --resume"
-                    if accelerator.is_main_process
-                    else "",
-                    planned,
+                    f"stopped at step {run.step} of {run.steps}, and saved; go on with the same "
+                    "command and --resume"
+                    if report is not None
+                    else ""
                 )
 
 
@@ -260,23 +263,23 @@ def leave_interrupts_to_the_main_process(worker: int) -> None:
 
 
 def take_step(
-    number: int,
+    run: Run,
     parts: Sequence[Batch],
     trainee: Trainee,
     optimizer: Any,
     accelerator: Accelerator,
     options: TrainOptions,
-    steps: int,
 ) -> dict[str, float]:
     """One update of the weights; what to log of it.
 
     Raises:
         TrainingError: the loss is no number; the weights are as they were.
     """
+    number = run.step
     trainee.module.train()
     torch.manual_seed(mixed(options.seed, number, accelerator.process_index))
     generator = torch.Generator().manual_seed(mixed(options.seed, number))
-    rate = learning_rate(number, steps, options)
+    rate = learning_rate(number, run.steps, options)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -299,9 +302,11 @@ def take_step(
 
 def unusable(what: str, value: float, number: int, parts: Sequence[Batch]) -> TrainingError:
     """The error of a step that would spoil the weights; an fp16 scaler leaves such steps out."""
-    sources = ", ".join(dict.fromkeys(source for part in parts for source in part.sources))
+    sources = list(dict.fromkeys(source for part in parts for source in part.sources))
+    named = ", ".join(sources[:MOST_NAMED])
+    more = f" and {len(sources) - MOST_NAMED} more" if len(sources) > MOST_NAMED else ""
     return TrainingError(
-        f"the {what} is {value} at step {number + 1}, over {sources}; look at these images, or "
+        f"the {what} is {value} at step {number + 1}, over {named}{more}; look at these images, or "
         "begin anew with a lower --learning-rate"
     )
 
@@ -319,11 +324,10 @@ def mixed(*numbers: int) -> int:
     return hash(numbers) & (2**63 - 1)
 
 
-def measure(run: Run, trainee: Trainee, accelerator: Accelerator) -> None:
-    """Measure on what was held out, in the main process."""
-    if accelerator.is_main_process:
-        trainee.module.eval()
-        run.measured.append({"step": run.step, **trainee.measure()})
+def measure(run: Run, trainee: Trainee) -> None:
+    """Measure on what was held out."""
+    trainee.module.eval()
+    run.measured.append({"step": run.step, **trainee.measure()})
 
 
 @contextlib.contextmanager

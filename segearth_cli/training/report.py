@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from segearth_cli import __version__
-from segearth_cli.errors import OutputError
+from segearth_cli.errors import ModelError, OutputError
+from segearth_cli.model.folder import REPORT, open_model_folder
 from segearth_cli.options import TrainOptions
-from segearth_cli.training.checkpoint import Run, fixed_settings, write_whole
+from segearth_cli.training.checkpoint import Run, all_settings, fixed_settings, write_whole
 from segearth_cli.training.trainee import Trainee
 
-REPORT = "training.json"
 LOGS = "logs"
 
 logger = logging.getLogger(__name__)
@@ -31,48 +30,42 @@ class TrainResult:
     """What a run came to."""
 
     output: str
-    steps: int
+    step: int  # the last one
+    steps: int  # in all
     seconds: float
     skipped: tuple[str, ...]
     measured: tuple[dict[str, float], ...]  # in the order of steps
 
+    @property
+    def status(self) -> str:
+        """Whether it is done, or stopped before as it was told to."""
+        return "done" if self.step == self.steps else "stopped"
+
 
 class Report:
-    """``training.json``, TensorBoard and the log: what a run leaves beside its weights."""
+    """``training.json``, TensorBoard and the log: what a run leaves beside its weights.
+
+    Made, and used, in the main process only.
+
+    Raises:
+        OutputError: the folder takes no logs.
+    """
 
     def __init__(
-        self,
-        options: TrainOptions,
-        trainee: Trainee,
-        steps: int,
-        command: str,
-        accelerator: Accelerator,
-        run: Run,
+        self, options: TrainOptions, trainee: Trainee, command: str, device: torch.device, run: Run
     ) -> None:
         self._options = options
         self._trainee = trainee
-        self._steps = steps
-        self._recent: list[dict[str, float]] = []
         self._logs = options.output / LOGS
-        self._is_main = accelerator.is_main_process
-        if not self._is_main:
-            return
-        sources = trainee.sources
         self._facts: dict[str, Any] = {
             "command": f"segearth {command}",
             "version": __version__,
             "torch": torch.__version__,
-            "settings": fixed_settings(options),
-            "steps": steps,
+            "steps": run.steps,
             "processes": run.identity["processes"],
-            "device": str(accelerator.device),
+            "device": str(device),
             "precision": run.identity["precision"],
             "model": run.identity["model"],
-            "data": {
-                "train": len(sources.train),
-                "held_out": [Path(place.sources[0]).name for place in sources.held_out],
-                "digest": run.identity["images"],
-            },
         }
         with self._writing():
             # what an interrupted run logged after its last checkpoint is logged again
@@ -80,24 +73,23 @@ class Report:
 
     def log(self, run: Run, scalars: dict[str, float]) -> None:
         """Means over some steps."""
-        if not self._is_main:
+        run.sums = {name: run.sums.get(name, 0.0) + value for name, value in scalars.items()}
+        run.summed += 1
+        if run.step % self._options.log_every and run.step < run.steps:
             return
-        self._recent.append(scalars)
-        if run.step % self._options.log_every and run.step < self._steps:
-            return
-        means = {
-            name: sum(one[name] for one in self._recent) / len(self._recent) for name in scalars
-        }
-        self._recent = []
+        means = {name: total / run.summed for name, total in run.sums.items()}
+        run.sums, run.summed = {}, 0
         with self._writing():
             for name, value in means.items():
                 self._writer.add_scalar(f"train/{name}", value, run.step)
-        logger.info("step %d of %d: %s", run.step, self._steps, _listed(means))
+        logger.info("step %d of %d: %s", run.step, run.steps, _listed(means))
 
-    def measured(self, run: Run) -> None:
-        """The last measurement, pictures, the weights as they are."""
-        if not self._is_main:
+    def update(self, run: Run) -> None:
+        """Write ``training.json``; where the run was just measured, the measures and the model."""
+        self._write(run)
+        if not run.is_measured:
             return
+        self._trainee.module.eval()
         values = {name: value for name, value in run.measured[-1].items() if name != "step"}
         pictures = self._trainee.pictures()
         with self._writing():
@@ -106,20 +98,40 @@ class Report:
             for title, picture in pictures.items():
                 self._writer.add_image(title, picture, run.step)
             self._writer.flush()
-        logger.info("step %d of %d, held out: %s", run.step, self._steps, _listed(values))
-        self._write(run)
+        logger.info("step %d of %d, held out: %s", run.step, run.steps, _listed(values))
         if run.step:
-            self._trainee.export(self._options.output, self._facts_of(run))
+            self._trainee.export(self._options.output, self._facts_for_the_model(run))
+
+    def lacks_model(self, run: Run) -> bool:
+        """Whether the run was measured after its last step, but its model not written to the end.
+
+        Its card is, last of all its files.
+        """
+        if not run.is_measured:
+            return False
+        try:
+            card = open_model_folder(self._options.output).card
+        except ModelError:
+            return True
+        facts = card.extra.get(self._trainee.record)
+        return not isinstance(facts, dict) or facts.get("steps_done") != run.step
 
     def finish(self, run: Run) -> TrainResult:
         """The last words."""
         self._write(run)
+        return TrainResult(
+            str(self._options.output),
+            run.step,
+            run.steps,
+            run.seconds,
+            self._skipped(run),
+            tuple(run.measured),
+        )
+
+    def close(self) -> None:
+        """Write what TensorBoard has yet to get."""
         with self._writing():
             self._writer.close()
-        output = str(self._options.output)
-        return TrainResult(
-            output, self._steps, run.seconds, self._skipped(run), tuple(run.measured)
-        )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -132,17 +144,30 @@ class Report:
     def _skipped(self, run: Run) -> tuple[str, ...]:
         return (*self._trainee.sources.skipped, *run.skipped)
 
-    def _facts_of(self, run: Run) -> dict[str, Any]:
+    def _facts_for_the_model(self, run: Run) -> dict[str, Any]:
+        """Of what ``training.json`` says that which names no file."""
+        sources = self._trainee.sources
         return {
             **self._facts,
+            "settings": fixed_settings(self._options),
+            "data": {
+                "train": len(sources.train),
+                "held_out": len(sources.held_out),
+                "digest": run.identity["images"],
+            },
             "steps_done": run.step,
             "seconds": round(run.seconds, 1),
-            "skipped": self._skipped(run),
+            "skipped": len(self._skipped(run)),
             "measured": run.measured,
         }
 
     def _write(self, run: Run) -> None:
-        text = json.dumps(self._facts_of(run), indent=2) + "\n"
+        facts = self._facts_for_the_model(run)
+        facts["settings"] = all_settings(self._options)
+        held_out = self._trainee.sources.held_out
+        facts["data"]["held_out"] = [Path(place.sources[0]).name for place in held_out]
+        facts["skipped"] = self._skipped(run)
+        text = json.dumps(facts, indent=2) + "\n"
         path = self._options.output / REPORT
         write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 

@@ -6,7 +6,8 @@ import csv
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,19 @@ HEAD = 1 << 16
 Named = tuple[tuple[str, ...], str]  # an image or a pair; train, val or nothing
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def leaving_out(sources: tuple[str, ...]) -> Iterator[None]:
+    """Take options that these images cannot follow for a fault of theirs: others may.
+
+    Raises:
+        SceneError: they cannot.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise SceneError(f"{' and '.join(sources)}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -48,12 +62,10 @@ class Place:
         Raises:
             SceneError: they cannot be opened, do not match, or cannot be read by the options.
         """
-        try:
+        with leaving_out(sources):
             grid = shared_grid(*sources)[0] if len(sources) == 2 else head_grid(sources[0])
             if options.gsd is not None:
                 grid = warp_target(grid, options.gsd, None)
-        except UsageError as error:  # options that these images cannot follow
-            raise SceneError(f"{' and '.join(sources)}: {error}") from error
         return cls(sources, (grid.height, grid.width))
 
     def rows(self, height: int) -> tuple[int, int]:
@@ -124,8 +136,13 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
 def _check_there(path: str, option: str = "") -> None:
     """Refuse the name of a file or folder that is not there; GDAL's own names are let through."""
-    if ":" not in path and not path.startswith("/vsi") and not Path(path).exists():
+    if not Path(path).exists() and not _is_gdals(path):
         raise UsageError(f"{option}there is no image or folder {path}; check the name")
+
+
+def _is_gdals(name: str) -> bool:
+    """Whether it may be a URL, a GDAL virtual path or a part of a file, as NETCDF:a.nc:red."""
+    return ":" in name or name.startswith("/vsi")
 
 
 def image_sources(paths: Sequence[str], held_out: float, options: SceneOptions) -> Sources:
@@ -239,8 +256,14 @@ def _pairs_of_table(path: Path) -> tuple[list[Named], list[str]]:
                 f"line {number} of {path} has the split {part!r}; write train, val or nothing, and "
                 "leave out the pairs that are for neither"
             )
-        named.append((tuple(str(path.parent / name) for name in names), part))
+        named.append((tuple(_beside(path, name) for name in names), part))
     return named, skipped
+
+
+def _beside(table: Path, name: str) -> str:
+    """A file's name from where its table is; GDAL's own names as they are."""
+    path = table.parent / name
+    return name if _is_gdals(name) and not path.exists() else str(path)
 
 
 def _split(good: list[Place], share: float, skipped: list[str], kind: str) -> Sources:

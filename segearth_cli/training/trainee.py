@@ -34,6 +34,7 @@ class Step:
 class Trainee(Protocol):
     """What is trained, and how: all that differs between the two trainings."""
 
+    record: str  # the key of the model's card that tells how it was trained
     model: Pretrained
     sources: Sources
     crops: RandomCrops

@@ -22,9 +22,9 @@ from torchvision.transforms.functional import gaussian_blur
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.folder import save_model_folder
-from segearth_cli.model.upsampler import JBU, JBUOne, JBUStack, Upsampler
-from segearth_cli.options import UpsamplerOptions
+from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.upsampler import JBU, JBUOne, JBUStack, Upsampler, least_patches
+from segearth_cli.options import SceneOptions, UpsamplerOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops
 from segearth_cli.training.loop import train
 from segearth_cli.training.losses import (
@@ -192,6 +192,23 @@ def _patches_of(encoder: DenseEncoder) -> Callable[[Tensor], Tensor]:
     return lambda images: encoder(images)[0]
 
 
+def scene_of(options: SceneOptions, card: ModelCard) -> SceneOptions:
+    """How images are read for a model: as its own sensor's and by its filter, unless said.
+
+    Raises:
+        UsageError: a filter for radar is asked for, and the images are not.
+    """
+    sensor = card.sensor if options.sensor == "auto" else options.sensor
+    if sensor == "sar":
+        return card.with_speckle(replace(options, sensor=sensor))
+    if options.speckle:
+        raise UsageError(
+            f"--speckle {options.speckle} is for radar, and these images are read as optical "
+            "ones; say --sensor sar, or leave it out"
+        )
+    return replace(options, sensor=sensor)
+
+
 class UpsamplerTraining:
     """The trainee of ``train-upsampler``.
 
@@ -199,15 +216,17 @@ class UpsamplerTraining:
         SegEarthError: the model or the images cannot be used.
     """
 
+    record = "upsampler_training"
+
     def __init__(self, options: UpsamplerOptions, device: torch.device) -> None:
         self.options = options
         parse_stretch(options.scene.stretch)
         self.model = model = Pretrained(options, device)
-        scene = model.folder.card.with_speckle(options.scene)
+        scene = scene_of(options.scene, model.folder.card)
         self.encode = ENCODERS[options.features](model.visual)
         self.grid = options.crop // model.patch
         self.ratio = options.ratio or 2 ** math.ceil(math.log2(model.patch))
-        least = max(2, options.kernel // 4 + 1)  # patches: twice as many outreach half a kernel
+        least = least_patches(options.kernel // 2)
         if self.grid < least:
             raise UsageError(
                 f"--crop {options.crop} is {self.grid} of the model's patches a side, too few for "
@@ -336,7 +355,7 @@ class UpsamplerTraining:
             name=folder.resolve().name,
             description=f"{self.model.folder.card.name} with an upsampler trained by segearth",
             made_by=facts["command"],
-            extra={**self.model.folder.card.extra, "upsampler_training": facts},
+            extra={**self.model.folder.card.extra, self.record: facts},
         )
         save_model_folder(
             folder,
