@@ -423,7 +423,7 @@ def bench_command(
     terminal.show_bench(bench(options), json)
 
 
-@app.command("info", epilog=environment("info"))
+@app.command("info")
 def info_command(
     output: Annotated[
         Path, typer.Argument(metavar="OUT", show_envvar=False, help="A map that segearth made.")

@@ -105,7 +105,7 @@ def evaluate_command(
     bands: Bands = None,
     stretch: Stretch = "auto",
     sar_unit: SarUnit = "auto",
-    speckle: Speckle = 0,
+    speckle: Speckle = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = None,
@@ -127,6 +127,22 @@ def evaluate_command(
     """
     terminal.log_to_stderr(verbose, quiet, pictures=not verbose)
     form = terminal.table_form(json, csv, markdown)
+    of_maps = {
+        "--label": label,
+        "--classes": classes,
+        "--label-values": label_values,
+        "--ignore": ignore,
+    }
+    of_datasets = {
+        "--root": root, "--list": list_file, "--limit": limit, "--attention": attention,
+        "--global-bias": global_bias, "--long-side": long_side, "--threshold": threshold,
+        "--window": window, "--stride": stride, "--bands": bands,
+    }  # fmt: skip
+    idle = of_maps if dataset is not None else of_datasets
+    strange = next((name for name, value in idle.items() if value is not None), None)
+    if strange is not None and (dataset is not None or pred is not None):
+        other = "--pred, not of --dataset" if dataset is not None else "--dataset, not of --pred"
+        raise UsageError(f"{strange} is an option of {other}; leave it out")
     if (dataset is None) == (pred is None):
         raise UsageError("say what to measure: --dataset NAME --root DIR, or --pred and --label")
     if dataset is not None:

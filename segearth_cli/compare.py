@@ -20,8 +20,7 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.labels import class_names
 from segearth_cli.geo.source import environment, gdal_settings, opened
-from segearth_cli.model.prompts import BACKGROUND_NAMES
-from segearth_cli.options import CompareOptions
+from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED, Confusion, Scores
 
 ROWS = 512  # read at once
@@ -45,11 +44,13 @@ class Meaning:
         names: of the map's values 0, 1, ...
         class_of_label: the map's value for each of the label's 256.
         class_of_map: the map's own values, with nodata and unknown ones ignored.
+        known: the label's values that have a meaning, if only to be ignored.
     """
 
     names: tuple[str, ...]
     class_of_label: NDArray[np.uint8]
     class_of_map: NDArray[np.uint8]
+    known: NDArray[np.integer]
 
 
 def compare(options: CompareOptions) -> CompareResult:
@@ -72,6 +73,7 @@ def compare(options: CompareOptions) -> CompareResult:
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
         for truth, predicted in aligned_rows(made, label):
+            check_values(truth, meaning, label)
             confusion.add(meaning.class_of_label[truth], meaning.class_of_map[predicted])
     assert confusion is not None
     scores = confusion.scores(names)
@@ -134,11 +136,36 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
         class_of_label[: len(names)] = range(len(names))
     class_of_map = np.full(256, IGNORED, np.uint8)
     class_of_map[list(own)] = list(own)
+    if strange := [new for _, new in options.label_values if new not in own]:
+        raise UsageError(f"--label-values: {made} has no class {strange[0]}; it has {sorted(own)}")
     for table, empty in ((class_of_label, label_nodata), (class_of_map, nodata)):
         if empty is not None and 0 <= empty < 256:
             table[int(empty)] = IGNORED
     class_of_label[list(options.ignore)] = IGNORED
-    return Meaning(names, class_of_label, class_of_map)
+    said = {
+        IGNORED,
+        label_nodata,
+        *options.ignore,
+        *labelled,
+        *(old for old, _ in options.label_values),
+    }
+    meant = np.flatnonzero(class_of_label != IGNORED).tolist()
+    known = np.array(sorted({int(v) for v in (*said, *meant) if v is not None}))
+    return Meaning(names, class_of_label, class_of_map, known)
+
+
+def check_values(truth: NDArray[np.uint8], meaning: Meaning, label: Path) -> None:
+    """Refuse values of the label that nobody has given a meaning: they would go unnoticed.
+
+    Raises:
+        UsageError: there is one.
+    """
+    strange = np.setdiff1d(truth, meaning.known)
+    if strange.size:
+        raise UsageError(
+            f"{label} holds {strange[0]}, which is no class of the map; say --label-values "
+            f"{strange[0]}=CLASS or --ignore {strange[0]}"
+        )
 
 
 def _value_of(name: str, names: tuple[str, ...]) -> int:

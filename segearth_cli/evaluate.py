@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segearth_cli.device import memory_guard, pass_size, pick_device, pick_precision, use_threads
-from segearth_cli.errors import SceneError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.datasets import (
     Dataset,
     Sample,
@@ -98,6 +98,11 @@ def measure(
         SegEarthError: no such model, or an image or label cannot be read.
     """
     started = time.perf_counter()
+    if threshold_of(dataset, options) and dataset.background_index is None:
+        raise UsageError(
+            f"--threshold: no class of {dataset.name} is the background that uncertain pixels "
+            "become; leave it out, or name one in background_index"
+        )
     use_threads(options.threads)
     sides = options.long_sides or (dataset.long_side,)
     models = [load_variants(name, dataset, options) for name in options.models]
@@ -172,7 +177,7 @@ def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list
     clip, tokenizer = load_clip(folder)
     text = text_features(clip, tokenizer, dataset.queries, cache_folder() / "text", folder.digest())
     upsamplers: dict[str, Any] = {}
-    variants = []
+    variants: list[Variant] = []
     for attention, upsampler, bias in product(
         options.attentions or (dataset.attention,),
         options.upsamplers,
@@ -192,6 +197,8 @@ def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list
             exact=options.exact,
         )
         settings = model_settings(folder, own, pick_precision(own.precision_wanted, device))
+        if any(variant.settings == settings for variant in variants):
+            continue  # auto and bilinear may be the same
         shared = upsamplers.get(settings.upsampler)
         segmenter = build_segmenter(
             clip.visual,
@@ -219,15 +226,28 @@ def read_pieces(
     scene_options = replace(options.scene, sensor=dataset.sensor)
     with open_scene(str(sample.image), scene_options) as scene:
         size = (scene.grid.height, scene.grid.width)
-        if sample.layout.patch is not None and size != truth.shape:
-            raise SceneError(
-                f"{sample.image} has {size[1]} x {size[0]} pixels, {sample.label} "
-                f"{truth.shape[1]} x {truth.shape[0]}; resample one of them"
-            )
+        check_shapes(sample, size, truth.shape)
         for rows, columns in pieces(*size, sample.layout):
             height, width = rows.stop - rows.start, columns.stop - columns.start
             image, _ = scene.read(rows.start, height, columns.start, width)
             yield image, truth[rows, columns] if sample.layout.patch is not None else truth
+
+
+def check_shapes(sample: Sample, image: tuple[int, int], label: tuple[int, ...]) -> None:
+    """Refuse an image and a label that cannot show the same ground.
+
+    A label may be finer or coarser than its image by one factor, unless both are cut into pieces.
+
+    Raises:
+        SceneError: they do.
+    """
+    down, across = (own / other for own, other in zip(image, label, strict=True))
+    off = abs(across / down - 1) * max(label)  # pixels of the label
+    if image != label and (sample.layout.patch is not None or off > max(1.0, 1 / down)):
+        raise SceneError(
+            f"{sample.image} has {image[1]} x {image[0]} pixels, {sample.label} "
+            f"{label[1]} x {label[0]}; they must show the same ground"
+        )
 
 
 @torch.inference_mode()
@@ -273,11 +293,16 @@ def resized(image: NDArray[np.float32], long_side: int) -> NDArray[np.float32]:
 
 
 def classes_of(
-    segmenter: Segmenter, logits: Tensor, shape: tuple[int, int], threshold: float, background: int
+    segmenter: Segmenter,
+    logits: Tensor,
+    shape: tuple[int, int],
+    threshold: float,
+    background: int | None,
 ) -> NDArray[np.uint8]:
     """Classes of logits Q x h x w on the label's pixels, H x W; the uncertain are background."""
     if logits.shape[1:] != shape:
         logits = F.interpolate(logits[None], shape, mode="bilinear", align_corners=False)[0]
     best, index = segmenter.class_probabilities(logits).max(dim=0)
-    index[best < threshold] = background
+    if background is not None:
+        index[best < threshold] = background
     return np.asarray(index.to(torch.uint8).cpu().numpy())

@@ -21,8 +21,8 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.labels import ClassNames, Places, open_labels, spread_places
 from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.model.points import point_cosines
-from segearth_cli.model.prompts import BACKGROUND_NAMES, Vocabulary, build_vocabulary
-from segearth_cli.options import SegmentOptions, TuneOptions
+from segearth_cli.model.prompts import Vocabulary, build_vocabulary
+from segearth_cli.options import BACKGROUND_NAMES, SegmentOptions, TuneOptions
 from segearth_cli.segment import check_options, warn_of_scene, with_speckle
 from segearth_cli.stream import Model, class_legend, load_model, window_grid
 

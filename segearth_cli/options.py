@@ -10,6 +10,7 @@ from segearth_cli.errors import UsageError
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_BACKGROUND = ("background",)
+BACKGROUND_NAMES = frozenset({"background", "other", "others", "clutter"})
 SENSORS = ("auto", "optical", "sar")
 SAR_UNITS = ("auto", "power", "amplitude", "decibels")
 RASTER_SUFFIXES = (".tif", ".tiff")

@@ -115,9 +115,13 @@ def command_again(record: Record, output: str, place: Sequence[str]) -> str | No
         ) from error
     if class_words is None:
         return None
-    source = record["source"]
-    source = f"./{source}" if source.startswith("-") else source  # no option
+    source = no_option(record["source"])
     return shlex.join(["segearth", "segment", source, *class_words, *option_words, *place])
+
+
+def no_option(source: str) -> str:
+    """A scene's name as a command line takes it: one that begins with a dash is no option."""
+    return f"./{source}" if source.startswith("-") else source
 
 
 def _class_words(options: Record) -> list[str] | None:

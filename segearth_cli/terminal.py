@@ -106,27 +106,29 @@ def finish_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def print_json(record: dict[str, Any]) -> None:
-    """One JSON object as a line on stdout.
+def print_json(record: dict[str, Any], nan: str | None = "nan") -> None:
+    """One JSON object as a line on stdout; JSON has no number for NaN.
 
     Raises:
         OutputError: stdout takes no more, for another reason than that its reader has gone.
     """
     try:
-        print(json.dumps(_plain(record), ensure_ascii=False), flush=True)
+        print(json.dumps(_plain(record, nan), ensure_ascii=False), flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OutputError(f"cannot write to stdout: {error.strerror}") from error
 
 
-def _plain(value: Any) -> Any:
-    """The value with NaN and infinity as words: JSON has no numbers for them."""
+def _plain(value: Any, nan: str | None) -> Any:
+    """The value with infinity as a word and NaN as ``nan``."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _plain(item, nan) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return [_plain(item, nan) for item in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return nan if math.isnan(value) else str(value)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -370,14 +372,14 @@ def print_table(form: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> None:
     """How settings score on a dataset: classes of a single one, else a row each."""
     if form == "json":
-        print_json(asdict(result))
+        print_json(asdict(result), nan=None)
     columns, rows = _comparison_table(result)
     if form in ("csv", "markdown"):
         print_table(form, columns, rows)
     if quiet:
         return
     out = console()
-    title = f"{result.dataset}: {result.images} images"
+    title = f"{result.dataset}: {_counted(result.images, 'image')}"
     if len(result.rows) == 1:
         out.print(_class_table(title, result.rows[0].scores))
         score = result.rows[0].scores.of(result.metric)
@@ -393,11 +395,15 @@ def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> No
 def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> None:
     """How maps score against labels, class by class."""
     if form == "json":
-        print_json(asdict(result))
+        print_json(asdict(result), nan=None)
     if form in ("csv", "markdown"):
         print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
     if not quiet:
-        console().print(_class_table(f"{result.maps} maps", result.scores))
+        console().print(_class_table(_counted(result.maps, "map"), result.scores))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")

@@ -27,6 +27,7 @@ from segearth_cli.choose import (
 from segearth_cli.look import look
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import ModelOptions, SceneOptions, SegmentOptions, TuneOptions
+from segearth_cli.record import no_option
 from segearth_cli.stream import Model
 
 SCENE_OPTIONS = ("sensor", "bands", "stretch", "nodata", "gsd", "sar_unit", "speckle")
@@ -224,7 +225,7 @@ def command_of(options: TuneOptions, model: Model, words: Words) -> str:
         else ["--background", "|".join(words.background)]
     )
     parts = [
-        *("segearth", "segment", options.pairs[0][0]),
+        *("segearth", "segment", no_option(options.pairs[0][0])),
         *("--classes", ",".join("|".join(synonyms) for synonyms in words.classes)),
         *background,
         *("--threshold", f"{words.threshold:g}"),

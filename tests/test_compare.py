@@ -133,3 +133,17 @@ def test_a_map_without_names_asks_for_them(tmp_path, label):
 
     assert done.exit_code == 2
     assert "does not name its classes" in done.stderr
+
+
+def test_values_that_nobody_knows_are_refused(tmp_path, label):
+    plain = write(tmp_path / "plain.tif", read(label))
+    made = write(tmp_path / "map.tif", np.minimum(read(label), 1), '{"0": "rest", "1": "road"}')
+
+    strange = run("--pred", made, "--label", plain)
+    beyond = run("--pred", made, "--label", plain, "--label-values", "1=9,*=0")
+
+    assert strange.exit_code == beyond.exit_code == 2
+    assert f"{plain} holds 2, which is no class of the map" in strange.stderr
+    assert "has no class 9" in beyond.stderr
+    odd = write(tmp_path / "odd.tif", read(label), '{"x": "road"}')
+    assert "a tag CLASSES that names no classes" in run("--pred", odd, "--label", plain).stderr

@@ -153,6 +153,7 @@ def test_the_protocol_gives_the_authors_classes(tmp_path, reference, monkeypatch
         "labels": "labels",
         "image_suffix": ".png",
         "threshold": 0.3,
+        "background_index": 0,
         "window": 224,
         "stride": 112,
         "attention": "segearth",
@@ -222,7 +223,7 @@ def test_settings_are_compared_in_one_table(udd, tiny_model, upsampled_model):
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert lines[0].startswith("| model | attention | upsampler | lambda | long side | mIoU | veg")
-    assert len(lines) == 2 + 2 * 2 * 2 * 2 * 2
+    assert len(lines) == 2 + (1 + 2) * 2 * 2 * 2  # the tiny one has no upsampler of its own
     assert len({line.split(" | ")[2] for line in lines[2:]}) == 2
     alone = run(*arguments, "--model", upsampled_model, "--attention", "gem", "--json")
     row = json.loads(alone.stdout)["rows"][0]
@@ -276,6 +277,8 @@ def test_a_dataset_of_ones_own_is_described_by_a_toml_file(tmp_path, tiny_model)
         (("--dataset", "udd5", "--root", "{}", "--attention", "x"), "--attention is 'x'"),
         (("--dataset", "udd5", "--root", "{}", "--global-bias", "x"), "no list of numbers"),
         (("--dataset", "udd5", "--root", "{}", "--csv", "--json"), "exclude each other"),
+        (("--dataset", "udd5", "--root", "{}", "--ignore", "3"), "--ignore is an option of --pred"),
+        (("--pred", "a", "--label", "b", "--threshold", "0.1"), "--threshold is an option of"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(udd, arguments, said):
@@ -311,3 +314,50 @@ def test_large_images_are_cut_as_the_authors_cut_them(tmp_path, tiny_model):
     assert cut[:3] == [(0, 30, 0, 40), (0, 30, 30, 70), (0, 30, 60, 100)]
     assert {row for row, *_ in cut} == {0, 20, 40}
     assert all(stop - start == 30 for start, stop, *_ in cut)
+
+
+def test_a_threshold_needs_a_background(udd, tiny_model):
+    (udd / "own.toml").write_text(
+        'classes = ["a", "b", "c", "d", "e"]\nimages = "val/src"\nlabels = "val/gt"\n'
+        'image_suffix = ".JPG"\nlabel_suffix = ".png"\n'
+    )
+    own = ("--dataset", udd / "own.toml", "--root", udd, "--model", tiny_model, "--json", "-q")
+
+    plain, refused = run(*own), run(*own, "--threshold", "0.9")
+
+    assert plain.exit_code == 0, plain.output
+    assert refused.exit_code == 2
+    assert "no class of own is the background" in refused.stderr
+
+
+def test_an_image_and_the_label_of_another_are_refused(udd, tiny_model):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(udd / "val/gt/one.png")
+
+    done = run("--dataset", "udd5", "--root", udd, "--model", tiny_model)
+
+    assert done.exit_code == 1
+    assert "they must show the same ground" in done.stderr
+
+
+def test_a_label_may_be_finer_than_its_image(udd, tiny_model):
+    for path in (udd / "val/gt").iterdir():
+        label = np.asarray(Image.open(path))
+        Image.fromarray(np.kron(label, np.ones((2, 2), np.uint8))).save(path)
+
+    done = run("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--json", "-q")
+
+    assert done.exit_code == 0, done.output
+
+
+def test_equal_settings_are_measured_once(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--json", "-q")
+
+    assert len(json.loads(run(*own, "--upsampler", "auto,bilinear").stdout)["rows"]) == 1
+
+
+def test_a_list_that_names_nothing_there_is_refused(udd, tiny_model):
+    (udd / "list.txt").write_text("one\ntypo\n")
+
+    done = run("--dataset", "udd5", "--root", udd, "--list", udd / "list.txt")
+
+    assert "names typo, and no image is called so" in done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.geo.tiling import window_offsets
-from segearth_cli.options import ATTENTIONS
+from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES
 from segearth_cli.presets import read_presets
 from segearth_cli.scores import IGNORED
 
@@ -60,7 +60,7 @@ class Dataset:
 
     Attributes:
         classes: synonyms per class, in the order of the labels' indices.
-        background_index: the class of pixels below the threshold.
+        background_index: the class of pixels below the threshold; none where no class is one.
         long_side: pixels that images are resized to; 0 leaves them as they are.
         palette: colours of the classes, where labels are RGB pictures.
         colours: red, green, blue and class index of further colours.
@@ -71,7 +71,7 @@ class Dataset:
     classes: tuple[tuple[str, ...], ...]
     layouts: tuple[Layout, ...]
     sensor: str = "optical"
-    background_index: int = 0
+    background_index: int | None = None
     threshold: float = 0.0
     long_side: int = 0
     window: int | None = None
@@ -162,12 +162,19 @@ def _dataset(content: dict[str, Any], origin: str) -> Dataset:
                 ),
             }
         )
+        if dataset.background_index is None:
+            dataset = replace(dataset, background_index=_background(dataset.names))
+        _check(dataset, origin)
     except (TypeError, KeyError) as error:
         raise UsageError(
             f"{origin} does not describe a dataset ({error}); give classes, images and labels"
         ) from error
-    _check(dataset, origin)
     return dataset
+
+
+def _background(names: tuple[str, ...]) -> int | None:
+    """The class that is called background, or as good as."""
+    return next((i for i, name in enumerate(names) if name.casefold() in BACKGROUND_NAMES), None)
 
 
 def _check(dataset: Dataset, origin: str) -> None:
@@ -178,7 +185,9 @@ def _check(dataset: Dataset, origin: str) -> None:
         f"sensor is one of {', '.join(SENSORS)}": dataset.sensor in SENSORS,
         f"metric is one of {', '.join(METRICS)}": dataset.metric in METRICS,
         f"attention is one of {', '.join(ATTENTIONS)}": dataset.attention in (None, *ATTENTIONS),
-        "background_index is no class": 0 <= dataset.background_index < classes,
+        "background_index is no class": 0 <= (dataset.background_index or 0) < classes,
+        "a threshold needs a class called background": dataset.threshold == 0
+        or dataset.background_index is not None,
         "long_side, window and stride are whole numbers": all(
             isinstance(n, int) and n >= 0
             for n in (dataset.long_side, dataset.window or 0, dataset.stride or 0)
@@ -224,6 +233,9 @@ def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> lis
         listed = wanted or (_listed(own) if own is not None and own.is_file() else None)
         chosen = set(layout.stems) if listed is None else listed
         if chosen:
+            called = set().union(*(_calls(sample, layout) for sample in samples))
+            if wanted and (strange := sorted(wanted - called)):
+                raise UsageError(f"--list {names} names {strange[0]}, and no image is called so")
             samples = [s for s in samples if chosen & _calls(s, layout)]
         if not samples:
             raise UsageError(f"no image under {root / layout.images} is one of those to be used")
@@ -259,14 +271,15 @@ def _samples(layout: Layout, root: Path) -> list[Sample]:
     """All images of a layout, in the order of their names, with where their labels should be."""
     samples = []
     before, star, after = layout.images.partition("*")
-    for folder in sorted(root.glob(layout.images)):
+    for folder in sorted(root.glob(layout.images)) if star else [root / layout.images]:
         inside = folder.relative_to(root).as_posix()
         part = inside.removeprefix(before).removesuffix(after) if star else ""
         labels = root / layout.labels.replace("*", part)
         for image in sorted(folder.glob(f"*{layout.image_suffix}")):
             stem = image.name.removesuffix(layout.image_suffix)
             label = labels / f"{stem}{layout.label_suffix}"
-            if image != label:
+            is_label = labels == folder and image.name.endswith(layout.label_suffix)
+            if not is_label or len(layout.label_suffix) <= len(layout.image_suffix):
                 samples.append(Sample(image, label, layout))
     return samples
 
@@ -313,6 +326,7 @@ def _of_colours(bands: NDArray[np.uint8], dataset: Dataset, source: str) -> NDAr
         )
     code = (bands.astype(np.uint32) << np.array([16, 8, 0], np.uint32)[:, None, None]).sum(axis=0)
     rest = IGNORED if dataset.reduce_zero_label else dataset.background_index
+    rest = IGNORED if rest is None else rest
     label = np.full(code.shape, rest, np.uint8)
     entries = [(*colour, index) for index, colour in enumerate(dataset.palette)]
     for red, green, blue, index in (*entries, *dataset.colours):

@@ -41,6 +41,8 @@ ROWS = 256  # read at once
 
 Reader = Callable[[int, int], NDArray[np.int16]]  # first row and number of rows -> rows x W
 
+HIGHEST_VALUE = 65535  # of a class raster
+
 logger = logging.getLogger(__name__)
 
 
@@ -99,6 +101,10 @@ def class_names(path: str) -> tuple[dict[int, str], float | None]:
         return dict(enumerate(text.split(","))) if text else {}, nodata
     if not isinstance(content, dict):
         return {}, nodata
+    if not all(value.isdecimal() and int(value) <= HIGHEST_VALUE for value in content):
+        raise SceneError(
+            f"{path} has a tag CLASSES that names no classes of its values; correct or remove it"
+        )
     return {int(value): str(name) for value, name in content.items()}, nodata
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segearth_cli.errors import UsageError
-from segearth_cli.options import DEFAULT_BACKGROUND, SegmentOptions
+from segearth_cli.options import BACKGROUND_NAMES, DEFAULT_BACKGROUND, SegmentOptions
 from segearth_cli.presets import read_presets
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 Colour = tuple[int, int, int]
 
-BACKGROUND_NAMES = frozenset({"background", "other", "others", "clutter"})
 BACKGROUND_COLOUR: Colour = (0, 0, 0)
 TEXT_BATCH = 256
 

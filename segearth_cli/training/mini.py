@@ -288,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from segearth_cli.training.mini_scores import evaluate
 
         torch.set_num_threads(given["threads"])
+        logging.getLogger("segearth_cli.geo").setLevel(logging.ERROR)  # pictures lie nowhere
         print(json.dumps(evaluate(folder, given["data"], unseen, compare), indent=2))
         return
     if given["output"] is None:
