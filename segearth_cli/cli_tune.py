@@ -209,8 +209,9 @@ def _tuned_settings(result: TuneResult) -> dict[str, str]:
     }
     given = [*(before.background or ()), *(w for synonyms in before.classes for w in synonyms)]
     dropped = [word for word in dict.fromkeys(given) if word not in words]
+    unused = "" if result.is_tuned else "not in the command: "
     return {
-        "chosen threshold": f"{chosen.threshold:g} (before: {before.threshold:g})",
-        "chosen lambda": f"{chosen.global_bias:g} (before: {before.global_bias:g})",
-        "dropped words": ", ".join(dropped) or "none",
+        f"{unused}chosen threshold": f"{chosen.threshold:g} (before: {before.threshold:g})",
+        f"{unused}chosen lambda": f"{chosen.global_bias:g} (before: {before.global_bias:g})",
+        f"{unused}dropped words": ", ".join(dropped) or "none",
     }
