@@ -188,22 +188,28 @@ def _bug(job: Job, error: Exception, seconds: float) -> Failure:
 
 def plan_all(
     sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = EVERY
-) -> Generator[Plan | Failure, None, None]:
+) -> Generator[Plan | Skipped | Failure, None, None]:
     """What each scene would take; nothing is computed or written.
 
     Raises:
         SegEarthError: as `segment_all`.
     """
-    yield from plan_jobs(jobs_of(sources, options, how))
+    yield from plan_jobs(jobs_of(sources, options, how), how)
 
 
-def plan_jobs(jobs: Sequence[Job]) -> Generator[Plan | Failure, None, None]:
+def plan_jobs(
+    jobs: Sequence[Job], how: BatchOptions = EVERY
+) -> Generator[Plan | Skipped | Failure, None, None]:
     """What each scene would take; one that would fail does not stop the others."""
+    from segearth_cli.resume import is_complete
     from segearth_cli.segment import plan
 
     for job in jobs:
         started = time.perf_counter()
         try:
+            if how.resume and is_complete(job.source, job.options):
+                yield Skipped(job.source, job.options.written, time.perf_counter() - started)
+                continue
             yield plan(job.source, job.options)
         except SegEarthError as error:
             yield Failure(job.source, error, time.perf_counter() - started)

@@ -342,7 +342,7 @@ def segment_command(
     how = BatchOptions(resume=resume, on_error=on_error, shard=parse_shard(shard))
     sources = expand_inputs(inputs, asset=asset)
     jobs = batch.jobs_of(sources, options, how)
-    outcomes = batch.plan_jobs(jobs) if dry_run else batch.segment_jobs(jobs, how)
+    outcomes = batch.plan_jobs(jobs, how) if dry_run else batch.segment_jobs(jobs, how)
     failures = terminal.show_outcomes(outcomes, len(jobs), len(sources), json, quiet)
     if failures:
         raise typer.Exit(failures[0].exit_code if len(failures) == len(jobs) else PARTLY_FAILED)

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.recorded import Record, is_probabilities, read_record
@@ -43,7 +44,7 @@ def _place(output: Path) -> list[str]:
     try:
         words = ["--stac"]
         for name, asset in item["assets"].items():
-            path = os.path.normpath(output.parent / asset["href"])
+            path = os.path.normpath(output.parent / unquote(asset["href"]))
             words += ["--probabilities" if name == "probabilities" else "-o", path]
         time = item["properties"]["datetime"]
     except (KeyError, TypeError, AttributeError) as error:

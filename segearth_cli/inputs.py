@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from segearth_cli.errors import SceneError, UsageError
 
@@ -107,8 +107,8 @@ def stem_of(source: str) -> str:
 
 def safe_name(name: str) -> str:
     """The name as a file may be called: in no other folder, with nothing that a system forbids."""
-    plain = re.sub(r'[/\\:;!"*?<>|\x00-\x1f\x7f]+', "_", name).strip("_ ")
-    return plain if plain.strip(".") else "scene"
+    plain = re.sub(r'[/\\:;!"*?<>|\x00-\x1f\x7f]+', "_", name).strip()
+    return plain if plain.strip("._") else "scene"
 
 
 def _in_folder(folder: Path) -> list[Input]:
@@ -218,12 +218,20 @@ def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
         )
     href = str(assets[chosen[0]]["href"])
     if not (href.startswith("/vsi") or "://" in href or os.path.isabs(href)):
-        beside = os.path.join(os.path.dirname(name), href)
-        href = urljoin(name, href) if _is_web(name) else os.path.normpath(beside)
+        href = urljoin(name, href) if _is_web(name) else _beside(name, href)
     properties = item.get("properties")
     acquired = properties.get("datetime") if isinstance(properties, dict) else None
     stem = safe_name(label) if item.get("id") else stem_of(href)
     return Input(href, stem, acquired if isinstance(acquired, str) else None)
+
+
+def _beside(item: str, href: str) -> str:
+    """A file by its relative URI; some Items hold its plain name instead."""
+    plain, decoded = (
+        os.path.normpath(os.path.join(os.path.dirname(item), place))
+        for place in (href, unquote(href))
+    )
+    return plain if os.path.exists(plain) else decoded
 
 
 def _rasters(assets: dict[str, Any]) -> list[str]:

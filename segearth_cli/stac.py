@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyproj
@@ -215,8 +216,9 @@ def _assets(
 
 
 def _relative(name: str, folder: Path) -> str:
+    """A file's place as a URI seen from the Item."""
     try:
         path = os.path.relpath(name, folder)
     except ValueError:  # another drive of Windows
-        return Path(name).absolute().as_posix()
-    return path if path.startswith("..") else f"./{path}"
+        return Path(name).absolute().as_uri()
+    return quote(path if path.startswith("..") else f"./{path}")

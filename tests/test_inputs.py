@@ -117,6 +117,14 @@ def test_a_geopackage_of_tiles_is_a_raster(place):
 # --- STAC --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("href", ["b%20c%231.tif", "b c#1.tif"])
+def test_an_href_is_a_uri_or_a_plain_name(place, href):
+    write_scene(Path("b c#1.tif"))
+    Path("item.json").write_text(json.dumps(item("S2", {"visual": asset(href)})))
+
+    assert sources_of("item.json") == ["b c#1.tif"]
+
+
 def test_items_are_named_by_their_ids_and_each_keeps_its_own_crs(place, tiny_model):
     Path("cat/S2A").mkdir(parents=True)
     Path("cat/S2B").mkdir(parents=True)
