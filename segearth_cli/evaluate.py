@@ -153,12 +153,20 @@ def row_of(
         model=settings.name,
         attention=settings.attention,
         modulated_blocks=settings.modulated_blocks,
-        upsampler=Path(settings.upsampler).stem,
+        upsampler=upsampler_name(settings),
         global_bias=settings.global_bias,
         long_side=side,
         threshold=threshold_of(dataset, options),
         scores=confusion.scores(dataset.names),
     )
+
+
+def upsampler_name(settings: ModelSettings) -> str:
+    """``bilinear``, ``upsampler`` for the model's own, or a file with the folder it lies in."""
+    path = Path(settings.upsampler)
+    if settings.upsampler == "bilinear" or path == settings.folder.upsampler:
+        return path.stem
+    return "/".join(path.absolute().parts[-2:])
 
 
 def threshold_of(dataset: Dataset, options: EvaluateOptions) -> float:

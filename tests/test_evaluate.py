@@ -349,6 +349,15 @@ def test_a_label_may_be_finer_than_its_image(udd, tiny_model):
     assert done.exit_code == 0, done.output
 
 
+def test_upsamplers_of_equal_file_names_are_told_apart(udd, tiny_model, upsampled_model):
+    file = upsampled_model / "upsampler.safetensors"
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--json", "-q")
+
+    rows = json.loads(run(*own, "--upsampler", f"bilinear,{file}").stdout)["rows"]
+
+    assert [row["upsampler"] for row in rows] == ["bilinear", "sharp/upsampler.safetensors"]
+
+
 def test_equal_settings_are_measured_once(udd, tiny_model):
     own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--json", "-q")
 
