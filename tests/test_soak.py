@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scenes import blocks, options_for, write_scene
 from segearth_cli.batch import segment_all
 from segearth_cli.segment import SegmentResult
 
-SCENES = 500
+SCENES = int(os.environ.get("SEGEARTH_SOAK_SCENES", "120"))  # 500 for the real thing: minutes
 SETTLED = 20
 MORE = 1.05
 
