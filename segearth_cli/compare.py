@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.labels import class_names
-from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.geo.labels import class_names, on_grid
+from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED, Confusion, Scores
 
@@ -44,13 +41,13 @@ class Meaning:
         names: of the map's values 0, 1, ...
         class_of_label: the map's value for each of the label's 256.
         class_of_map: the map's own values, with nodata and unknown ones ignored.
-        known: the label's values that have a meaning, if only to be ignored.
+        known: which of the label's 256 values have a meaning, if only to be ignored.
     """
 
     names: tuple[str, ...]
     class_of_label: NDArray[np.uint8]
     class_of_map: NDArray[np.uint8]
-    known: NDArray[np.integer]
+    known: NDArray[np.bool_]
 
 
 def compare(options: CompareOptions) -> CompareResult:
@@ -130,27 +127,22 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
         for old, new in sorted(options.label_values, key=lambda pair: pair[0] is not None):
             class_of_label[slice(None) if old is None else old] = new
     elif labelled and not options.classes:
-        for value, name in labelled.items():
-            class_of_label[value] = _value_of(name, names)
+        for value in labelled.keys() & range(256):
+            class_of_label[value] = _value_of(labelled[value], names)
     else:
         class_of_label[: len(names)] = range(len(names))
     class_of_map = np.full(256, IGNORED, np.uint8)
-    class_of_map[list(own)] = list(own)
+    class_of_map[[*own.keys() & range(256)]] = [*own.keys() & range(256)]
     if strange := [new for _, new in options.label_values if new not in own]:
         raise UsageError(f"--label-values: {made} has no class {strange[0]}; it has {sorted(own)}")
     for table, empty in ((class_of_label, label_nodata), (class_of_map, nodata)):
         if empty is not None and 0 <= empty < 256:
             table[int(empty)] = IGNORED
     class_of_label[list(options.ignore)] = IGNORED
-    said = {
-        IGNORED,
-        label_nodata,
-        *options.ignore,
-        *labelled,
-        *(old for old, _ in options.label_values),
-    }
-    meant = np.flatnonzero(class_of_label != IGNORED).tolist()
-    known = np.array(sorted({int(v) for v in (*said, *meant) if v is not None}))
+    known = class_of_label != IGNORED
+    for said in (IGNORED, label_nodata, *options.ignore, *labelled):
+        if said is not None and 0 <= said < 256:
+            known[int(said)] = True
     return Meaning(names, class_of_label, class_of_map, known)
 
 
@@ -160,7 +152,7 @@ def check_values(truth: NDArray[np.uint8], meaning: Meaning, label: Path) -> Non
     Raises:
         UsageError: there is one.
     """
-    strange = np.setdiff1d(truth, meaning.known)
+    strange = truth[~meaning.known[truth]]
     if strange.size:
         raise UsageError(
             f"{label} holds {strange[0]}, which is no class of the map; say --label-values "
@@ -193,7 +185,8 @@ def aligned_rows(made: Path, label: Path) -> Iterator[tuple[NDArray[np.uint8], N
                     f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class "
                     "values, uint8"
                 )
-        predicted = _onto(source, truth, made, label, stack)
+        grid = file_grid(truth, str(label))
+        predicted = on_grid(source, str(made), grid, str(label), stack)
         try:
             for first in range(0, truth.height, ROWS):
                 window = Window(0, first, truth.width, min(ROWS, truth.height - first))
@@ -202,28 +195,3 @@ def aligned_rows(made: Path, label: Path) -> Iterator[tuple[NDArray[np.uint8], N
                 yield truth.read(1, window=window), np.where(known, values, np.uint8(IGNORED))
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {made} beside {label}: {reason(error)}") from error
-
-
-def _onto(source: Any, truth: Any, made: Path, label: Path, stack: ExitStack) -> Any:
-    """The map on the label's grid."""
-    same_size = (source.width, source.height) == (truth.width, truth.height)
-    if source.crs is None or truth.crs is None:
-        if not same_size:
-            raise SceneError(
-                f"{made} has {source.width} x {source.height} pixels and {label} {truth.width} x "
-                f"{truth.height}, and not both are placed on the ground; resample one of them"
-            )
-        return source
-    if same_size and source.crs == truth.crs and source.transform.almost_equals(truth.transform):
-        return source
-    return stack.enter_context(
-        WarpedVRT(
-            source,
-            crs=truth.crs,
-            transform=truth.transform,
-            width=truth.width,
-            height=truth.height,
-            resampling=Resampling.nearest,
-            add_alpha=source.nodata is None,
-        )
-    )

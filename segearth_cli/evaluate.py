@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,14 @@ from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.folder import load_clip
 from segearth_cli.model.prompts import text_features
-from segearth_cli.model.segmenter import ModelSettings, Segmenter, build_segmenter, model_settings
+from segearth_cli.model.segmenter import (
+    ModelSettings,
+    Segmenter,
+    build_segmenter,
+    load_upsampler,
+    model_settings,
+)
+from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.variants import variant_logits
 from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions
@@ -115,7 +121,10 @@ def measure(
         leave=False,
     ) as progress:
         for variants in models:
-            counts = {place: Confusion(len(dataset.classes)) for place in _places(sides, variants)}
+            counts = {
+                place: Confusion(len(dataset.classes))
+                for place in product(sides, range(len(variants)))
+            }
             for sample in samples:
                 for image, truth in read_pieces(sample, dataset, options):
                     for side in sides:
@@ -135,10 +144,6 @@ def measure(
         rows=tuple(rows),
         seconds=time.perf_counter() - started,
     )
-
-
-def _places(sides: tuple[int, ...], variants: list[Variant]) -> list[tuple[int, int]]:
-    return list(product(sides, range(len(variants))))
 
 
 def row_of(
@@ -184,7 +189,7 @@ def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list
     device = pick_device(options.device)
     clip, tokenizer = load_clip(folder)
     text = text_features(clip, tokenizer, dataset.queries, cache_folder() / "text", folder.digest())
-    upsamplers: dict[str, Any] = {}
+    upsamplers: dict[str, Upsampler | None] = {}
     variants: list[Variant] = []
     for attention, upsampler, bias in product(
         options.attentions or (dataset.attention,),
@@ -207,17 +212,11 @@ def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list
         settings = model_settings(folder, own, pick_precision(own.precision_wanted, device))
         if any(variant.settings == settings for variant in variants):
             continue  # auto and bilinear may be the same
-        shared = upsamplers.get(settings.upsampler)
+        if settings.upsampler not in upsamplers:
+            upsamplers[settings.upsampler] = load_upsampler(settings, clip.visual)
         segmenter = build_segmenter(
-            clip.visual,
-            text,
-            dataset.query_class,
-            replace(settings, upsampler="bilinear") if shared is not None else settings,
+            clip.visual, upsamplers[settings.upsampler], text, dataset.query_class, settings
         )
-        if shared is not None:
-            segmenter.upsampler = shared
-        elif segmenter.upsampler is not None:
-            upsamplers[settings.upsampler] = segmenter.upsampler
         variants.append(Variant(settings, segmenter.to(device)))
     return variants
 

@@ -15,10 +15,11 @@ from typing import Any
 from segearth_cli import __version__
 from segearth_cli.device import pick_device, pick_precision
 from segearth_cli.errors import SegEarthError
-from segearth_cli.geo.recorded import Record, plain
+from segearth_cli.geo.recorded import Record
 from segearth_cli.model.prompts import parse_classes, preset_names, read_preset
 from segearth_cli.model.weights import ModelFolder
 from segearth_cli.options import DEFAULT_BACKGROUND, ModelOptions, SegmentOptions
+from segearth_cli.plain import plain
 
 PROMPTS = "each word in open_clip's 80 ImageNet templates"
 # the rest of the options changes speed, places or names, and no map
@@ -49,7 +50,7 @@ def settings_record(
         "version": __version__,
         "source_digest": dict(digest),
         "model_digest": folder.digest(),
-        "options": _as_json(as_run),
+        "options": as_json(as_run),
         "also_read": {
             name: file_sha256(path)
             for name, path in (("aoi", options.aoi), ("upsampler", options.model.upsampler))
@@ -71,7 +72,7 @@ def _identity(record: Record) -> Record:
     return {"options": options, **{name: record.get(name) for name in _COMPARED}}
 
 
-def _as_json(options: SegmentOptions) -> Record:
+def as_json(options: SegmentOptions) -> Record:
     """The options that a map depends on, as JSON has them."""
     values = {k: v for k, v in asdict(options).items() if k not in _OF_NO_MATTER}
     values["model"] = {k: v for k, v in values["model"].items() if k not in _OF_NO_MATTER_TO_MODELS}
@@ -107,7 +108,7 @@ def command_again(record: Record, output: str, place: Sequence[str]) -> str | No
     """
     try:
         class_words = _class_words(record["options"])
-        option_words = _option_words(record)
+        options = option_words(record["options"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SegEarthError(
             f"the record in {output} was written by segearth {record['version']}, and this is "
@@ -116,7 +117,7 @@ def command_again(record: Record, output: str, place: Sequence[str]) -> str | No
     if class_words is None:
         return None
     source = no_option(record["source"])
-    return shlex.join(["segearth", "segment", source, *class_words, *option_words, *place])
+    return shlex.join(["segearth", "segment", source, *class_words, *options, *place])
 
 
 def no_option(source: str) -> str:
@@ -152,9 +153,9 @@ def _class_words(options: Record) -> list[str] | None:
     return words
 
 
-def _option_words(record: Record) -> list[str]:
-    """All other options that are not what they are by default."""
-    options, model = record["options"], record["options"]["model"]
+def option_words(options: Record) -> list[str]:
+    """All options but of the classes that are not what they are by default (see `as_json`)."""
+    model = options["model"]
     said = {k: v for k, v in options.items() if k not in _SAID_OTHERWISE}
     defaults = {field.name: plain(field.default) for field in fields(SegmentOptions)}
     words = [_word(name, value) for name, value in said.items() if value != defaults[name]]

@@ -19,9 +19,10 @@ from pyproj.exceptions import ProjError
 
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.grid import Grid, is_on_earth
-from segearth_cli.geo.recorded import KEY, Record, plain
+from segearth_cli.geo.recorded import KEY, Record
 from segearth_cli.geo.writer import Legend
 from segearth_cli.options import STAC_SUFFIX, VECTOR_SUFFIXES, SegmentOptions
+from segearth_cli.plain import plain
 from segearth_cli.staging import shown
 
 EXTENSIONS = tuple(

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segearth_cli.errors import OutputError, SegEarthError, UsageError
+from segearth_cli.plain import plain
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure, Skipped
@@ -113,22 +114,11 @@ def print_json(record: dict[str, Any], nan: str | None = "nan") -> None:
         OutputError: stdout takes no more, for another reason than that its reader has gone.
     """
     try:
-        print(json.dumps(_plain(record, nan), ensure_ascii=False), flush=True)
+        print(json.dumps(plain(record, nan), ensure_ascii=False), flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OutputError(f"cannot write to stdout: {error.strerror}") from error
-
-
-def _plain(value: Any, nan: str | None) -> Any:
-    """The value with infinity as a word and NaN as ``nan``."""
-    if isinstance(value, dict):
-        return {name: _plain(item, nan) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, nan) for item in value]
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return nan if math.isnan(value) else str(value)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

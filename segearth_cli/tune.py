@@ -6,7 +6,7 @@ import logging
 import math
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -26,15 +26,9 @@ from segearth_cli.choose import (
 )
 from segearth_cli.look import look
 from segearth_cli.model.weights import resolve_model
-from segearth_cli.options import ModelOptions, SceneOptions, SegmentOptions, TuneOptions
-from segearth_cli.record import no_option
+from segearth_cli.options import ModelOptions, SegmentOptions, TuneOptions
+from segearth_cli.record import as_json, no_option, option_words
 from segearth_cli.stream import Model
-
-SCENE_OPTIONS = ("sensor", "bands", "stretch", "nodata", "gsd", "sar_unit", "speckle")
-MODEL_OPTIONS = (
-    "attention", "modulated_blocks", "upsampler", "logit_scale", "window", "stride", "precision",
-    "exact",
-)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -219,6 +213,7 @@ def warn_of_trust(cross_miou: float | None, before: Words, apart: tuple[Apart, .
 def command_of(options: TuneOptions, model: Model, words: Words) -> str:
     """The ``segment`` command that uses a setting, on the first of the scenes."""
     own = options.segment
+    unnamed = replace(own, model=replace(own.model, model=ModelOptions.model, global_bias=None))
     background = (
         ["--no-background"]
         if words.background is None
@@ -231,8 +226,7 @@ def command_of(options: TuneOptions, model: Model, words: Words) -> str:
         *("--threshold", f"{words.threshold:g}"),
         *("--global-bias", f"{words.global_bias:g}"),
         *("--model", model_name(own.model.model, model)),
-        *_differing(own, SegmentOptions(classes=own.classes), SCENE_OPTIONS),
-        *_differing(own.model, ModelOptions(), MODEL_OPTIONS),
+        *(part for word in option_words(as_json(unnamed)) for part in word.split("=", 1)),
         *("-o", own.outputs[0]),
     ]
     return shlex.join(parts)
@@ -248,18 +242,3 @@ def model_name(asked: str, model: Model) -> str:
         if folder.path == resolve_model(folder.path.name).path
         else str(folder.path)
     )
-
-
-def _differing(
-    options: SceneOptions | ModelOptions, usual: object, names: tuple[str, ...]
-) -> list[str]:
-    """Options that are not the usual ones, as the command line has them."""
-    found = []
-    for name in names:
-        value = getattr(options, name)
-        if value == getattr(usual, name):
-            continue
-        flag = "--" + name.replace("_", "-")
-        text = ",".join(value) if isinstance(value, tuple) else str(value)
-        found += [flag] if value is True else [flag, text]
-    return found

@@ -106,7 +106,7 @@ def test_a_preset_is_scored_as_by_hand(tmp_path, name, tiny_model):
     keys = ("attention", "modulated_blocks", "global_bias", "window", "stride")
     settings = model_settings(folder, ModelOptions(**{k: preset[k] for k in keys}), "fp32")
     text = text_features(clip, tokenizer, dataset.queries, None, "")
-    segmenter = build_segmenter(clip.visual, text, dataset.query_class, settings)
+    segmenter = build_segmenter(clip.visual, None, text, dataset.query_class, settings)
     counts = np.zeros((len(dataset.classes),) * 2, int)
     for sample in find_samples(dataset, tmp_path):
         pixels = torch.from_numpy(np.array(Image.open(sample.image).convert("RGB")))

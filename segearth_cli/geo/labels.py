@@ -218,7 +218,7 @@ def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -
             f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class values, "
             "whole numbers"
         )
-    aligned = _on_grid(src, path, grid, stack)
+    aligned = on_grid(src, path, grid, "the scene", stack)
 
     def value_of(own: int) -> int:
         if own == nodata or (nodata is None and own == IGNORED):
@@ -250,15 +250,19 @@ def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -
     return read
 
 
-def _on_grid(src: Any, path: str, grid: Grid, stack: ExitStack) -> Any:
-    """A class raster on the scene's grid, each pixel with the nearest one's value."""
+def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> Any:
+    """A class raster on the grid of ``owner``, each pixel with the nearest one's value.
+
+    Raises:
+        SceneError: they do not lie on one another.
+    """
     own = file_grid(src, path)
     same_size = (own.width, own.height) == (grid.width, grid.height)
     if grid.crs is None or own.crs is None:
         if same_size:
             return src
         raise SceneError(
-            f"{path} has {own.width} x {own.height} pixels and the scene {grid.width} x "
+            f"{path} has {own.width} x {own.height} pixels and {owner} {grid.width} x "
             f"{grid.height}, and not both are placed on the ground; resample one of them"
         )
     placed_alike = own.transform.almost_equals(grid.transform) and _places(own) == _places(grid)
@@ -266,7 +270,7 @@ def _on_grid(src: Any, path: str, grid: Grid, stack: ExitStack) -> Any:
         return src
     if grid.gcps or own.gcps:
         raise SceneError(
-            f"{path} lies on another grid than the scene, and one of them is placed by ground "
+            f"{path} lies on another grid than {owner}, and one of them is placed by ground "
             "control points; warp them first, for instance with gdalwarp"
         )
     try:
@@ -282,7 +286,7 @@ def _on_grid(src: Any, path: str, grid: Grid, stack: ExitStack) -> Any:
             )
         )
     except GDAL_ERRORS as error:
-        raise SceneError(f"{path} cannot be placed on the scene: {reason(error)}") from error
+        raise SceneError(f"{path} cannot be placed on {owner}: {reason(error)}") from error
 
 
 def _places(grid: Grid) -> list[tuple[float, ...]]:

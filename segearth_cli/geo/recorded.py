@@ -6,7 +6,6 @@ no place for it (shapefiles, lines of GeoJSON) have a file beside them.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pyogrio.errors import DataLayerError, DataSourceError
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX
+from segearth_cli.plain import plain
 from segearth_cli.staging import record_beside
 
 Record = dict[str, Any]
@@ -28,15 +28,6 @@ PREFIX = "SEGEARTH_"
 _TEXTS = ("version", "source", "scene", "sensor", "prompts", "model_digest")
 _PARTS = {"version": str, "source": str, "source_digest": dict, "options": dict, "model": dict}
 _LONGEST = 64 << 20  # bytes of a file or line that may be a record: far more than any
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON gives it back: lists for tuples, words for NaN and infinity."""
-    if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(record: Mapping[str, Any]) -> str:

@@ -216,23 +216,36 @@ def load_segmenter(
         clip, tokenizer, vocabulary.queries, cache_folder() / "text", folder.digest()
     )
     settings = model_settings(folder, options, pick_precision(options.precision_wanted, device))
-    segmenter = build_segmenter(clip.visual, text, vocabulary.query_class, settings)
+    upsampler = load_upsampler(settings, clip.visual)
+    segmenter = build_segmenter(clip.visual, upsampler, text, vocabulary.query_class, settings)
     return segmenter.to(device), settings
 
 
-def build_segmenter(
-    visual: Any, text: Tensor, query_class: Sequence[int], settings: ModelSettings
-) -> Segmenter:
-    """A segmenter of a vision tower, which several can share, and text features Q x D.
+def load_upsampler(settings: ModelSettings, visual: Any) -> Upsampler | None:
+    """The upsampler of the settings for a vision tower's features; ``None`` for bilinear.
 
     Raises:
-        ModelError: the upsampler's file is damaged or of another width.
+        ModelError: its file is damaged or of another width.
+    """
+    if settings.upsampler == "bilinear":
+        return None
+    state = read_upsampler_state(Path(settings.upsampler))
+    return build_upsampler(state, int(visual.output_dim), settings.upsampler)
+
+
+def build_segmenter(
+    visual: Any,
+    upsampler: Upsampler | None,
+    text: Tensor,
+    query_class: Sequence[int],
+    settings: ModelSettings,
+) -> Segmenter:
+    """A segmenter of a vision tower and an upsampler, which several can share, and text Q x D.
+
+    Raises:
+        ModelError: the tower is no plain transformer, or says nothing about its images.
     """
     encoder = DenseEncoder(visual, settings.attention, settings.modulated_blocks)
-    path = None if settings.upsampler == "bilinear" else Path(settings.upsampler)
-    upsampler = (
-        build_upsampler(read_upsampler_state(path), encoder.output_dim, str(path)) if path else None
-    )
     segmenter = Segmenter(
         encoder,
         upsampler,

@@ -52,14 +52,6 @@ SCENES = Dataset(
     tuple(("background",) if name == "rest" else (name,) for name in SCENE_CLASSES),
     (Layout(".", ".", ".tif", "_labels.tif"),),
 )
-FLOODS = Dataset(
-    "Sen1Floods11",
-    (("background",), ("water",)),
-    (Layout(".", ".", "_S1Hand.tif", "_LabelHand.tif"),),
-    sensor="sar",
-    metric="foreground IoU",
-    ignore=(255,),
-)
 
 
 def held_out_samples(data: Path, scenes: Path | None) -> list[tuple[Dataset, list[Sample]]]:

@@ -1,0 +1,15 @@
+"""Values as JSON has them; imports nothing heavy."""
+
+import math
+from typing import Any
+
+
+def plain(value: Any, nan: str | None = "nan") -> Any:
+    """The value as JSON gives it back: lists for tuples, words for infinity, ``nan`` for NaN."""
+    if isinstance(value, dict):
+        return {name: plain(item, nan) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, nan) for item in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return nan if math.isnan(value) else str(value)
