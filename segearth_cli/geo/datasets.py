@@ -18,6 +18,7 @@ from segearth_cli.geo.tiling import window_offsets
 from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES
 from segearth_cli.presets import read_presets
 from segearth_cli.scores import IGNORED
+from segearth_cli.words import Words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,7 +56,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(Words):
     """A labelled dataset and the protocol it is measured by (``None``: the model's own setting).
 
     Attributes:
@@ -85,21 +86,6 @@ class Dataset:
     colours: tuple[tuple[int, int, int, int], ...] = ()
     reduce_zero_label: bool = False
     ignore: tuple[int, ...] = field(default=(IGNORED,))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of each class: its first synonym."""
-        return tuple(synonyms[0] for synonyms in self.classes)
-
-    @property
-    def queries(self) -> tuple[str, ...]:
-        """Every prompt word, class by class."""
-        return tuple(word for synonyms in self.classes for word in synonyms)
-
-    @property
-    def query_class(self) -> tuple[int, ...]:
-        """Index of the class that each query belongs to."""
-        return tuple(index for index, words in enumerate(self.classes) for _ in words)
 
 
 @dataclass(frozen=True)

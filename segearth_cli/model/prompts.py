@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from segearth_cli.errors import UsageError
 from segearth_cli.options import BACKGROUND_NAMES, DEFAULT_BACKGROUND, SegmentOptions
 from segearth_cli.presets import read_presets
+from segearth_cli.words import Words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ USUAL_COLOURS: dict[str, Colour] = {
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(Words):
     """The classes of a map, in the order of their raster values.
 
     Attributes:
@@ -81,25 +82,10 @@ class Vocabulary:
     colours: tuple[Colour, ...]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Name of each class: its first synonym."""
-        return tuple(synonyms[0] for synonyms in self.classes)
-
-    @property
     def values(self) -> tuple[int, ...]:
         """Raster value of each class."""
         first = 0 if self.has_background else 1
         return tuple(range(first, first + len(self.classes)))
-
-    @property
-    def queries(self) -> tuple[str, ...]:
-        """Every prompt word, class by class."""
-        return tuple(word for synonyms in self.classes for word in synonyms)
-
-    @property
-    def query_class(self) -> tuple[int, ...]:
-        """Index of the class that each query belongs to."""
-        return tuple(index for index, synonyms in enumerate(self.classes) for _ in synonyms)
 
 
 def build_vocabulary(options: SegmentOptions) -> Vocabulary:
