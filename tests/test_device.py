@@ -8,16 +8,18 @@ QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
 @pytest.mark.parametrize(
-    ("answers", "precision"),
+    ("answers", "name", "precision"),
     [
-        ((True, True), "bf16"),
-        ((False, True), "bf16"),
-        ((True, None), "bf16"),
-        ((False, False), "fp32"),
-        ((None, None), "fp32"),  # a torch that cannot tell
+        ((True, True), "Intel Xeon", "bf16"),
+        ((False, True), "AMD EPYC", "bf16"),
+        ((False, True), "Intel Xeon", "fp32"),
+        ((True, None), "Intel Xeon", "bf16"),
+        ((False, False), "AMD EPYC", "fp32"),
+        ((None, None), "", "fp32"),  # a torch that cannot tell
     ],
 )
-def test_auto_is_bf16_where_the_cpu_has_it(answers, precision, monkeypatch):
+def test_auto_is_bf16_where_the_cpu_is_faster_with_it(answers, name, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
     for question, answer in zip(QUESTIONS, answers, strict=True):
         if answer is None:
             monkeypatch.delattr(torch.cpu, question, raising=False)

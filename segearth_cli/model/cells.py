@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from segearth_cli.model.mosaic import RollingSums
 
 SHARED = 2  # doublings, the last ones
-CELLS = 8  # at once
+CELLS = 16  # at once
 WINDOWS = 16  # at once, in the doublings before
 
 Quarter = tuple[int, int]  # of a window: 0 or 1 down, 0 or 1 across
