@@ -23,7 +23,7 @@ from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
 from segearth_cli.options import BACKGROUND_NAMES, SegmentOptions, TuneOptions
-from segearth_cli.segment import check_options, warn_of_scene, with_speckle
+from segearth_cli.segment import check_options, radar_read, warn_of_scene
 from segearth_cli.stream import Model, class_legend, load_model, window_grid
 
 UNCLASSIFIED = "unclassified"  # value 0 without a background
@@ -56,8 +56,7 @@ def look(options: TuneOptions) -> tuple[Model, list[Looked]]:
     use_threads(own.threads)
     with contextlib.ExitStack() as stack:
         scenes = [
-            stack.enter_context(open_scene(source, with_speckle(own)))
-            for source, _ in options.pairs
+            stack.enter_context(open_scene(source, radar_read(own))) for source, _ in options.pairs
         ]
         sensor = one_sensor(scenes)
         every = []

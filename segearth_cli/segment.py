@@ -24,7 +24,7 @@ from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.writer import RowWriter
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings
-from segearth_cli.model.weights import resolve_model
+from segearth_cli.model.weights import found_model, resolve_model
 from segearth_cli.options import SegmentOptions
 from segearth_cli.outputs import (
     STDOUT,
@@ -103,7 +103,7 @@ def open_source(source: str, options: SegmentOptions) -> Source:
         SceneError: it cannot be opened or read.
     """
     digest = source_digest(source)
-    return Source(open_scene(source, with_speckle(options)), digest)
+    return Source(open_scene(source, radar_read(options)), digest)
 
 
 def segment(
@@ -160,11 +160,9 @@ def segment(
     )
 
 
-def with_speckle(options: SegmentOptions) -> SegmentOptions:
-    """The options with the speckle filter that a model named was trained behind."""
-    if options.model.model == "auto":  # depends on the scene, and none of these had one
-        return options
-    return resolve_model(options.model.model).card.with_speckle(options)
+def radar_read(options: SegmentOptions) -> SegmentOptions:
+    """The options with what a radar scene is read by: as those that its model was trained on."""
+    return found_model(options.model.model, "sar").card.radar_read(options)
 
 
 def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -> None:
@@ -215,7 +213,7 @@ def plan(source: str, options: SegmentOptions) -> Plan:
     vocabulary = build_vocabulary(options)
     device = pick_device(options.model.device)
     precision = pick_precision(options.model.precision_wanted, device)
-    with open_scene(source, with_speckle(options)) as scene:
+    with open_scene(source, radar_read(options)) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
         warn_of_scene(scene, settings, options)

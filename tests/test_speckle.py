@@ -197,3 +197,31 @@ def test_the_unit_of_8_bit_is_what_is_said(tmp_path):
         assert found.decibels == factor
         bounds = factor * np.log10(np.percentile(grey, (1, 99)))
         assert (*found.low, *found.high) == pytest.approx(tuple(bounds), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "options", "scaled_from"),
+    [
+        (lambda power: power, "power", {}, "-30..0"),
+        (lambda power: 10 * np.log10(power), "decibels", {}, "-30..0"),
+        (lambda power: 10 * np.log10(power), "decibels", {"stretch": "-25,5"}, "-25..5"),
+        (lambda power: power * 1e6, "power", {}, None),  # nothing calibrated is so bright
+        (lambda power: 1000 * power**0.5, "amplitude", {}, None),  # digital numbers
+    ],
+)
+def test_calibrated_radar_is_as_dark_as_the_model_saw_it(
+    tmp_path, tiny_model, values, unit, options, scaled_from
+):
+    """A scene that is all water must not be stretched until it looks like land."""
+    folder = shutil.copytree(tiny_model, tmp_path / "radar")
+    card = json.loads((folder / "segearth.json").read_text())
+    (folder / "segearth.json").write_text(
+        json.dumps({**card, "sensor": "sar", "radar_db": [-30, 0]})
+    )
+    source = write_scene(tmp_path / "a.tif", values(radar() / 20).astype(np.float32))
+
+    own = options_for(folder, tmp_path / "map.png", sensor="sar", sar_unit=unit, **options)
+    reading = plan(source, own).reading
+
+    assert scaled_from is None or f"scaled from {scaled_from}" in reading
+    assert ("-30..0" in reading) == (scaled_from == "-30..0")

@@ -373,7 +373,9 @@ def _found_reading(
         speckle = _speckle_filter(sample, unit, options.speckle)
         logger.info("%s: %.1f looks, in %s", region.source, speckle.looks, speckle.unit)
         sample = replace(region, speckle=speckle).sample()
-    scaling = sensors.scaling_of(stretch, sensor, dtype, sample, unit, bits, prefix)
+    scaling = sensors.scaling_of(
+        stretch, sensor, dtype, sample, unit, bits, prefix, options.radar_db
+    )
     return Reading(bands, scaling, speckle)
 
 

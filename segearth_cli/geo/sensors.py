@@ -258,12 +258,14 @@ def scaling_of(
     unit: str = "auto",
     bits: int | None = None,
     prefix: str = "",
+    radar_db: tuple[float, float] | None = None,
 ) -> Scaling:
     """Return the scene's one scaling.
 
     ``sample`` is (raw, valid), both [B, H, W], of pixels from all over the scene. ``unit`` is that
-    of radar values, ``bits`` a type that is not used in full (a 1-bit mask stored as uint8). Raises
-    UsageError for ``none`` on float SAR values.
+    of radar values, ``bits`` a type that is not used in full (a 1-bit mask stored as uint8).
+    ``radar_db`` is taken by ``auto`` for radar in decibels or power, if its middle lies there: so a
+    scene that is all water stays dark. Raises UsageError for ``none`` on float SAR values.
     """
     raw, valid = sample
     bands = len(raw)
@@ -276,12 +278,20 @@ def scaling_of(
     usable = valid & np.isfinite(raw)
     values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
     decibels = 0
+    is_calibrated = False
     is_grey = dtype == "uint8" and unit == "auto"  # scaled for the eye by somebody else
     if sensor == "sar" and stretch.kind != "none" and not is_grey:
-        decibels = _DECIBELS_OF[unit_of_radar(raw, valid, dtype) if unit == "auto" else unit]
+        unit = unit_of_radar(raw, valid, dtype) if unit == "auto" else unit
+        decibels = _DECIBELS_OF[unit]
         values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]
+        is_calibrated = unit != "amplitude" and all(
+            band.size > 0 and radar_db is not None and radar_db[0] < np.median(band) < radar_db[1]
+            for band in values
+        )
     if stretch.kind == "values":
         spans = [(stretch.low, stretch.high)] * bands
+    elif radar_db is not None and is_calibrated and stretch.kind == "auto":
+        spans = [radar_db] * bands
     elif stretch.kind == "none" or (stretch.kind == "auto" and dtype == "uint8" and not decibels):
         spans = [(0.0, _full_scale(dtype, bits))] * bands
     else:

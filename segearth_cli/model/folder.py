@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from segearth_cli.errors import ModelError, OutputError
 from segearth_cli.model.claim import fewest_parameters
@@ -50,6 +50,7 @@ class ModelCard:
     stride: int = 112  # pixels
     gsd_m: tuple[float, float] | None = None  # finest and coarsest pixels it was made for
     speckle: int = 0  # side of the Lee filter that its radar images went through; 0 = none
+    radar_db: tuple[float, float] | None = None  # decibels it saw as black and white, calibrated
     description: str = ""
     licence: str = ""
     made_by: str = ""
@@ -78,6 +79,7 @@ class ModelCard:
                     self.speckle == 0 or (_is_whole(self.speckle, 3) and self.speckle % 2 == 1),
                 ),
                 ("gsd_m", self.gsd_m, self.gsd_m is None or _is_range(self.gsd_m)),
+                ("radar_db", self.radar_db, self.radar_db is None or _is_span(self.radar_db)),
             )
             if not right
         ]
@@ -95,16 +97,21 @@ class ModelCard:
         """The card in the file; keys that it does not know are kept in ``extra``."""
         content = _read_json(path)
         known = {f.name for f in fields(cls)} - {"extra"}
-        card = {key: value for key, value in content.items() if key in known}
+        card: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in content.items()
+            if key in known
+        }
         card.setdefault("name", path.parent.name)
         try:
             return cls(**card, extra={k: v for k, v in content.items() if k not in known})
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
 
-    def with_speckle(self, options: Scenes) -> Scenes:
-        """The options of a scene, with the model's own filter where they do not name one."""
-        return options if options.speckle is not None else replace(options, speckle=self.speckle)
+    def radar_read(self, options: Scenes) -> Scenes:
+        """The options of a scene, where they are silent as the model's radar images were read."""
+        speckle = self.speckle if options.speckle is None else options.speckle
+        return replace(options, speckle=speckle, radar_db=self.radar_db)
 
     def to_json(self) -> str:
         """The file's content."""
@@ -436,12 +443,15 @@ def _is_number(value: object) -> bool:
 
 
 def _is_range(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(map(_is_number, value))
-        and 0 < value[0] <= value[1]
-    )
+    return _is_pair(value) and 0 < value[0] <= value[1]
+
+
+def _is_span(value: object) -> bool:
+    return _is_pair(value) and value[0] < value[1]
+
+
+def _is_pair(value: object) -> TypeGuard[tuple[float, float]]:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _is_whole(value: object, least: int) -> bool:

@@ -35,6 +35,7 @@ __all__ = [
     "ModelFolder",
     "ModelRow",
     "cache_folder",
+    "found_model",
     "known_models",
     "list_models",
     "load_clip",
@@ -130,6 +131,20 @@ def resolve_model(name_or_path: str, sensor: str = "optical") -> ModelFolder:
         UsageError: no such name.
         ModelError: the model is not in the cache, or a part of it is missing or damaged.
     """
+    folder = found_model(name_or_path, sensor)
+    if name_or_path == "auto" and folder.path.parent == BUILTIN:
+        kind = "" if folder.card.sensor == sensor else f" (made for {folder.card.sensor} images)"
+        logger.warning(
+            "using the small built-in model %s%s; for the paper's run: segearth models pull %s",
+            folder.path.name,
+            kind,
+            PAPER_MODELS[sensor],
+        )
+    return folder
+
+
+def found_model(name_or_path: str, sensor: str) -> ModelFolder:
+    """What `resolve_model` returns, without a word about which one it is."""
     if name_or_path == "auto":
         return _auto(sensor)
     folder = _find(name_or_path)
@@ -218,24 +233,14 @@ def pull(name: str, *, force: bool = False, files: Sequence[Path] = ()) -> Model
 
 
 def _auto(sensor: str) -> ModelFolder:
-    """The paper's model for the sensor, or the built-in one and a line that says so."""
+    """The paper's model for the sensor, or the built-in one."""
     paper = PAPER_MODELS[sensor]
     if (_models_folder() / paper).is_dir():
         return open_model_folder(_models_folder() / paper)
     for name in BUILTIN_MODELS[sensor]:
         if (BUILTIN / name).is_dir():
-            break
-    else:
-        raise ModelError(f"there is no built-in model; run: segearth models pull {paper}")
-    folder = open_model_folder(BUILTIN / name)
-    kind = "" if folder.card.sensor == sensor else f" (made for {folder.card.sensor} images)"
-    logger.warning(
-        "using the small built-in model %s%s; for the paper's run: segearth models pull %s",
-        name,
-        kind,
-        paper,
-    )
-    return folder
+            return open_model_folder(BUILTIN / name)
+    raise ModelError(f"there is no built-in model; run: segearth models pull {paper}")
 
 
 def _row(path: Path, where: str) -> ModelRow:

@@ -90,7 +90,7 @@ class Distillation:
         parse_stretch(options.optical_scene.stretch)
         parse_stretch(options.sar_scene.stretch, "sar-")
         self.model = Pretrained(options, device)
-        self.sar_scene = self.model.folder.card.with_speckle(options.sar_scene)
+        self.sar_scene = self.model.folder.card.radar_read(options.sar_scene)
         scenes = (options.optical_scene, self.sar_scene)
         visual = copy.deepcopy(self.model.visual).requires_grad_(True)
         self.module = Student(visual, options.temperature, options.checkpointing).to(device)
@@ -248,6 +248,7 @@ class Distillation:
             licence=own.card.licence,
             made_by=facts["command"],
             speckle=self.sar_scene.speckle,
+            radar_db=self.sar_scene.radar_db,
             extra={**own.card.extra, self.record: facts},
         )
         upsampler = read_upsampler_state(own.upsampler) if own.upsampler else None

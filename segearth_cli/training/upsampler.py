@@ -200,7 +200,7 @@ def scene_of(options: SceneOptions, card: ModelCard) -> SceneOptions:
     """
     sensor = card.sensor if options.sensor == "auto" else options.sensor
     if sensor == "sar":
-        return card.with_speckle(replace(options, sensor=sensor))
+        return card.radar_read(replace(options, sensor=sensor))
     if options.speckle:
         raise UsageError(
             f"--speckle {options.speckle} is for radar, and these images are read as optical "
