@@ -10,9 +10,11 @@ from PIL import Image
 from segearth_cli.training import mini
 from segearth_cli.training.mini_data import Batches, Source, crop, read_sources
 from segearth_cli.training.mini_network import (
+    architecture,
     dense_features,
     normalised,
     run_trunk,
+    start_from,
 )
 from segearth_cli.training.mini_words import sampled_vocabulary, sentence_features, tokens_of
 
@@ -67,12 +69,13 @@ def test_held_out_images_never_train(data: Path) -> None:
     }
 
 
-def test_training_runs_the_features_that_the_tool_runs() -> None:
+@pytest.mark.parametrize("side", [112, 224, 336])
+def test_training_runs_the_features_that_the_tool_runs(side: int) -> None:
     from segearth_cli.model.clip import DenseEncoder
 
     torch.manual_seed(0)
-    model = open_clip.model.CLIP(**mini.ARCHITECTURE["model_cfg"]).eval()
-    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    model = open_clip.model.CLIP(**architecture(16)).eval()
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     with torch.inference_mode():
         features, token = dense_features(model.visual, run_trunk(model.visual, normalised(images)))
         patches, class_token = DenseEncoder(model.visual)(normalised(images))
@@ -84,11 +87,23 @@ def test_training_runs_the_features_that_the_tool_runs() -> None:
     torch.testing.assert_close(token, class_token / class_token.norm(dim=1, keepdim=True))
 
 
+def test_a_model_with_small_patches_starts_from_one_with_large_patches() -> None:
+    coarse, fine = (open_clip.model.CLIP(**architecture(patch)) for patch in (16, 8))
+    start_from(fine, coarse)
+    image = torch.rand(1, 3, 28, 28).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    enlarged = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(
+        fine.visual.conv1(image), coarse.visual.conv1(enlarged), atol=1e-5, rtol=1e-4
+    )
+    sentence = tokens_of("an aerial image of a lake.")[None]
+    assert torch.equal(fine.encode_text(sentence), coarse.encode_text(sentence))
+
+
 def test_labels_turn_with_the_image() -> None:
     rng = np.random.default_rng(1)
     ramp = np.add.outer(np.arange(600) // 5, np.arange(600) // 9).astype(np.uint8)
     for _ in range(8):
-        image, label = crop(np.repeat(ramp[..., None], 3, axis=2), ramp, rng)
+        image, label = crop(np.repeat(ramp[..., None], 3, axis=2), ramp, 224, 56, rng)
         assert np.abs(image[2::4, 2::4, 0].astype(int) - label).max() <= 3
 
 
@@ -103,6 +118,6 @@ def test_rest_of_a_source_is_background_or_nothing() -> None:
 
 def test_batches_repeat_for_a_seed(data: Path) -> None:
     sources = read_sources(data, None)
-    first, second = (next(iter(Batches(sources, 6, seed=3))) for _ in range(2))
+    first, second = (next(iter(Batches(sources, 6, 8, seed=3))) for _ in range(2))
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)

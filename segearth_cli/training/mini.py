@@ -1,6 +1,7 @@
 """Train the built-in model: a small CLIP whose dense features are trained as they are used.
 
-    python -m segearth_cli.training.mini --data DIR --scenes DIR -o OUT --minutes 43
+    python -m segearth_cli.training.mini --data DIR --scenes DIR -o COARSE --patch 16 --minutes 104
+    python -m segearth_cli.training.mini --data DIR --scenes DIR -o OUT --start COARSE --minutes 60
     python -m segearth_cli.training.mini --data DIR --unseen DIR --evaluate MODEL_FOLDER
 
 Two losses share the image tower. The dense one runs the modulated last block (SegEarth attention,
@@ -29,14 +30,18 @@ from open_clip.model import CLIP
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from segearth_cli.model.folder import CARD, CONFIG, WEIGHTS, ModelCard
+from segearth_cli.device import autocast, pick_precision
+from segearth_cli.model.folder import CARD, CONFIG, WEIGHTS, ModelCard, load_clip
+from segearth_cli.model.weights import resolve_model
 from segearth_cli.training.mini_data import Batch, Batches, Source, read_sources
 from segearth_cli.training.mini_network import (
-    ARCHITECTURE,
     LOGIT_SCALE,
+    PREPROCESS,
     START_IMAGES,
+    architecture,
     batch_losses,
     pixel_weights,
+    start_from,
     start_locally,
 )
 from segearth_cli.training.mini_words import learn_words, text_parameters
@@ -55,6 +60,8 @@ class MiniOptions:
     data: Path
     output: Path
     scenes: Path | None = None
+    start: Path | None = None  # a model to start from, of the same patches or larger ones
+    patch: int = 8  # pixels a side
     images: int = 1_000_000
     minutes: float = 43.0
     batch_size: int = 32
@@ -101,8 +108,12 @@ def train(options: MiniOptions) -> None:
     state = build_state(options)
     if options.resume:
         load_checkpoint(state, options.checkpoint)
+    elif options.start is not None:
+        start_from(state.model, load_clip(resolve_model(str(options.start), "optical"))[0])
+        state.average.load_state_dict(state.model.state_dict())
     else:
-        sample = next(iter(Batches(sources, START_IMAGES, seed=options.seed)))
+        batches = Batches(sources, START_IMAGES, options.patch, seed=options.seed)
+        sample = next(iter(batches))
         start_locally(state.model, sample.images)
         learn_words(state.model, options.word_steps, np.random.default_rng(options.seed))
         state.average.load_state_dict(state.model.state_dict())
@@ -114,7 +125,7 @@ def train(options: MiniOptions) -> None:
 def build_state(options: MiniOptions) -> State:
     """A fresh model, its average and its optimizer."""
     torch.manual_seed(options.seed)
-    model = CLIP(**{"quick_gelu": False, **ARCHITECTURE["model_cfg"]})
+    model = CLIP(quick_gelu=False, **architecture(options.patch))
     visual = [*model.visual.parameters(), model.logit_scale]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in visual if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -131,7 +142,8 @@ def fit(state: State, sources: list[Source], options: MiniOptions) -> None:
     """Steps until the budget of images or of minutes is spent."""
     rng = np.random.default_rng(options.seed + state.step)
     weights = [pixel_weights(source) for source in sources]
-    dataset = Batches(sources, options.batch_size, seed=options.seed + state.step)
+    seed = options.seed + state.step
+    dataset = Batches(sources, options.batch_size, options.patch, seed)
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=3)
     started = saved = time.monotonic() - state.seconds
     saved += state.seconds
@@ -169,7 +181,8 @@ def step(
     options: MiniOptions,
 ) -> dict[str, float]:
     """One update; the losses by name."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    device = torch.device("cpu")
+    with autocast(device, pick_precision("auto", device)):
         losses = batch_losses(state.model, batch, sources, weights, rng)
     total = sum(
         share * loss * (options.caption_weight if name.startswith("caption") else 1.0)
@@ -248,9 +261,10 @@ def export(state: State, sources: list[Source], options: MiniOptions) -> None:
             },
         },
     )
+    config = {"model_cfg": architecture(options.patch), "preprocess_cfg": PREPROCESS}
     content = {
         WEIGHTS[0]: save(weights),
-        CONFIG: (json.dumps(ARCHITECTURE, indent=2) + "\n").encode(),
+        CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
         CARD: card.to_json().encode(),
     }
     for name, data in content.items():
@@ -265,12 +279,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m segearth_cli.training.mini")
     parser.add_argument("--data", type=Path, required=True, help="folder of the collections")
     parser.add_argument("--scenes", type=Path, help="folder of rendered scenes")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="model to start from")
     parser.add_argument("-o", "--output", type=Path, help="model folder to write")
     parser.add_argument("--evaluate", type=Path, metavar="FOLDER", help="measure this model")
     parser.add_argument("--unseen", type=Path, help="rendered scenes, for --evaluate")
     parser.add_argument("--compare", action="store_true", help="measure every attention, lambda")
     for field in fields(MiniOptions):
-        if field.name not in ("data", "output", "scenes", "resume"):
+        if field.name not in ("data", "output", "scenes", "start", "resume"):
             kind = {"int": int, "float": float}[str(field.type)]
             flag = "--" + field.name.replace("_", "-")
             parser.add_argument(flag, type=kind, default=field.default)
@@ -294,7 +309,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given["output"] is None:
         raise SystemExit("-o names the model folder to write")
     options = MiniOptions(**given)
-    log.info("%s", {k: str(v) for k, v in asdict(options).items() if k not in ("data", "scenes")})
+    log.info(
+        "%s",
+        {k: str(v) for k, v in asdict(options).items() if k not in ("data", "scenes", "start")},
+    )
     train(options)
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 Pixels = npt.NDArray[np.uint8]
 
 WINDOW = 224
-GRID = 56  # labels are sampled on this many points per side
 IGNORE = 255
 SMALL_CHIPS = 0.7  # share of the steps whose chips are half as large, and four times as many
+SMALL_WINDOWS = 0.75  # the same of the windows, for patches so small that half a window is enough
+TOKENS = 196  # patches of an image that counts as one; of a larger one there are fewer in a batch
 
 DUBAI_HELD_OUT = ("tile5", "tile6")
 BUILDINGS_HELD_OUT = ("kampala",)
@@ -50,10 +51,10 @@ class Source:
 class Batch:
     """Augmented windows with their labels, and chips that show one class each."""
 
-    images: torch.Tensor  # B 3 224 224 uint8
-    labels: torch.Tensor  # B 56 56 uint8, indices into the classes of the source
+    images: torch.Tensor  # B 3 S S uint8; S is 224, or half of it with four times as many images
+    labels: torch.Tensor  # B L L uint8, four by four in a patch; classes of the source by number
     source: torch.Tensor  # B
-    chips: torch.Tensor  # C 3 S S uint8; S is 224, or half of it with four times as many chips
+    chips: torch.Tensor  # C 3 S S uint8, likewise
     chip_source: torch.Tensor  # C
     chip_class: torch.Tensor  # C
 
@@ -179,10 +180,14 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
 class Batches(torch.utils.data.IterableDataset[Batch]):
     """Endless augmented batches; made in one background process that shares the images."""
 
-    def __init__(self, sources: Sequence[Source], batch_size: int, seed: int) -> None:
-        """`seed` makes the sequence repeatable; a resumed run takes another one."""
+    def __init__(self, sources: Sequence[Source], batch_size: int, patch: int, seed: int) -> None:
+        """`batch_size` counts images of 196 patches of ``patch`` pixels a side.
+
+        `seed` makes the sequence repeatable; a resumed run takes another one.
+        """
         self.sources = sources
         self.batch_size = batch_size
+        self.patch = patch
         self.seed = seed
 
     def __iter__(self) -> Iterator[Batch]:
@@ -192,18 +197,16 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         shares = np.asarray([s.share for s in self.sources])
         shares = shares / shares.sum()
         of_chips = [i for i, source in enumerate(self.sources) if source.is_chips]
+        small_windows = SMALL_WINDOWS if (WINDOW // 2 // self.patch) ** 2 >= TOKENS else 0.0
         while True:
-            counts = rng.multinomial(self.batch_size, shares)
+            side, number = self._size(small_windows, rng)
+            counts = rng.multinomial(number, shares)
             picks = np.repeat(np.arange(len(self.sources)), counts).tolist()
-            windows = [augmented(*window(self.sources[i], rng), rng) for i in picks]
+            points = 4 * side // self.patch
+            windows = [augmented(*window(self.sources[i], side, points, rng), rng) for i in picks]
             images, labels = zip(*windows, strict=True)
-            small = rng.random() < SMALL_CHIPS
-            side, number = (
-                (WINDOW // 2, 2 * self.batch_size)
-                if small
-                else (WINDOW, max(self.batch_size // 2, 1))
-            )
-            chip_source = rng.choice(of_chips, number).tolist()
+            side, number = self._size(SMALL_CHIPS, rng)
+            chip_source = rng.choice(of_chips, max(number // 2, 1)).tolist()
             chips, classes = zip(
                 *(chip(self.sources[i], side, rng) for i in chip_source), strict=True
             )
@@ -215,6 +218,11 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
                 torch.tensor(chip_source),
                 torch.tensor(classes),
             )
+
+    def _size(self, small: float, rng: np.random.Generator) -> tuple[int, int]:
+        """Side of a batch's images and their number; half as large with probability ``small``."""
+        side = WINDOW // 2 if rng.random() < small else WINDOW
+        return side, max(self.batch_size * TOKENS // (side // self.patch) ** 2, 1)
 
 
 def stacked(images: Sequence[Pixels]) -> torch.Tensor:
@@ -231,12 +239,14 @@ def augmented(image: Pixels, label: Pixels, rng: np.random.Generator) -> tuple[P
     return recoloured(image, rng), np.ascontiguousarray(label)
 
 
-def window(source: Source, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """One random window of a source: image 224 224 3 and labels 56 56."""
+def window(
+    source: Source, side: int, points: int, rng: np.random.Generator
+) -> tuple[Pixels, Pixels]:
+    """One random window of a source: image side side 3, and labels points points."""
     if source.is_chips:
-        return mosaic(source, rng)
+        return mosaic(source, side, points, rng)
     number = int(rng.integers(len(source.images)))
-    return crop(source.images[number], source.labels[number], rng)
+    return crop(source.images[number], source.labels[number], side, points, rng)
 
 
 def chip(source: Source, side: int, rng: np.random.Generator) -> tuple[Pixels, int]:
@@ -247,22 +257,24 @@ def chip(source: Source, side: int, rng: np.random.Generator) -> tuple[Pixels, i
     return augmented(image, np.zeros((1, 1), np.uint8), rng)[0], int(label)
 
 
-def crop(image: Pixels, label: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+def crop(
+    image: Pixels, label: Pixels, window: int, points: int, rng: np.random.Generator
+) -> tuple[Pixels, Pixels]:
     """A square of 0.4 to 2.5 times the window's size, at any angle half of the time."""
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else 0.0
     reach = abs(np.cos(angle)) + abs(np.sin(angle))  # box that holds the turned square
     limit = (min(image.shape[:2]) - 1) / reach
-    side = min(WINDOW * float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))), limit)
+    side = min(window * float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))), limit)
     box = int(side * reach)
     row, col = (int(rng.integers(0, n - box)) for n in image.shape[:2])
-    size = round(WINDOW * reach)
+    size = round(window * reach)
     patch = resized(image[row : row + box, col : col + box], size, size)
-    ticks = (np.arange(GRID) + 0.5) / GRID - 0.5  # centred, in sides
+    ticks = (np.arange(points) + 0.5) / points - 0.5  # centred, in sides
     dy, dx = np.meshgrid(ticks, ticks, indexing="ij")
     cos, sin = np.cos(angle), np.sin(angle)
     ys = (box / 2 + side * (cos * dy + sin * dx)).astype(np.int64).clip(0, box - 1)
     xs = (box / 2 + side * (cos * dx - sin * dy)).astype(np.int64).clip(0, box - 1)
-    return turned(patch, angle, reach), label[row + ys, col + xs]
+    return turned(patch, window, angle, reach), label[row + ys, col + xs]
 
 
 def resized(image: Pixels, height: int, width: int) -> Pixels:
@@ -272,26 +284,28 @@ def resized(image: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(tensor[0].permute(1, 2, 0).contiguous().numpy())
 
 
-def turned(image: Pixels, angle: float, reach: float) -> Pixels:
-    """The window of 224 x 224 at `angle` about the centre of a box `reach` times as wide."""
+def turned(image: Pixels, window: int, angle: float, reach: float) -> Pixels:
+    """The window at `angle` about the centre of a box `reach` times as wide."""
     if angle == 0.0:
         return image
     cos, sin = np.cos(angle) / reach, np.sin(angle) / reach
     theta = torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]], dtype=torch.float32)
-    grid = F.affine_grid(theta, [1, 3, WINDOW, WINDOW], align_corners=False)
+    grid = F.affine_grid(theta, [1, 3, window, window], align_corners=False)
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     tensor = F.grid_sample(tensor, grid, padding_mode="border", align_corners=False)
     return np.asarray(tensor[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
 
 
-def mosaic(source: Source, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+def mosaic(
+    source: Source, window: int, points: int, rng: np.random.Generator
+) -> tuple[Pixels, Pixels]:
     """Chips side by side, 1 x 1 to 4 x 4, with uneven cuts."""
     cells = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.3, 0.3, 0.2]))
-    cuts = np.linspace(0, WINDOW, cells + 1)
-    cuts[1:-1] += rng.uniform(-0.25, 0.25, (cells - 1,)) * WINDOW / cells
+    cuts = np.linspace(0, window, cells + 1)
+    cuts[1:-1] += rng.uniform(-0.25, 0.25, (cells - 1,)) * window / cells
     edges = cuts.round().astype(int)
-    image = np.empty((WINDOW, WINDOW, 3), np.uint8)
-    label = np.empty((WINDOW, WINDOW), np.uint8)
+    image = np.empty((window, window, 3), np.uint8)
+    label = np.empty((window, window), np.uint8)
     for top, bottom in pairwise(edges):
         for left, right in pairwise(edges):
             number = int(rng.integers(len(source.images)))
@@ -299,7 +313,7 @@ def mosaic(source: Source, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
             chip = resized(chip_part(source.images[number], rng), size, size)
             image[top:bottom, left:right] = chip[: bottom - top, : right - left]
             label[top:bottom, left:right] = source.labels[number]
-    step = WINDOW // GRID
+    step = window // points
     return image, label[step // 2 :: step, step // 2 :: step]
 
 

@@ -1,11 +1,12 @@
 """The built-in model's image tower as training runs it, and its losses.
 
-Attention is written out as products and a softmax: on a CPU their backward is twice as fast as that
-of `scaled_dot_product_attention`, and the numbers are the same.
+Attention of few tokens is written out as products and a softmax: on a CPU their backward in bf16 is
+twice as fast as that of `scaled_dot_product_attention`, and the numbers are the same.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from open_clip.model import CLIP
 from open_clip.pos_embed import get_2d_sincos_pos_embed
 from torch import Tensor
 
-from segearth_cli.model.clip import DenseEncoder, modulated_output
-from segearth_cli.training.mini_data import IGNORE, Batch, Source
+from segearth_cli.model.clip import DenseEncoder, modulated_output, resized_position_embedding
+from segearth_cli.training.mini_data import IGNORE, WINDOW, Batch, Source
 from segearth_cli.training.mini_words import (
     CONTEXT_LENGTH,
     StepVocabulary,
@@ -25,30 +26,22 @@ from segearth_cli.training.mini_words import (
     sampled_vocabulary,
 )
 
-ARCHITECTURE: dict[str, Any] = {
-    "model_cfg": {
-        "embed_dim": 192,
-        "vision_cfg": {
-            "image_size": 224,
-            "layers": 6,
-            "width": 256,
-            "head_width": 64,
-            "patch_size": 16,
-        },
-        "text_cfg": {
-            "context_length": CONTEXT_LENGTH,
-            "vocab_size": 49408,
-            "width": 128,
-            "heads": 4,
-            "layers": 3,
-        },
-    },
-    "preprocess_cfg": {"mean": [0.45, 0.45, 0.45], "std": [0.25, 0.25, 0.25]},
-}
+PREPROCESS = {"mean": [0.45, 0.45, 0.45], "std": [0.25, 0.25, 0.25]}
 LOGIT_SCALE = 50.0
 OVERLAP_WEIGHT = 0.5
 START_IMAGES = 256  # whose patches the first layer starts from
 GLOBAL_BIASES = (0.0, 0.3)  # trained with either, so that both work
+
+
+def architecture(patch: int) -> dict[str, Any]:
+    """The model in open_clip's words, with patches of so many pixels a side."""
+    vision = {"layers": 6, "width": 256, "head_width": 64, "patch_size": patch}
+    text = {"vocab_size": 49408, "width": 128, "heads": 4, "layers": 3}
+    return {
+        "embed_dim": 192,
+        "vision_cfg": {"image_size": WINDOW, **vision},
+        "text_cfg": {"context_length": CONTEXT_LENGTH, **text},
+    }
 
 
 def batch_losses(
@@ -88,9 +81,8 @@ def batch_losses(
 
 def normalised(images: Tensor) -> Tensor:
     """uint8 to what the image tower takes."""
-    preprocess = ARCHITECTURE["preprocess_cfg"]
-    mean = torch.tensor(preprocess["mean"])[:, None, None]
-    std = torch.tensor(preprocess["std"])[:, None, None]
+    mean = torch.tensor(PREPROCESS["mean"])[:, None, None]
+    std = torch.tensor(PREPROCESS["std"])[:, None, None]
     return (images / 255 - mean) / std
 
 
@@ -114,7 +106,8 @@ def dense_features(visual: Any, trunk: Tensor) -> tuple[Tensor, Tensor]:
     )
     features = F.normalize(DenseEncoder(visual).project(output).float(), dim=-1)
     patches = features[:, 1:].transpose(1, 2)  # B D N
-    return patches.reshape(*patches.shape[:2], *visual.grid_size), features[:, 0]
+    side = math.isqrt(patches.shape[-1])
+    return patches.reshape(*patches.shape[:2], side, side), features[:, 0]
 
 
 def class_token(visual: Any, trunk: Tensor) -> Tensor:
@@ -139,13 +132,34 @@ def start_locally(model: CLIP, images: Tensor) -> None:
     variance, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
     variance, directions = variance.flip(0)[:width], directions.flip(1)[:, :width]
     whitened = directions / (variance + 0.01 * variance.mean()).sqrt()
-    visual.conv1.weight.copy_(whitened.T.reshape(visual.conv1.weight.shape))
+    first = visual.conv1.weight[: whitened.shape[1]]  # small patches have fewer components
+    first.copy_(whitened.T.reshape(first.shape))
     rows = get_2d_sincos_pos_embed(width, visual.grid_size[0], cls_token=True)
     visual.positional_embedding.copy_(0.5 * torch.from_numpy(rows))
     for block in visual.transformer.resblocks:
         weight = block.attn.in_proj_weight
         weight[width : 2 * width] = weight[:width]
     visual.transformer.resblocks[-1].attn.in_proj_weight.mul_(2.0)
+
+
+@torch.no_grad()
+def start_from(model: CLIP, trained: CLIP) -> None:
+    """Weights of a model with larger patches, as they see an image that is enlarged as much.
+
+    A patch's weights are summed where enlarging repeats its pixels (bilinearly); there are more
+    positions in a window, between the old ones.
+    """
+    state = trained.state_dict()
+    own = model.visual.patch_size[0]
+    eye = torch.eye(own * own).unflatten(1, (own, own))[:, None]  # pixels 1 own own
+    side = trained.visual.patch_size[0]
+    enlarged = F.interpolate(eye, (side, side), mode="bilinear")[:, 0]  # pixels side side
+    weight = torch.einsum("ocij,pij->ocp", state["visual.conv1.weight"], enlarged)
+    state["visual.conv1.weight"] = weight.unflatten(2, (own, own))
+    state["visual.positional_embedding"] = resized_position_embedding(
+        state["visual.positional_embedding"], trained.visual.grid_size, model.visual.grid_size
+    )
+    model.load_state_dict(state)
 
 
 def pixel_weights(source: Source) -> Tensor:

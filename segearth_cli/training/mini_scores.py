@@ -52,6 +52,13 @@ SCENES = Dataset(
     tuple(("background",) if name == "rest" else (name,) for name in SCENE_CLASSES),
     (Layout(".", ".", ".tif", "_labels.tif"),),
 )
+FLOODS = Dataset(
+    "Sen1Floods11, radar",
+    (("land",), ("water",)),
+    (Layout("s1", "labels", ".tif", ".tif"),),
+    sensor="sar",
+    ignore=(-1,),
+)
 
 
 def held_out_samples(data: Path, scenes: Path | None) -> list[tuple[Dataset, list[Sample]]]:

@@ -25,6 +25,7 @@ from segearth_cli.training.mini_data import Source
 log = logging.getLogger(__name__)
 
 CONTEXT_LENGTH = 32  # tokens
+FEW_TOKENS = 256  # so many are attended to by products and a softmax
 SENTENCES = 2  # of a word in a step, averaged
 START_PROMPTS = 12  # of a name
 WORD_BATCH = 192  # sentences
@@ -206,7 +207,7 @@ class StepVocabulary:
 
 
 def sampled_vocabulary(source: Source, rng: np.random.Generator) -> StepVocabulary:
-    """The words a user might ask this source for: all, or a few and `background` for the rest.
+    """The words a user might ask this source for: all or a few, and maybe `background`.
 
     What has no word of its own goes to `background` when there is one, and is ignored otherwise.
     """
@@ -224,6 +225,8 @@ def sampled_vocabulary(source: Source, rng: np.random.Generator) -> StepVocabula
         word = {n: w if w in names else "background" for n, w in word.items()}
         if source.rest is not None:
             word[source.rest] = "background"
+    elif source.rest is not None and rng.random() < 0.5:
+        word[source.rest] = "background"
     words = list(dict.fromkeys(word.values()))
     if source.negatives and rng.random() < 0.3:
         words.append(str(rng.choice(source.negatives)))
@@ -284,6 +287,8 @@ def sentence_features(model: CLIP, tokens: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T s) v, per head; `mask` is added to the scores."""
+    if mask is None and q.shape[-2] > FEW_TOKENS:
+        return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     scores = scores if mask is None else scores + mask
     mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
