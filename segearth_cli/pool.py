@@ -38,6 +38,10 @@ PATIENCE_SECONDS = 60  # without a single worker, before it is said
 STOP_SECONDS = 20  # that workers have to let go of what they do
 OBJECTS = 200 << 20  # bytes of shared memory: what workers send back is small
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+GIVEN_UP = (
+    f"the worker that made it was lost {MOST_LOSSES} times; where memory runs out, try "
+    "--max-memory, or more --threads, which makes fewer workers"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -221,41 +225,33 @@ class Pool:
         left = len(waiting)
         while left:
             while waiting and self._idle:
-                task = waiting.popleft()
-                begun.setdefault(task, time.perf_counter())
-                self._give(self._idle.pop(), task)
-            member, ended, value = self._next()
-            if ended is None:
+                begun.setdefault(waiting[0], time.perf_counter())
+                self._give(self._idle.pop(), waiting.popleft())
+            task, report = self._next()
+            if task is None:
                 continue
-            if member is None:
-                losses[ended] += 1
-                if losses[ended] < MOST_LOSSES:
-                    waiting.appendleft(ended)
-                    continue
+            losses[task] += report is None
+            if report is None and losses[task] < MOST_LOSSES:
+                waiting.appendleft(task)
+                continue
             left -= 1
-            yield Done(ended, value, time.perf_counter() - begun[ended])
+            value = SegEarthError(GIVEN_UP) if report is None else report.value
+            yield Done(task, value, time.perf_counter() - begun[task])
 
-    def _next(self) -> tuple[Member | None, Task | None, Any]:
-        """What ended next: whose task (none of a worker that is lost), which, and its value."""
+    def _next(self) -> tuple[Task | None, Report | None]:
+        """The task that ended next, none of a start; no report where its worker is lost."""
         reference = self._wait()
         member, task = self._busy.pop(reference)
         try:
-            report = ray.get(reference)
+            report: Report = ray.get(reference)
         except LOST as error:
             self._replace(member, error, task is None)
-            return (
-                None,
-                task,
-                SegEarthError(
-                    f"the worker that made it was lost {MOST_LOSSES} times; where memory runs out, "
-                    "try --max-memory, or more --threads, which makes fewer workers"
-                ),
-            )
+            return task, None
         self._remark(report.remarks)
         if task is None:
             self._welcome(member, report.value)
         self._idle.append(member)
-        return member, task, report.value
+        return task, report
 
     def _wait(self) -> Any:
         """A reference to something that has ended."""
