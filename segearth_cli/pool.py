@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -112,7 +113,7 @@ def connected(address: str | None) -> Iterator[None]:
         raise UsageError(f"cannot use a Ray cluster {place}: {what}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray takes it
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # Ray takes it
     try:
         yield
     finally:
@@ -198,7 +199,7 @@ class Pool:
     def __init__(self, make: Callable[[], Any], size: int) -> None:
         self._make = make
         self._idle: list[Member] = []
-        self._busy: dict[Any, tuple[Member, Task | None]] = {}  # by reference; None: it starts
+        self._busy: dict[Future[Report], tuple[Member, Task | None]] = {}  # None: it starts
         self._said: set[tuple[str, str]] = set()
         self._failed_starts = 0
         self._first: Process | None = None
@@ -240,10 +241,10 @@ class Pool:
 
     def _next(self) -> tuple[Task | None, Report | None]:
         """The task that ended next, none of a start; no report where its worker is lost."""
-        reference = self._wait()
-        member, task = self._busy.pop(reference)
+        ended = self._wait()
+        member, task = self._busy.pop(ended)
         try:
-            report: Report = ray.get(reference)
+            report = ended.result()
         except LOST as error:
             self._replace(member, error, task is None)
             return task, None
@@ -253,21 +254,21 @@ class Pool:
         self._idle.append(member)
         return task, report
 
-    def _wait(self) -> Any:
-        """A reference to something that has ended."""
+    def _wait(self) -> Future[Report]:
+        """What ends next. Not by `ray.wait`, which takes SIGTERM for Ctrl-C."""
         timeout = PATIENCE_SECONDS if self._first is None else None
-        ended, _ = ray.wait(list(self._busy), timeout=timeout)
+        ended, _ = wait(self._busy, timeout, FIRST_COMPLETED)
         if not ended:
             logger.warning("no worker has started yet: waiting for the cluster to have room")
-            ended, _ = ray.wait(list(self._busy))
-        return ended[0]
+            ended, _ = wait(self._busy, return_when=FIRST_COMPLETED)
+        return ended.pop()
 
     def _begin(self) -> None:
         member = Member(self._make())
-        self._busy[member.actor.start.remote()] = member, None
+        self._busy[member.actor.start.remote().future()] = member, None
 
     def _give(self, member: Member, task: Task) -> None:
-        self._busy[member.actor.do.remote(task)] = member, task
+        self._busy[member.actor.do.remote(task).future()] = member, task
 
     def _welcome(self, member: Member, process: Process | SegEarthError) -> None:
         """Take in a worker that has started, if it is like the others."""
@@ -312,7 +313,7 @@ class Pool:
         """Have workers let go of what they do, and end them."""
         processes = [m.process for m, task in self._busy.values() if task and m.process]
         if processes:
-            under_way = [reference for reference, (_, task) in self._busy.items() if task]
+            under_way = [future for future, (_, task) in self._busy.items() if task]
             # kept until the wait is over: a task whose reference is gone is gone too
             sent = [
                 ray.remote(num_cpus=0)(terminate)
@@ -320,7 +321,7 @@ class Pool:
                 .remote(p.pid)
                 for p in processes
             ]
-            ray.wait(under_way, num_returns=len(under_way), timeout=STOP_SECONDS)
+            wait(under_way, STOP_SECONDS)
             del sent
         for member in [*self._idle, *(member for member, _ in self._busy.values())]:
             ray.kill(member.actor)
