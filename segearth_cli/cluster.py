@@ -10,17 +10,15 @@ import contextlib
 import functools
 import io
 import logging
-import logging.handlers
 import os
 import socket
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import ray
 import torch
 
 from segearth_cli import __version__
@@ -69,9 +67,9 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
         room = cluster_room(options.model.device, options.threads)
         orders = Orders.here(options, how.resume, len(jobs) == 1, room.cpus)
         in_panels = len(jobs) == 1 and output_paths(options)
-        actor = ray.remote(Worker).options(num_cpus=room.cpus, num_gpus=room.gpus)
-        size = room.workers if in_panels else min(room.workers, len(jobs))
-        pool = Pool(functools.partial(actor.remote, orders), size)
+        if not in_panels:
+            room = replace(room, workers=min(room.workers, len(jobs)))
+        pool = Pool(Worker, [orders], room)
         try:
             if in_panels:
                 make = functools.partial(segment_in_panels, jobs[0], pool)

@@ -6,6 +6,7 @@ The task of a worker that is lost, with its machine or alone, goes to another on
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -191,21 +192,23 @@ class Pool:
     """Workers of one kind, each in a process of its own; those that are lost are replaced.
 
     Args:
-        make: begins a worker and returns its actor, whose ``start`` reports a `Process` and whose
-            ``do`` reports what a task came to.
-        size: how many workers there are.
+        worker: their class, whose ``start`` reports a `Process` and whose ``do`` reports what a
+            task came to.
+        arguments: that each is made with.
+        room: how many there are, and what each takes.
     """
 
-    def __init__(self, make: Callable[[], Any], size: int) -> None:
-        self._make = make
+    def __init__(self, worker: type, arguments: Sequence[Any], room: Room) -> None:
+        actor = ray.remote(worker).options(num_cpus=room.cpus, num_gpus=room.gpus)
+        self._make = functools.partial(actor.remote, *arguments)
         self._idle: list[Member] = []
         self._busy: dict[Future[Report], tuple[Member, Task | None]] = {}  # None: it starts
         self._said: set[tuple[str, str]] = set()
         self._failed_starts = 0
         self._first: Process | None = None
-        self.size = size
+        self.size = room.workers
         self.lost = 0
-        for _ in range(size):
+        for _ in range(self.size):
             self._begin()
 
     @property
@@ -217,6 +220,8 @@ class Pool:
     def results(self, tasks: Iterable[Task]) -> Generator[Done, None, None]:
         """Every task as it is done, or has cost too many workers.
 
+        Who does not wait for all of them closes the pool.
+
         Raises:
             SegEarthError: workers do not start, or not all of them would give the same results.
         """
@@ -224,20 +229,24 @@ class Pool:
         begun: dict[Task, float] = {}
         losses: Counter[Task] = Counter()
         left = len(waiting)
-        while left:
-            while waiting and self._idle:
-                begun.setdefault(waiting[0], time.perf_counter())
-                self._give(self._idle.pop(), waiting.popleft())
-            task, report = self._next()
-            if task is None:
-                continue
-            losses[task] += report is None
-            if report is None and losses[task] < MOST_LOSSES:
-                waiting.appendleft(task)
-                continue
-            left -= 1
-            value = SegEarthError(GIVEN_UP) if report is None else report.value
-            yield Done(task, value, time.perf_counter() - begun[task])
+        try:
+            while left:
+                while waiting and self._idle:
+                    begun.setdefault(waiting[0], time.perf_counter())
+                    self._give(self._idle.pop(), waiting.popleft())
+                task, report = self._next()
+                if task is None:
+                    continue
+                losses[task] += report is None
+                if report is None and losses[task] < MOST_LOSSES:
+                    waiting.appendleft(task)
+                    continue
+                left -= 1
+                value = SegEarthError(GIVEN_UP) if report is None else report.value
+                yield Done(task, value, time.perf_counter() - begun[task])
+        finally:
+            if left:
+                self.close()
 
     def _next(self) -> tuple[Task | None, Report | None]:
         """The task that ended next, none of a start; no report where its worker is lost."""
@@ -311,17 +320,17 @@ class Pool:
 
     def close(self) -> None:
         """Have workers let go of what they do, and end them."""
-        processes = [m.process for m, task in self._busy.values() if task and m.process]
-        if processes:
-            under_way = [future for future, (_, task) in self._busy.items() if task]
-            # kept until the wait is over: a task whose reference is gone is gone too
-            sent = [
-                ray.remote(num_cpus=0)(terminate)
-                .options(scheduling_strategy=NodeAffinitySchedulingStrategy(p.node, soft=False))
-                .remote(p.pid)
-                for p in processes
-            ]
-            wait(under_way, STOP_SECONDS)
-            del sent
+        under_way = {future: m.process for future, (m, task) in self._busy.items() if task}
+        # kept until the wait is over: a task whose reference is gone is gone too
+        sent = [
+            ray.remote(num_cpus=0)(terminate)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(process.node, soft=False))
+            .remote(process.pid)
+            for process in under_way.values()
+            if process is not None
+        ]
+        wait(under_way, STOP_SECONDS)
+        del sent
         for member in [*self._idle, *(member for member, _ in self._busy.values())]:
             ray.kill(member.actor)
+        self._idle, self._busy = [], {}

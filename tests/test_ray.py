@@ -212,7 +212,7 @@ class Fragile:
 def test_a_task_that_costs_three_workers_is_given_up(cluster):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with connected(cluster.address):
-        pool = Pool(ray.remote(Fragile).remote, 1)
+        pool = Pool(Fragile, [], Room(1, 1, 0))
         deadly, harmless = (lambda worker: os._exit(1)), (lambda worker: "done")
         done = {result.task: result for result in pool.results([deadly, harmless])}
         pool.close()
