@@ -83,8 +83,12 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
 
 
 def segment_scenes(jobs: Sequence[Job], pool: Pool) -> Generator[Outcome, None, None]:
-    """Each scene made by a worker."""
-    tasks: dict[Task, Job] = {functools.partial(Worker.segment, job=job): job for job in jobs}
+    """Each scene made by a worker.
+
+    The outputs have been looked for already: what is there now a lost worker finished.
+    """
+    again = [replace(job, options=replace(job.options, overwrite=True)) for job in jobs]
+    tasks: dict[Task, Job] = {functools.partial(Worker.segment, job=job): job for job in again}
     with contextlib.closing(pool.results(tasks)) as results:
         for done in results:
             if isinstance(done.value, SegEarthError):
