@@ -1,4 +1,4 @@
-"""Many scenes: what their outputs are called, one after the other, and what became of each."""
+"""Many scenes: what their outputs are called, who segments them, and what became of each."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.inputs import Input
@@ -18,6 +19,9 @@ from segearth_cli.options import BatchOptions, SegmentOptions
 
 if TYPE_CHECKING:
     from segearth_cli.segment import Plan, SegmentResult, Source
+    from segearth_cli.stream import Model
+
+    Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
 
 STEM = "{stem}"
 EVERY = BatchOptions()
@@ -96,7 +100,7 @@ def jobs_of(
     from segearth_cli.segment import check_options
     from segearth_cli.staging import remove_abandoned
 
-    check_options(options)
+    check_options(options, here=how.engine == "local")
     if how.resume and STDOUT in options.outputs:
         raise UsageError("--resume finds nothing on stdout; give the polygons a file")
     inputs = [Input.of(source) for source in sources]
@@ -120,8 +124,8 @@ def jobs_of(
 
 def segment_all(
     sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = EVERY
-) -> Generator[SegmentResult | Skipped | Failure, None, None]:
-    """Segment scene after scene, see `jobs_of` and `segment_jobs`.
+) -> Generator[Outcome, None, None]:
+    """Segment the scenes, see `jobs_of` and `segment_jobs`.
 
     Raises:
         SegEarthError: what is wrong with all of them; nothing has been computed then.
@@ -129,54 +133,105 @@ def segment_all(
     yield from segment_jobs(jobs_of(sources, options, how), how)
 
 
-def segment_jobs(
-    jobs: Sequence[Job], how: BatchOptions = EVERY
-) -> Generator[SegmentResult | Skipped | Failure, None, None]:
-    """Segment scene after scene; one that fails does not stop the others, unless it shall.
-
-    A model is loaded once per kind of sensor. The next scene is opened while one is segmented.
-    """
-    from segearth_cli.prefetch import prefetched
-    from segearth_cli.resume import is_complete
-    from segearth_cli.segment import open_source, segment
-    from segearth_cli.stream import Model, load_model
-
-    @functools.cache
-    def load(sensor: str) -> Model:
-        return load_model(jobs[0].options, sensor)
-
-    def ready(job: Job) -> Source | None:
-        """The open scene; nothing where there is nothing to do."""
-        if how.resume and is_complete(job.source, job.options):
-            return None
-        return open_source(job.source, job.options)
-
-    def let_go(found: Source | None) -> None:
-        if found is not None:
-            found.scene.close()
-
-    with closing(prefetched(jobs, ready, let_go)) as coming:
-        for job, take in coming:
-            started = time.perf_counter()
-            outcome: SegmentResult | Skipped | Failure
-            try:
-                found = take()
-                if found is None:
-                    seconds = time.perf_counter() - started
-                    outcome = Skipped(job.source, job.options.written, seconds)
-                else:
-                    outcome = segment(job.source, job.options, load, opened=found)
-            except SegEarthError as error:
-                outcome = Failure(job.source, error, time.perf_counter() - started)
-            except BrokenPipeError:  # the reader of stdout has gone: nobody wants the others
-                raise
-            except Exception as error:
-                if len(jobs) == 1:
-                    raise
-                outcome = _bug(job, error, time.perf_counter() - started)
+def segment_jobs(jobs: Sequence[Job], how: BatchOptions = EVERY) -> Generator[Outcome, None, None]:
+    """Segment the scenes; one that fails does not stop the others, unless it shall."""
+    with closing(_ENGINES[how.engine](jobs, how)) as outcomes:
+        for outcome in outcomes:
             yield outcome
             if isinstance(outcome, Failure) and how.on_error == "stop":
                 return
+
+
+def _here(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outcome, None, None]:
+    """One scene after the other; the next one is opened while one is segmented."""
+    from segearth_cli.prefetch import prefetched
+
+    scenes = Scenes(how.resume, alone=len(jobs) == 1)
+    with closing(prefetched(jobs, scenes.opened, close_source)) as coming:
+        for job, take in coming:
+            yield scenes.outcome(job, take)
+
+
+def _on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outcome, None, None]:
+    """As many scenes at a time as a Ray cluster has workers, in the order they are done."""
+    if find_spec("ray") is None:
+        raise UsageError("--engine ray needs Ray: pip install 'segearth-cli[ray]'")
+    from segearth_cli.cluster import segment_on_cluster
+
+    if jobs:
+        yield from segment_on_cluster(jobs, how)
+
+
+_ENGINES = {"local": _here, "ray": _on_cluster}
+
+
+class Scenes:
+    """Segments scenes of the same options; a model is loaded once per kind of sensor.
+
+    Args:
+        resume: leave out what is complete.
+        alone: there is one scene only, whose bugs are nobody else's.
+    """
+
+    def __init__(self, resume: bool, alone: bool) -> None:
+        self._resume = resume
+        self._alone = alone
+        self._models: dict[str, Model] = {}
+
+    def model(self, options: SegmentOptions, sensor: str) -> Model:
+        """The model for scenes of that sensor."""
+        from segearth_cli.stream import load_model
+
+        if sensor not in self._models:
+            self._models[sensor] = load_model(options, sensor)
+        return self._models[sensor]
+
+    def opened(self, job: Job) -> Source | None:
+        """The open scene; nothing where there is nothing to do."""
+        from segearth_cli.resume import is_complete
+        from segearth_cli.segment import open_source
+
+        if self._resume and is_complete(job.source, job.options):
+            return None
+        return open_source(job.source, job.options)
+
+    def outcome(
+        self, job: Job, take: Callable[[], Source | None], stdout: TextIO | None = None
+    ) -> Outcome:
+        """What becomes of a scene, which ``take`` opens."""
+        from segearth_cli.segment import segment
+
+        load = functools.partial(self.model, job.options)
+
+        def make() -> SegmentResult | None:
+            found = take()
+            if found is None:
+                return None
+            return segment(job.source, job.options, load, stdout, found)
+
+        return outcome_of(job, make, self._alone)
+
+
+def close_source(found: Source | None) -> None:
+    """Let go of a scene that nobody took."""
+    if found is not None:
+        found.scene.close()
+
+
+def outcome_of(job: Job, make: Callable[[], SegmentResult | None], alone: bool) -> Outcome:
+    """What ``make`` makes of a scene: its map, or nothing where that is complete."""
+    started = time.perf_counter()
+    try:
+        result = make()
+        return result or Skipped(job.source, job.options.written, time.perf_counter() - started)
+    except SegEarthError as error:
+        return Failure(job.source, error, time.perf_counter() - started)
+    except BrokenPipeError:  # the reader of stdout has gone: nobody wants the others
+        raise
+    except Exception as error:
+        if alone:
+            raise
+        return _bug(job, error, time.perf_counter() - started)
 
 
 def _bug(job: Job, error: Exception, seconds: float) -> Failure:

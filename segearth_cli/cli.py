@@ -19,11 +19,13 @@ from segearth_cli.cli_training import distill_sar_command, train_upsampler_comma
 from segearth_cli.cli_tune import tune_command
 from segearth_cli.errors import SegEarthError, Stopped, Terminated, UsageError
 from segearth_cli.flags import (
+    Address,
     Asset,
     Attention,
     Bands,
     BatchSize,
     Device,
+    Engine,
     Exact,
     Gsd,
     Json,
@@ -278,6 +280,8 @@ def segment_command(
     shard: Shard = None,
     resume: ResumeBatch = False,
     on_error: OnError = "skip",
+    engine: Engine = "local",
+    address: Address = None,
     dry_run: Annotated[
         bool, option("--dry-run", help="Say what would be read and how, and stop.")
     ] = False,
@@ -339,7 +343,13 @@ def segment_command(
             exact=exact,
         ),
     )
-    how = BatchOptions(resume=resume, on_error=on_error, shard=parse_shard(shard))
+    how = BatchOptions(
+        resume=resume,
+        on_error=on_error,
+        shard=parse_shard(shard),
+        engine=engine,
+        address=address,
+    )
     sources = expand_inputs(inputs, asset=asset)
     jobs = batch.jobs_of(sources, options, how)
     outcomes = batch.plan_jobs(jobs, how) if dry_run else batch.segment_jobs(jobs, how)

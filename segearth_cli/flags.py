@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from segearth_cli.options import ATTENTIONS, ON_ERROR, PRECISIONS, SAR_UNITS
+from segearth_cli.options import ATTENTIONS, ENGINES, ON_ERROR, PRECISIONS, SAR_UNITS
 
 option = partial(typer.Option, show_envvar=False)
 class_option = partial(option, rich_help_panel="Classes")
@@ -114,6 +114,19 @@ ResumeBatch: TypeAlias = Annotated[
 ]
 OnError: TypeAlias = Annotated[
     str, many_option(metavar="|".join(ON_ERROR), help="What to do when a scene fails.")
+]
+Engine: TypeAlias = Annotated[
+    str,
+    many_option(
+        metavar="|".join(ENGINES), help="Who does the work: this process, or a Ray cluster."
+    ),
+]
+Address: TypeAlias = Annotated[
+    str | None,
+    many_option(
+        metavar="HOST:PORT",
+        help="The Ray cluster that runs, or auto. Left out: one on this machine, for this run.",
+    ),
 ]
 ModelOut: TypeAlias = Annotated[
     Path, run_option("-o", "--output", metavar="DIR", help="The model folder to make.")

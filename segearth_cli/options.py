@@ -211,6 +211,7 @@ class SegmentOptions(SceneOptions):
 
 
 ON_ERROR = ("skip", "stop")
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,17 @@ class BatchOptions:
     resume: bool = False  # leave out what is complete and was made with the same settings
     on_error: str = "skip"
     shard: tuple[int, int] = (1, 1)  # the first of one part: all
+    engine: str = "local"  # who segments them
+    address: str | None = None  # of a Ray cluster that runs; None: one on this machine, for a while
 
     def __post_init__(self) -> None:
-        """Refuse parts that there are not."""
+        """Refuse parts that there are not, and clusters that nobody asks."""
         _one_of("--on-error", self.on_error, ON_ERROR)
+        _one_of("--engine", self.engine, ENGINES)
+        _require(
+            self.address is None or self.engine == "ray",
+            f"--address {self.address} is a Ray cluster's; give --engine ray with it",
+        )
         part, parts = self.shard
         _require(
             1 <= part <= parts,

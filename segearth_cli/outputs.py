@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,8 +126,20 @@ def write_features(class_map: ClassMap, stream: TextIO) -> None:
         OutputError: it takes no more.
         BrokenPipeError: its reader has gone.
     """
-    try:
+    with writing_to(stream):
         vector.write_features(class_map.polygons, stream)
+
+
+@contextlib.contextmanager
+def writing_to(stream: TextIO) -> Iterator[None]:
+    """Whatever the block writes to stdout arrives, or is an expected error.
+
+    Raises:
+        OutputError: it takes no more.
+        BrokenPipeError: its reader has gone.
+    """
+    try:
+        yield
         stream.flush()
     except BrokenPipeError:
         raise

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from segearth_cli import __version__
-from segearth_cli.device import pick_device, pick_precision
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.recorded import Record
 from segearth_cli.model.prompts import parse_classes, preset_names, read_preset
@@ -40,11 +39,12 @@ _COMPARED = ("version", "source_digest", "model_digest", "also_read")
 
 
 def settings_record(
-    options: SegmentOptions, folder: ModelFolder, digest: Mapping[str, Any]
+    options: SegmentOptions, folder: ModelFolder, precision: str, digest: Mapping[str, Any]
 ) -> Record:
-    """What a map depends on, known before it is made: see `same_settings`."""
-    device = pick_device(options.model.device)
-    precision = pick_precision(options.model.precision_wanted, device)
+    """What a map depends on, known before it is made: see `same_settings`.
+
+    ``precision`` is what the network runs in, ``digest`` the source's.
+    """
     name = folder.card.name if options.model.model == "auto" else options.model.model
     as_run = replace(options, model=replace(options.model, model=name, precision=precision))
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segearth_cli.device import pick_device, pick_precision
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.model.weights import resolve_model
@@ -28,7 +29,8 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
         return False
     # which bands are looked at and what sensor they are of follows from source and options
     folder = resolve_model(options.model.model, str(first.get("sensor")))
-    settings = settings_record(options, folder, source_digest(source))
+    precision = pick_precision(options.model.precision_wanted, pick_device(options.model.device))
+    settings = settings_record(options, folder, precision, source_digest(source))
     return all(record is not None and same_settings(record, settings) for record in records)
 
 

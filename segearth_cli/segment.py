@@ -41,9 +41,8 @@ from segearth_cli.stages import stage
 from segearth_cli.staging import Staging, publish
 from segearth_cli.stream import (
     PERCENT_NODATA,
-    Model,
+    Classifier,
     class_legend,
-    classify_rows,
     load_model,
     scene_panels,
     window_grid,
@@ -109,7 +108,7 @@ def open_source(source: str, options: SegmentOptions) -> Source:
 def segment(
     source: str,
     options: SegmentOptions,
-    load: Callable[[str], Model] | None = None,
+    load: Callable[[str], Classifier] | None = None,
     stdout: TextIO | None = None,
     opened: Source | None = None,
 ) -> SegmentResult:
@@ -118,7 +117,8 @@ def segment(
     Args:
         source: a path, GDAL virtual path or URL.
         options: what to look for and what to write.
-        load: the model for the scene's sensor, which many scenes can share.
+        load: the model for the scene's sensor, which many scenes can share. Who gives it has
+            checked the options.
         stdout: where the output ``-`` goes.
         opened: the scene, where somebody has opened it already; it is closed here.
 
@@ -129,7 +129,8 @@ def segment(
     with contextlib.ExitStack() as stack:
         if opened:
             stack.enter_context(opened.scene)
-        check_options(options)
+        if load is None:
+            check_options(options)
         check_outputs(file_ids([source]), options)
         use_threads(options.threads)
         with stage("open"):
@@ -241,8 +242,12 @@ def plan(source: str, options: SegmentOptions) -> Plan:
         )
 
 
-def check_options(options: SegmentOptions) -> None:
+def check_options(options: SegmentOptions, here: bool = True) -> None:
     """Refuse options that no scene can be segmented with, before any work is done.
+
+    Args:
+        options: what is asked for.
+        here: whether the network is to run on this machine.
 
     Raises:
         UsageError: there is no such stretch, coordinate system, creation option, device or model,
@@ -259,13 +264,14 @@ def check_options(options: SegmentOptions) -> None:
         if crs is not None:
             parse_crs(crs, name)
     writer.check_creation_options(options.creation_options)
-    pick_precision(options.model.precision_wanted, pick_device(options.model.device))
+    if here:
+        pick_precision(options.model.precision_wanted, pick_device(options.model.device))
     if options.model.model != "auto":
         resolve_model(options.model.model)
 
 
 def write_class_map(
-    scene: Scene, model: Model, folder: Path, options: SegmentOptions, record: Record
+    scene: Scene, model: Classifier, folder: Path, options: SegmentOptions, record: Record
 ) -> ClassMap:
     """Classify the scene into working rasters; memory depends on its width alone."""
     legend = model.legend
@@ -291,13 +297,11 @@ def write_class_map(
             if options.probabilities
             else None
         )
-        grid = window_grid(scene, model.settings)
-        queries, device = len(model.vocabulary.queries), model.segmenter.device
-        panels, _ = scene_panels(grid, model.settings, queries, device, options)
-        for panel in panels:
+        panels = stack.enter_context(contextlib.closing(model.panels(scene, options, folder)))
+        for panel, rows_of_panel in panels:
             for raster in filter(None, (classes, confidence, every)):
                 raster.start_panel(*panel.columns_wanted)
-            with contextlib.closing(classify_rows(scene, model, options, panel)) as finished:
+            with contextlib.closing(rows_of_panel) as finished:
                 for rows in finished:
                     with stage("write"):
                         classes.write(rows.classes)
@@ -313,13 +317,13 @@ def write_class_map(
 
 
 def describe(
-    scene: Scene, model: Model, options: SegmentOptions, digest: Mapping[str, Any]
+    scene: Scene, model: Classifier, options: SegmentOptions, digest: Mapping[str, Any]
 ) -> Record:
     """How the map is made, as its files will carry it."""
     settings = asdict(model.settings)
     del settings["folder"]
     return {
-        **settings_record(options, model.settings.folder, digest),
+        **settings_record(options, model.settings.folder, model.settings.precision, digest),
         "source": label(scene.source),
         "sensor": scene.sensor,
         "scene": scene.description,

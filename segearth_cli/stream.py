@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,40 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Finished rows of the map, the next ones from the top."""
+
+    classes: NDArray[Any]  # h W; raster values
+    confidence: NDArray[np.uint8]  # h W; percent
+    probabilities: NDArray[np.uint8] | None  # K h W; percent
+
+
+Panels: TypeAlias = Generator[tuple[WindowGrid, Generator[Rows, None, None]], None, None]
+
+
+class Classifier(Protocol):
+    """What a scene's map is made by: a model here, or the workers that hold one."""
+
+    @property
+    def settings(self) -> ModelSettings:
+        """The model's."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words that are looked for."""
+
+    @property
+    def legend(self) -> Legend:
+        """What the map looks like."""
+
+    def panels(self, scene: Scene, options: SegmentOptions, folder: Path) -> Panels:
+        """The scene's map in panels from the left, with each one's rows from the top.
+
+        ``folder`` is for working files.
+        """
+
+
+@dataclass(frozen=True)
 class Model:
     """A segmenter with its settings, the words it was loaded for and what their map looks like."""
 
@@ -52,14 +86,13 @@ class Model:
     vocabulary: Vocabulary
     legend: Legend
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Finished rows of the map, the next ones from the top."""
-
-    classes: NDArray[Any]  # h W; raster values
-    confidence: NDArray[np.uint8]  # h W; percent
-    probabilities: NDArray[np.uint8] | None  # K h W; percent
+    def panels(self, scene: Scene, options: SegmentOptions, folder: Path) -> Panels:
+        """As few as memory allows, computed one after the other."""
+        grid = window_grid(scene, self.settings)
+        queries, device = len(self.vocabulary.queries), self.segmenter.device
+        panels, _ = scene_panels(grid, self.settings, queries, device, options)
+        for panel in panels:
+            yield panel, classify_rows(scene, self, options, panel)
 
 
 def load_model(options: SegmentOptions, sensor: str) -> Model:
@@ -108,6 +141,15 @@ def memory_estimate(grid: WindowGrid, queries: int, windows: int, coordinates: i
     return BASE_MEMORY + 4 * (image + logits + halves + at_once + scored)  # float32
 
 
+def panels_across(grid: WindowGrid, count: int) -> list[WindowGrid]:
+    """The grid in panels of equal width, in whole tiles of the map; at most ``count``."""
+    wide = -(-grid.width // (TILE * count)) * TILE
+    return [
+        replace(grid, wanted=(first, min(grid.width, first + wide)))
+        for first in range(0, grid.width, wide)
+    ]
+
+
 def scene_panels(
     grid: WindowGrid,
     settings: ModelSettings,
@@ -135,17 +177,14 @@ def scene_panels(
     fewest: list[WindowGrid] = []
     least = 0
     for count in range(1, tiles + 1):
-        wide = -(-tiles // count) * TILE
-        parts = [
-            replace(grid, wanted=(first, min(grid.width, first + wide)))
-            for first in range(0, grid.width, wide)
-        ]
+        parts = panels_across(grid, count)
         most = weights + max(memory_estimate(part, queries, windows, channels) for part in parts)
         if most <= limit:
             return parts, most
         if not fewest or most < WORTHWHILE * least:
             fewest, least = parts, most
-        if options.max_memory is None and wide < NARROWEST * grid.window_width:
+        first, end = parts[0].columns_wanted
+        if options.max_memory is None and end - first < NARROWEST * grid.window_width:
             return fewest, least  # nobody asked for less
     if options.max_memory is None:
         return fewest, least

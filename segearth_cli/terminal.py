@@ -54,8 +54,10 @@ class LineHandler(logging.Handler):
         level = (f"{record.levelname.lower()}: ", style)
         out = console()
         out.print(Text.assemble(level, " ".join(record.getMessage().split())))
-        if record.exc_info:
-            out.print(Text(logging.Formatter().formatException(record.exc_info)))
+        if record.exc_info and not record.exc_text:  # of a worker's record the text is all there is
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            out.print(Text(record.exc_text))
 
 
 class OnceForAllScenes(logging.Filter):

@@ -1,0 +1,340 @@
+"""Many scenes, or the panels of one, on the workers of a Ray cluster.
+
+A worker is a process with a model of its own. It makes a scene's map as the local engine does; the
+panels of one big scene are classified by the workers and put together here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import socket
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+
+from segearth_cli import __version__
+from segearth_cli.batch import Failure, Job, Scenes, outcome_of
+from segearth_cli.device import pick_device, pick_precision, use_threads
+from segearth_cli.errors import ModelError, OutputError, SegEarthError
+from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.geo.writer import Legend
+from segearth_cli.model.prompts import Vocabulary, build_vocabulary
+from segearth_cli.model.segmenter import ModelSettings, model_settings
+from segearth_cli.model.weights import resolve_model
+from segearth_cli.options import SENSORS, BatchOptions, SegmentOptions
+from segearth_cli.outputs import output_paths, writing_to
+from segearth_cli.pool import Pool, Process, Report, Task, cluster_room, connected
+from segearth_cli.resume import is_complete
+from segearth_cli.segment import SegmentResult, segment, with_speckle
+from segearth_cli.staging import remove_abandoned
+from segearth_cli.stream import (
+    Panels,
+    Rows,
+    class_legend,
+    classify_rows,
+    panels_across,
+    scene_panels,
+    window_grid,
+)
+
+if TYPE_CHECKING:
+    from segearth_cli.batch import Outcome
+
+NARROWEST = 2  # windows that a panel is wide: those at its edges are computed twice
+OURS = ("SEGEARTH_CACHE", "SOURCE_DATE_EPOCH")  # of the environment
+LOGGERS = ("", "segearth_cli", "rasterio")
+
+
+def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outcome, None, None]:
+    """The outcome of every scene as it is done.
+
+    Raises:
+        UsageError: no cluster answers, or it has no room for a worker.
+        SegEarthError: its machines cannot do the work, or not all in the same way.
+    """
+    options = jobs[0].options
+    with connected(how.address):
+        room = cluster_room(options.model.device, options.threads)
+        orders = Orders.here(options, how.resume, len(jobs) == 1, room.cpus)
+        in_panels = len(jobs) == 1 and output_paths(options)
+        if not in_panels:
+            room = replace(room, workers=min(room.workers, len(jobs)))
+        pool = Pool(Worker, [orders], room)
+        try:
+            if in_panels:
+                make = functools.partial(segment_in_panels, jobs[0], pool)
+                yield outcome_of(jobs[0], make, alone=True)
+            else:
+                yield from segment_scenes(jobs, pool)
+        finally:
+            pool.close()
+            if pool.lost:
+                remove_left(jobs)
+
+
+def segment_scenes(jobs: Sequence[Job], pool: Pool) -> Generator[Outcome, None, None]:
+    """Each scene made by a worker.
+
+    The outputs have been looked for already: what is there now a lost worker finished.
+    """
+    again = [replace(job, options=replace(job.options, overwrite=True)) for job in jobs]
+    tasks: dict[Task, Job] = {functools.partial(Worker.segment, job=job): job for job in again}
+    with contextlib.closing(pool.results(tasks)) as results:
+        for done in results:
+            if isinstance(done.value, SegEarthError):
+                yield Failure(tasks[done.task].source, done.value, done.seconds)
+                continue
+            outcome, features = done.value
+            with writing_to(sys.stdout):
+                sys.stdout.write(features)
+            yield outcome
+
+
+def segment_in_panels(job: Job, pool: Pool) -> SegmentResult | None:
+    """One scene made here of the panels that workers classify; nothing where it is complete."""
+    (done,) = pool.results([functools.partial(Worker.is_complete, job=job)])
+    if value_of(done.value):
+        return None
+    return segment(job.source, job.options, functools.partial(RemoteModel.of, job, pool))
+
+
+def value_of(value: Any) -> Any:
+    """What a task came to.
+
+    Raises:
+        SegEarthError: it came to nothing.
+    """
+    if isinstance(value, SegEarthError):
+        raise value
+    return value
+
+
+def remove_left(jobs: Sequence[Job]) -> None:
+    """Remove the temporary folders that lost workers of this machine left."""
+    for folder in sorted({path.parent for job in jobs for path in output_paths(job.options)}):
+        remove_abandoned(folder)
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model that the workers of a pool hold, with the words it is loaded for."""
+
+    job: Job
+    pool: Pool
+    settings: ModelSettings
+    vocabulary: Vocabulary
+    legend: Legend
+
+    @classmethod
+    def of(cls, job: Job, pool: Pool, sensor: str) -> RemoteModel:
+        """The model for scenes of that sensor.
+
+        Raises:
+            ModelError: on this machine it is another one.
+        """
+        vocabulary = build_vocabulary(job.options)
+        folder = resolve_model(job.options.model.model, sensor)
+        if folder.digest() != pool.traits[f"{sensor} model"]:
+            raise ModelError(f"the model {folder.card.name} is another one on the cluster")
+        settings = model_settings(folder, job.options.model, pool.traits["precision"])
+        return cls(job, pool, settings, vocabulary, class_legend(vocabulary))
+
+    def panels(self, scene: Scene, options: SegmentOptions, folder: Path) -> Panels:
+        """Some for every worker, computed at the same time."""
+        grid = window_grid(scene, self.settings)
+        device = torch.device(self.pool.traits["device"])
+        queries = len(self.vocabulary.queries)
+        fewest, _ = scene_panels(grid, self.settings, queries, device, options)
+        panels = shared_panels(grid, len(fewest), self.pool.size)
+        places = [folder / f"panel-{number}" for number in range(len(panels))]
+        tasks = [
+            functools.partial(Worker.classify, job=self.job, panel=panel, place=place)
+            for panel, place in zip(panels, places, strict=True)
+        ]
+        finished: set[Path] = set()
+        with contextlib.closing(self.pool.results(tasks)) as results:
+            for panel, place in zip(panels, places, strict=True):
+                while place not in finished:
+                    finished.add(value_of(next(results).value))
+                yield panel, read_rows(place)
+                place.unlink()
+
+
+def shared_panels(grid: WindowGrid, fewest: int, workers: int) -> list[WindowGrid]:
+    """The grid in panels that workers share evenly; ``fewest`` are what memory asks for."""
+    wanted = -(-fewest // workers) * workers
+    sensible = grid.width // (NARROWEST * grid.window_width)
+    return panels_across(grid, max(fewest, min(wanted, sensible)))
+
+
+def write_rows(rows: Rows, stream: BinaryIO) -> None:
+    """Append a panel's next rows to its working file."""
+    for array in (rows.classes, rows.confidence, rows.probabilities):
+        np.save(stream, np.empty(0) if array is None else array)
+
+
+def read_rows(place: Path) -> Generator[Rows, None, None]:
+    """A panel's rows from its working file."""
+    with place.open("rb") as stream:
+        while stream.peek(1):
+            classes, confidence, probabilities = (np.load(stream) for _ in range(3))
+            yield Rows(classes, confidence, probabilities if probabilities.size else None)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What every worker is told when it begins.
+
+    Attributes:
+        options: of the first scene; the model's are every scene's.
+        resume, alone: see `Scenes`.
+        threads: of the network on a CPU.
+        folder: where the command was given.
+        environment: variables that maps depend on.
+        levels: of the loggers, by name.
+    """
+
+    options: SegmentOptions
+    resume: bool
+    alone: bool
+    threads: int
+    folder: str
+    environment: Mapping[str, str]
+    levels: Mapping[str, int]
+
+    @classmethod
+    def here(cls, options: SegmentOptions, resume: bool, alone: bool, threads: int) -> Orders:
+        """With folder, environment and levels of this process."""
+        environment = {name: os.environ[name] for name in OURS if name in os.environ}
+        levels = {name: logging.getLogger(name).level for name in LOGGERS}
+        return cls(options, resume, alone, threads, os.getcwd(), environment, levels)
+
+
+class Worker:
+    """A process of the cluster with a model of its own; Ray runs it, a call at a time."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._scenes = Scenes(orders.resume, orders.alone)
+
+    def start(self) -> Report:
+        """Go to the folder where the command was given; tell what maps made here depend on."""
+        return self.do(Worker.begin)
+
+    def do(self, task: Any) -> Report:
+        """What a task comes to, its expected errors too."""
+        with remarks_kept() as remarks:
+            try:
+                value = task(self)
+            except SegEarthError as error:
+                value = error
+        return Report(value, remarks)
+
+    def begin(self) -> Process:
+        """Make this process like the one where the command was given."""
+        orders = self._orders
+        for name, level in orders.levels.items():
+            logging.getLogger(name).setLevel(level)
+        os.environ.update(orders.environment)
+        use_threads(orders.threads)
+        try:
+            os.chdir(orders.folder)
+        except OSError as error:
+            raise SegEarthError(
+                f"{socket.gethostname()} has no folder {orders.folder}; run segearth in a folder "
+                "that all machines of the cluster share"
+            ) from error
+        try:
+            return Process.of(traits(orders.options))
+        except SegEarthError as error:
+            raise type(error)(f"on {socket.gethostname()}: {error}") from error
+
+    def segment(self, job: Job) -> tuple[Outcome, str]:
+        """What becomes of a scene, and what it writes to stdout."""
+        features = io.StringIO()
+        take = functools.partial(self._scenes.opened, job)
+        return self._scenes.outcome(job, take, features), features.getvalue()
+
+    def is_complete(self, job: Job) -> bool:
+        """Whether there is nothing to do."""
+        return self._orders.resume and is_complete(job.source, job.options)
+
+    def classify(self, job: Job, panel: WindowGrid, place: Path) -> Path:
+        """Write the rows of a panel to its working file, in a folder that all machines see."""
+        options = job.options
+        with open_scene(job.source, with_speckle(options)) as scene:
+            model = self._scenes.model(options, scene.sensor)
+            rows_of_panel = classify_rows(scene, model, options, panel)
+            with contextlib.closing(rows_of_panel), writing(place) as stream:
+                for rows in rows_of_panel:
+                    write_rows(rows, stream)
+        return place
+
+
+def traits(options: SegmentOptions) -> dict[str, str]:
+    """What maps made by this machine depend on beside scene and options."""
+    device = pick_device(options.model.device)
+    return {
+        "segearth": __version__,
+        "device": device.type,
+        "precision": pick_precision(options.model.precision_wanted, device),
+        **{
+            f"{sensor} model": resolve_model(options.model.model, sensor).digest()
+            for sensor in SENSORS
+            if sensor != "auto"
+        },
+    }
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[BinaryIO]:
+    """A working file.
+
+    Raises:
+        OutputError: it cannot be written, as on a machine that does not see the folder.
+    """
+    try:
+        with place.open("wb") as stream:
+            yield stream
+    except OSError as error:
+        raise OutputError(
+            f"{socket.gethostname()} cannot write {place}: {error.strerror}; all machines of the "
+            "cluster must see the folder of the outputs"
+        ) from error
+
+
+@contextlib.contextmanager
+def remarks_kept() -> Iterator[list[logging.LogRecord]]:
+    """The records that are logged in the block, fit for sending."""
+    kept: list[logging.LogRecord] = []
+    handler = Keeper(kept)
+    logging.root.addHandler(handler)
+    try:
+        yield kept
+    finally:
+        logging.root.removeHandler(handler)
+
+
+class Keeper(logging.Handler):
+    """Appends records to a list, as texts."""
+
+    def __init__(self, kept: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one record."""
+        if record.exc_info:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
+        self._kept.append(record)
