@@ -25,7 +25,7 @@ from segearth_cli import __version__
 from segearth_cli.batch import Failure, Job, Scenes, outcome_of
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import ModelError, OutputError, SegEarthError
-from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.geo.writer import Legend
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
@@ -35,7 +35,7 @@ from segearth_cli.options import SENSORS, BatchOptions, SegmentOptions
 from segearth_cli.outputs import output_paths, writing_to
 from segearth_cli.pool import Pool, Process, Report, Task, cluster_room, connected
 from segearth_cli.resume import is_complete
-from segearth_cli.segment import SegmentResult, segment, with_speckle
+from segearth_cli.segment import SegmentResult, open_for_model, segment
 from segearth_cli.staging import remove_abandoned
 from segearth_cli.stream import (
     Panels,
@@ -272,7 +272,7 @@ class Worker:
     def classify(self, job: Job, panel: WindowGrid, place: Path) -> Path:
         """Write the rows of a panel to its working file, in a folder that all machines see."""
         options = job.options
-        with open_scene(job.source, with_speckle(options)) as scene:
+        with open_for_model(job.source, options) as scene:
             model = self._scenes.model(options, scene.sensor)
             rows_of_panel = classify_rows(scene, model, options, panel)
             with contextlib.closing(rows_of_panel), writing(place) as stream:

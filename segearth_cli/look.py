@@ -19,11 +19,11 @@ from segearth_cli.choose import Pixels
 from segearth_cli.device import memory_guard, pass_size, use_threads
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.labels import ClassNames, Places, open_labels, spread_places
-from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo.raster import Scene
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
 from segearth_cli.options import BACKGROUND_NAMES, SegmentOptions, TuneOptions
-from segearth_cli.segment import check_options, radar_read, warn_of_scene
+from segearth_cli.segment import check_options, open_for_model, warn_of_scene
 from segearth_cli.stream import Model, class_legend, load_model, window_grid
 
 UNCLASSIFIED = "unclassified"  # value 0 without a background
@@ -55,9 +55,7 @@ def look(options: TuneOptions) -> tuple[Model, list[Looked]]:
     names = label_names(vocabulary)
     use_threads(own.threads)
     with contextlib.ExitStack() as stack:
-        scenes = [
-            stack.enter_context(open_scene(source, radar_read(own))) for source, _ in options.pairs
-        ]
+        scenes = [stack.enter_context(open_for_model(source, own)) for source, _ in options.pairs]
         sensor = one_sensor(scenes)
         every = []
         for scene, (_, labels) in zip(scenes, options.pairs, strict=True):

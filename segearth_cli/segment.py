@@ -102,7 +102,7 @@ def open_source(source: str, options: SegmentOptions) -> Source:
         SceneError: it cannot be opened or read.
     """
     digest = source_digest(source)
-    return Source(open_scene(source, radar_read(options)), digest)
+    return Source(open_for_model(source, options), digest)
 
 
 def segment(
@@ -161,9 +161,17 @@ def segment(
     )
 
 
-def radar_read(options: SegmentOptions) -> SegmentOptions:
-    """The options with what a radar scene is read by: as those that its model was trained on."""
-    return found_model(options.model.model, "sar").card.radar_read(options)
+def open_for_model(source: str, options: SegmentOptions) -> Scene:
+    """The scene as its model is to see it: radar as what the model was trained on was read.
+
+    Raises:
+        SegEarthError: it cannot be opened, or as radar, and there is no model for that.
+    """
+
+    def radar() -> SegmentOptions:
+        return found_model(options.model.model, "sar").card.radar_read(options)
+
+    return open_scene(source, options, radar=radar)
 
 
 def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -> None:
@@ -214,7 +222,7 @@ def plan(source: str, options: SegmentOptions) -> Plan:
     vocabulary = build_vocabulary(options)
     device = pick_device(options.model.device)
     precision = pick_precision(options.model.precision_wanted, device)
-    with open_scene(source, radar_read(options)) as scene:
+    with open_for_model(source, options) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
         warn_of_scene(scene, settings, options)

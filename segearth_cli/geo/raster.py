@@ -300,15 +300,17 @@ def open_scene(
     onto: Grid | None = None,
     reading: Reading | None = None,
     prefix: str = "",
+    radar: Callable[[], SceneOptions] | None = None,
 ) -> Scene:
     """Open a path, GDAL virtual path or URL as ``options`` say, or on a given grid.
 
     ``reading`` is that of the same scene, opened before by the same options: its values are not
     looked at again. ``prefix`` is that of its options' names in messages, as in ``--sar-bands``.
+    ``radar`` gives the options by which the values are read if they turn out to be a radar's.
     Raises SceneError for what is no readable raster or does not meet ``--bbox`` or ``--aoi``,
     UsageError for options that the scene cannot follow. What is guessed is logged as a warning.
     """
-    return patiently(source, lambda: _open_once(source, options, onto, reading, prefix))
+    return patiently(source, lambda: _open_once(source, options, onto, reading, prefix, radar))
 
 
 def _open_once(
@@ -317,6 +319,7 @@ def _open_once(
     onto: Grid | None,
     reading: Reading | None,
     prefix: str,
+    radar: Callable[[], SceneOptions] | None = None,
 ) -> Scene:
     settings = gdal_settings(source)
     with environment(settings), ExitStack() as resources:
@@ -341,6 +344,8 @@ def _open_once(
         if reading is None:
             sample = region.sample()
             sensor = known or sensors.sensor_by_values(*sample)
+            if sensor == "sar" and radar is not None:
+                options = radar()
             doubtful = options.nodata is None and (silent or sensor == "sar")
             _warn_about_values(sample, facts, bands, source, assumed, doubtful, prefix)
             full = int(bits) if bits else None

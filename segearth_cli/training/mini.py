@@ -251,7 +251,7 @@ def export(state: State, sources: list[Source], options: MiniOptions) -> None:
         logit_scale=LOGIT_SCALE,
         description="Small CLIP trained from scratch; works offline, far below the paper's model.",
         licence="MIT",
-        made_by="python -m segearth_cli.training.mini --data DIR --scenes DIR -o mini",
+        made_by=command(options),
         gsd_m=GSD_M,
         extra={
             "training": {
@@ -272,6 +272,17 @@ def export(state: State, sources: list[Source], options: MiniOptions) -> None:
         part.write_bytes(data)
         os.replace(part, options.output / name)
     log.info("exported %s at %d images", options.output.name, state.images)
+
+
+def command(options: MiniOptions) -> str:
+    """The command line of a run; folders are called by their options' names."""
+    words = ["python -m segearth_cli.training.mini"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value != field.default and field.name != "resume":
+            shown = field.name.upper() if isinstance(value, Path) else value
+            words.append(f"--{field.name.replace('_', '-')} {shown}")
+    return " ".join(words)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -31,14 +31,14 @@ GSD_M = (0.5, 20.0)
 FULL_SCALE_DB = 59.0  # of the amplitudes 1 to 255 in the pairs: about what 0 dB would be
 BRIGHTER_DB = 4.0  # VV, or the mean of both polarisations, beside VH
 
-DIGITAL = {"sensor": "sar", "sar_unit": "amplitude", "speckle": SPECKLE}
+DIGITAL = SceneOptions(sensor="sar", sar_unit="amplitude", speckle=SPECKLE)
 OF_PAIRS = (
     SceneOptions(sensor="sar", speckle=SPECKLE),  # as it was stretched for the eye
     *(
-        SceneOptions(**DIGITAL, stretch=f"{low},{low - RADAR_DB[0]}")
+        replace(DIGITAL, stretch=f"{low},{low - RADAR_DB[0]}")
         for low in (FULL_SCALE_DB + RADAR_DB[0] - shift for shift in (0.0, BRIGHTER_DB))
     ),
-    SceneOptions(**DIGITAL),
+    DIGITAL,  # by percentiles
 )
 OF_SCENES = (
     SceneOptions(sensor="sar", speckle=SPECKLE, radar_db=RADAR_DB),
