@@ -44,7 +44,7 @@ from segearth_cli.model.segmenter import (
 from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.variants import variant_logits
 from segearth_cli.model.weights import cache_folder, resolve_model
-from segearth_cli.options import EvaluateOptions, ModelOptions
+from segearth_cli.options import EvaluateOptions, ModelOptions, SceneOptions
 from segearth_cli.scores import Confusion, Scores
 
 logger = logging.getLogger(__name__)
@@ -125,8 +125,9 @@ def measure(
                 place: Confusion(len(dataset.classes))
                 for place in product(sides, range(len(variants)))
             }
+            scene = variants[0].settings.folder.card.radar_read(options.scene)
             for sample in samples:
-                for image, truth in read_pieces(sample, dataset, options):
+                for image, truth in read_pieces(sample, dataset, scene):
                     for side in sides:
                         classes = predicted(image, truth.shape, side, variants, dataset, options)
                         for number, found in enumerate(classes):
@@ -222,7 +223,7 @@ def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list
 
 
 def read_pieces(
-    sample: Sample, dataset: Dataset, options: EvaluateOptions
+    sample: Sample, dataset: Dataset, options: SceneOptions
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """An image, 3 x H x W in [0, 1], and its label, H x W, or piece by piece.
 
@@ -230,8 +231,7 @@ def read_pieces(
         SceneError: either cannot be read, or they differ in size.
     """
     truth = read_label(sample, dataset)
-    scene_options = replace(options.scene, sensor=dataset.sensor)
-    with open_scene(str(sample.image), scene_options) as scene:
+    with open_scene(str(sample.image), replace(options, sensor=dataset.sensor)) as scene:
         size = (scene.grid.height, scene.grid.width)
         check_shapes(sample, size, truth.shape)
         for rows, columns in pieces(*size, sample.layout):

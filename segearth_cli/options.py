@@ -103,6 +103,7 @@ class SceneOptions:
     sar_unit: str = "auto"  # of a SAR scene's values
     speckle: int | None = None  # pixels a side of the Lee filter's windows; 0: no filter
     radar_db: tuple[float, float] | None = None  # black and white by auto, of calibrated radar
+    polarisation: str = ""  # to be taken of several, where no bands are named
     threads: int | None = None
 
     def __post_init__(self) -> None:

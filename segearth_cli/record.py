@@ -31,6 +31,7 @@ _OF_NO_MATTER = (
     "overwrite",
     "progress",
     "radar_db",
+    "polarisation",
     "threads",
 )
 _OF_NO_MATTER_TO_MODELS = ("device", "batch_size")

@@ -17,6 +17,7 @@ from segearth_cli.segment import segment
 ROOT = Path(__file__).parents[1]
 
 TOWN = ROOT / "sample_data" / "town.tif"
+RADAR = ROOT / "sample_data" / "town_sar.tif"
 LABELS = ROOT / "sample_data" / "town_labels.tif"
 
 
@@ -27,17 +28,23 @@ def mean_iou(predicted, truth, values):
     return (both / (matrix.sum(0) + matrix.sum(1) - both)).mean()
 
 
-def test_auto_is_the_built_in_model_and_says_so(caplog):
-    folder = resolve_model("auto", "optical")
+@pytest.mark.parametrize(
+    ("sensor", "name", "better"),
+    [("optical", "mini", "vit-b-16"), ("sar", "mini-sar", "alignearth-sar")],
+)
+def test_auto_is_the_built_in_model_and_says_so(sensor, name, better, caplog):
+    folder = resolve_model("auto", sensor)
 
-    assert folder.card.name == "mini"
-    assert "segearth models pull vit-b-16" in caplog.text
+    assert folder.card.name == name
+    assert folder.card.sensor == sensor
+    assert f"segearth models pull {better}" in caplog.text
 
 
-def test_the_folder_is_small_and_open_clips_own():
-    folder = open_model_folder(BUILTIN / "mini")
+@pytest.mark.parametrize("name", ["mini", "mini-sar"])
+def test_the_folder_is_small_and_open_clips_own(name):
+    folder = open_model_folder(BUILTIN / name)
 
-    assert folder.size < 30e6
+    assert folder.size < 25e6
     model = open_clip.create_model(f"local-dir:{folder.path}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder.path}")(["a building", "a river"])
     with torch.inference_mode():
@@ -45,10 +52,17 @@ def test_the_folder_is_small_and_open_clips_own():
         assert model.encode_image(torch.rand(1, 3, 224, 224)).isfinite().all()
 
 
-def test_the_card_names_data_licences_and_commands():
-    text = (BUILTIN / "mini" / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mini", ("EuroSAT", "UC Merced", "CC0", "OpenStreetMap", "segearth_cli.training.mini")),
+        ("mini-sar", ("Optical-SAR", "Copernicus", "MIT", "segearth_cli.training.mini_sar")),
+    ],
+)
+def test_the_card_names_data_licences_and_commands(name, words):
+    text = (BUILTIN / name / "README.md").read_text(encoding="utf-8")
 
-    for word in ("EuroSAT", "UC Merced", "CC0", "OpenStreetMap", "segearth_cli.training.mini"):
+    for word in words:
         assert word in text
 
 
@@ -67,7 +81,34 @@ def test_the_town_is_mapped_well_enough(tmp_path, monkeypatch):
         assert predicted.transform == labels.transform
         truth = labels.read(1)
         truth[truth > 3] = 0  # 1 building, 2 road, 3 water; the rest is background
-        assert mean_iou(predicted.read(1), truth, 4) > 0.5
+        assert mean_iou(predicted.read(1), truth, 4) > 0.75
+
+
+@pytest.mark.slow
+def test_water_is_found_by_radar(tmp_path):
+    out = tmp_path / "water.tif"
+
+    done = CliRunner().invoke(app, ["segment", str(RADAR), "--classes", "water", "-o", str(out)])
+
+    assert done.exit_code == 0, done.output
+    with rasterio.open(out) as predicted, rasterio.open(LABELS) as labels:
+        water = np.uint8(labels.read(1) == 3)
+        assert mean_iou(predicted.read(1), water, 2) > 0.7
+
+
+def test_an_optical_scene_does_not_need_a_radar_model(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    (cache / "models" / "alignearth-sar").mkdir(parents=True)  # half of it is missing
+    monkeypatch.setenv("SEGEARTH_CACHE", str(cache))
+    out = tmp_path / "map.tif"
+    options = ("--bbox", "689500,5334400,689560,5334460", "--classes", "water", "-o", str(out))
+
+    done = CliRunner().invoke(app, ["segment", str(TOWN), *options])
+    radar = CliRunner().invoke(app, ["segment", str(RADAR), *options, "--overwrite"])
+
+    assert done.exit_code == 0, done.output
+    assert radar.exit_code == 1
+    assert "alignearth-sar" in radar.output
 
 
 def test_a_scene_of_another_resolution_gets_a_warning(tmp_path, caplog):

@@ -99,6 +99,9 @@ def test_sar_takes_polarisations_not_their_ratio():
     assert choose_bands(facts("VV/VH", "VV", "VH"), (), "sar") == (2, 3)
     assert choose_bands(facts("", ""), (), "sar") == (1, 2)
     assert choose_bands(facts("VV", "VH"), ("VH",), "sar") == (2,)
+    assert choose_bands(facts("VV", "VH"), (), "sar", polarisation="VH") == (2,)
+    assert choose_bands(facts("VV", "VH"), ("VV",), "sar", polarisation="VH") == (1,)
+    assert choose_bands(facts("HH", "HV"), (), "sar", polarisation="VH") == (1, 2)
     assert sensor_by_facts(facts("B02", "B03", "B04", "VV", "VH"), (4, 5)) == "sar"
 
 

@@ -327,7 +327,9 @@ def _open_once(
             facts = band_facts(src)
             grid = file_grid(src, source)
             known = _known_sensor(facts, options)
-            bands = sensors.choose_bands(facts, options.bands, known, prefix)
+            if known == "sar" and radar is not None:
+                options, radar = radar(), None
+            bands = sensors.choose_bands(facts, options.bands, known, prefix, options.polarisation)
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours

@@ -74,12 +74,16 @@ class BandFacts:
         """Whether some of the bands hold complex numbers."""
         return any(self.dtypes[band - 1].startswith("complex") for band in bands)
 
-    def polarised(self) -> tuple[int, ...]:
-        """The bands named VV, VH, HH or HV, alone (a ratio of two names none)."""
+    def polarised(self, *wanted: str) -> tuple[int, ...]:
+        """The bands named VV, VH, HH or HV, or as wanted, alone (a ratio of two names none)."""
+        named = {
+            index: {p.upper() for p in _POLARISATION.findall(self.descriptions[index - 1])}
+            for index in self.data
+        }
         return tuple(
             index
-            for index in self.data
-            if len({p.upper() for p in _POLARISATION.findall(self.descriptions[index - 1])}) == 1
+            for index, names in named.items()
+            if len(names) == 1 and (not wanted or names <= set(wanted))
         )
 
     def by_description(self) -> tuple[int, ...]:
@@ -154,11 +158,16 @@ def sensor_by_values(raw: NDArray[Any], valid: NDArray[np.bool_]) -> str:
 
 
 def choose_bands(
-    facts: BandFacts, wanted: tuple[str, ...], sensor: str | None, prefix: str = ""
+    facts: BandFacts,
+    wanted: tuple[str, ...],
+    sensor: str | None,
+    prefix: str = "",
+    polarisation: str = "",
 ) -> tuple[int, ...]:
     """Return the 1-based bands to read: 1 or 3 for optical, 1 or 2 for SAR.
 
-    ``sensor`` None means that the values will tell. Raises UsageError for a count of ``--bands``
+    ``sensor`` None means that the values will tell. Of radar bands that ``polarisation`` is taken
+    if there is one and no other is wanted. Raises UsageError for a count of ``--bands``
     that the sensor cannot use, SceneError for a scene without a band of measurements.
     """
     if not facts.data:
@@ -173,7 +182,7 @@ def choose_bands(
             )
         return indexes
     if sensor == "sar":
-        return (facts.polarised() or facts.data)[:2]
+        return facts.polarised(polarisation)[:1] or (facts.polarised() or facts.data)[:2]
     return facts.by_description() or facts.by_colour() or _first_bands(facts, sensor)
 
 

@@ -51,6 +51,7 @@ class ModelCard:
     gsd_m: tuple[float, float] | None = None  # finest and coarsest pixels it was made for
     speckle: int = 0  # side of the Lee filter that its radar images went through; 0 = none
     radar_db: tuple[float, float] | None = None  # decibels it saw as black and white, calibrated
+    polarisation: str = ""  # that its radar images had, such as VH
     description: str = ""
     licence: str = ""
     made_by: str = ""
@@ -79,6 +80,7 @@ class ModelCard:
                     self.speckle == 0 or (_is_whole(self.speckle, 3) and self.speckle % 2 == 1),
                 ),
                 ("gsd_m", self.gsd_m, self.gsd_m is None or _is_range(self.gsd_m)),
+                ("polarisation", self.polarisation, isinstance(self.polarisation, str)),
                 ("radar_db", self.radar_db, self.radar_db is None or _is_span(self.radar_db)),
             )
             if not right
@@ -111,7 +113,9 @@ class ModelCard:
     def radar_read(self, options: Scenes) -> Scenes:
         """The options of a scene, where they are silent as the model's radar images were read."""
         speckle = self.speckle if options.speckle is None else options.speckle
-        return replace(options, speckle=speckle, radar_db=self.radar_db)
+        return replace(
+            options, speckle=speckle, radar_db=self.radar_db, polarisation=self.polarisation
+        )
 
     def to_json(self) -> str:
         """The file's content."""

@@ -249,6 +249,7 @@ class Distillation:
             made_by=facts["command"],
             speckle=self.sar_scene.speckle,
             radar_db=self.sar_scene.radar_db,
+            polarisation=self.sar_scene.polarisation,
             extra={**own.card.extra, self.record: facts},
         )
         upsampler = read_upsampler_state(own.upsampler) if own.upsampler else None

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.model.folder import CARD
@@ -26,6 +27,7 @@ from segearth_cli.options import DistillOptions, SceneOptions
 from segearth_cli.training.distill import distill_sar
 
 SPECKLE = 7
+POLARISATION = "VH"  # of the pairs
 RADAR_DB = (-30.0, 0.0)
 GSD_M = (0.5, 20.0)
 FULL_SCALE_DB = 59.0  # of the amplitudes 1 to 255 in the pairs: about what 0 dB would be
@@ -42,7 +44,7 @@ OF_PAIRS = (
 )
 OF_SCENES = (
     SceneOptions(sensor="sar", speckle=SPECKLE, radar_db=RADAR_DB),
-    SceneOptions(sensor="sar", speckle=SPECKLE, bands=("VH",), radar_db=RADAR_DB),
+    SceneOptions(sensor="sar", speckle=SPECKLE, bands=(POLARISATION,), radar_db=RADAR_DB),
 )
 
 
@@ -71,18 +73,22 @@ def write_pairs(data: Path, scenes: Path, folder: Path) -> Path:
     return table
 
 
-def finish(folder: Path) -> None:
-    """The model's card, with how its images were read."""
+def finish(folder: Path, command: str) -> None:
+    """Weights in float16, and a card that says how the images were read."""
+    found = open_model_folder(folder)
+    state = {name: weight.half() for name, weight in load_file(found.weights).items()}
+    found.weights.write_bytes(save(state))
     card = replace(
-        open_model_folder(folder).card,
+        found.card,
         name="mini-sar",
         speckle=SPECKLE,
         radar_db=RADAR_DB,
+        polarisation=POLARISATION,
         attention="segearth",
         modulated_blocks=1,
         gsd_m=GSD_M,
         description="mini, distilled for radar images; works offline, far below the paper's model.",
-        made_by="python -m segearth_cli.training.mini_sar --data DIR --scenes DIR -o mini-sar",
+        made_by=command,
     )
     (folder / CARD).write_text(card.to_json(), encoding="utf-8")
 
@@ -94,7 +100,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True, help="rendered scenes with radar")
     parser.add_argument("--model", default="mini", help="the teacher")
     parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     given = parser.parse_args()
@@ -117,7 +123,11 @@ def main() -> None:
                 held_out=0.02,
             )
         )
-    finish(given.output)
+    finish(
+        given.output,
+        "python -m segearth_cli.training.mini_sar --data DATA --scenes SCENES -o OUTPUT --steps "
+        f"{given.steps} --batch-size {given.batch_size} --learning-rate {given.learning_rate}",
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from segearth_cli.device import autocast, pick_device, pick_precision
 from segearth_cli.evaluate import EvaluateResult, measure
 from segearth_cli.geo.datasets import Dataset, Layout, Sample, find_samples
 from segearth_cli.model.prompts import text_features
+from segearth_cli.model.weights import open_model_folder
 from segearth_cli.options import ATTENTIONS, EvaluateOptions
 from segearth_cli.training.mini_data import (
     BUILDINGS_HELD_OUT,
@@ -61,8 +62,12 @@ FLOODS = Dataset(
 )
 
 
-def held_out_samples(data: Path, scenes: Path | None) -> list[tuple[Dataset, list[Sample]]]:
-    """The optical datasets with the samples that no training sees."""
+def held_out_samples(
+    data: Path, scenes: Path | None, sensor: str = "optical"
+) -> list[tuple[Dataset, list[Sample]]]:
+    """The sensor's datasets with the samples that no training sees."""
+    if sensor == "sar":
+        return [(FLOODS, find_samples(FLOODS, data / "sen1floods11"))]
     found = [
         (DUBAI, _of(find_samples(DUBAI, data / "dubai"), DUBAI_HELD_OUT)),
         (KAMPALA, _of(find_samples(KAMPALA, data / "buildings"), BUILDINGS_HELD_OUT)),
@@ -96,8 +101,11 @@ def evaluate(folder: Path, data: Path, scenes: Path | None, compare: bool) -> di
             else ("bilinear",),
         )
     scores: dict[str, Any] = {}
-    for dataset, samples in held_out_samples(data, scenes):
+    sensor = open_model_folder(folder).card.sensor
+    for dataset, samples in held_out_samples(data, scenes, sensor):
         scores[dataset.name] = rows_of(measure(dataset, samples, options))
+    if sensor == "sar":  # no chips of one class each
+        return scores
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     for name in ("eurosat", "ucmerced"):
