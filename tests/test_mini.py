@@ -94,6 +94,7 @@ def test_training_runs_the_features_that_the_tool_runs(side: int) -> None:
     torch.testing.assert_close(token, class_token / class_token.norm(dim=1, keepdim=True))
 
 
+@torch.inference_mode()
 def test_a_model_with_small_patches_starts_from_one_with_large_patches() -> None:
     torch.manual_seed(0)
     coarse, fine = (open_clip.model.CLIP(**architecture(patch)) for patch in (16, 8))
