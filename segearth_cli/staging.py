@@ -6,6 +6,7 @@ Also which files belong to an output by their names: parts of it, or made from i
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -84,7 +85,10 @@ class Staging:
         try:
             if parent is not None:
                 self._make(parent)
-            folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
+            made = (parent or Path(tempfile.gettempdir())) / f"{PREFIX}{secrets.token_hex(8)}"
+            # first: a Ctrl-C may come as soon as the folder is there
+            self._stack.callback(shutil.rmtree, made, ignore_errors=True)
+            made.mkdir(mode=0o700)
         except OSError as error:
             in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
             why = "it or a folder above it is a file" if in_the_way else error.strerror
@@ -92,15 +96,14 @@ class Staging:
                 f"cannot write into {parent or 'the temporary folder'}: {why}; "
                 "choose another folder"
             ) from error
-        made = Path(self._stack.enter_context(folder))
         self._stack.callback(_lock(made).close)
         return made
 
     def _make(self, folder: Path) -> None:
         missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         for path in reversed(missing):
-            path.mkdir(exist_ok=True)
             self._stack.callback(_remove_if_empty, path)
+            path.mkdir(exist_ok=True)
 
 
 def _lock(folder: Path) -> IO[bytes]:

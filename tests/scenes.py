@@ -58,5 +58,9 @@ def names_in(folder: Path) -> list[str]:
 
 
 def interruptible() -> None:
-    """Undo, in a new process, what shells do to those in the background: ignore Ctrl-C."""
+    """Undo, in a new process, what shells do to those in the background: ignore Ctrl-C.
+
+    And what Ray does to its own: it blocks Ctrl-C.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
