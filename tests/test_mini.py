@@ -45,6 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_writes_a_folder_that_open_clip_reads_and_resumes(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "mini"
     words = ["--data", str(data), "--word-steps", "2"]
