@@ -30,7 +30,7 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.geo.writer import Legend
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings
-from segearth_cli.model.weights import resolve_model
+from segearth_cli.model.weights import found_model, resolve_model
 from segearth_cli.options import SENSORS, BatchOptions, SegmentOptions
 from segearth_cli.outputs import output_paths, writing_to
 from segearth_cli.pool import Pool, Process, Report, Task, cluster_room, connected
@@ -289,7 +289,7 @@ def traits(options: SegmentOptions) -> dict[str, str]:
         "device": device.type,
         "precision": pick_precision(options.model.precision_wanted, device),
         **{
-            f"{sensor} model": resolve_model(options.model.model, sensor).digest()
+            f"{sensor} model": found_model(options.model.model, sensor).digest()
             for sensor in SENSORS
             if sensor != "auto"
         },

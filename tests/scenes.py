@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +68,33 @@ def interruptible() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def stopped_in_the_middle(
+    folder: Path, sent: signal.Signals, code: int, *args: object, **environment: str
+) -> None:
+    """A batch of three scenes gets a signal when the first is done, says so and ends with a code.
+
+    Args:
+        folder: of the scenes, which are called a.tif, b.tif and c.tif.
+        sent, code: the signal, and the exit code.
+        args, environment: further ones of ``segment``.
+    """
+    sources = [write_scene(folder / "a.tif", blocks(1, 40, 50))]
+    sources += [write_scene(folder / f"{name}.tif", blocks(1, 600, 600)) for name in "bc"]
+    command = ("segment", *sources, *map(str, args), "--stride", "2", "--json", "-q")
+    root = str(Path(__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segearth_cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        preexec_fn=interruptible,
+    )
+    with process:
+        first = json.loads(process.stdout.readline())
+        process.send_signal(sent)
+        rest, errors = process.communicate(timeout=120)
+    assert (first["status"], first["source"]) == ("done", sources[0])
+    assert (process.returncode, rest) == (code, b"")
+    assert errors.decode().startswith("error: interrupted; of 3 scenes 1 were gone through")

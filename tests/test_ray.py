@@ -4,14 +4,12 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from scenes import blocks, interruptible, names_in, options_for, write_scene
+from scenes import blocks, names_in, options_for, stopped_in_the_middle, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli import batch
@@ -28,7 +26,6 @@ ray = pytest.importorskip("ray")
 from segearth_cli.cluster import shared_panels  # noqa: E402  (needs ray)
 from segearth_cli.pool import Pool, Process, Report, Room, connected, room_for  # noqa: E402
 
-TESTS = Path(__file__).parent
 WORDS = ("--classes", "building,road", "--device", "cpu", "--precision", "fp32")
 
 
@@ -256,23 +253,8 @@ def test_scenes_of_a_node_that_dies_are_made_by_others(
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_cluster_and_leave_whole_scenes(tmp_path, tiny_model, sent, code):
-    sources = [write_scene(tmp_path / "a.tif", blocks(1, 40, 50))]
-    sources += [write_scene(tmp_path / f"{name}.tif", blocks(1, 600, 600)) for name in "bc"]
     out = tmp_path / "out"
-    args = (*WORDS, "--model", str(tiny_model), "--stride", "2", "-o", str(out / "{stem}.tif"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "segearth_cli", "segment", *sources, *args, "--threads", "1",
-         "--engine", "ray", "--json", "-q"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
-        preexec_fn=interruptible,
-    )  # fmt: skip
-    with process:
-        first = json.loads(process.stdout.readline())
-        process.send_signal(sent)
-        rest, errors = process.communicate(timeout=120)
-    assert (first["status"], first["source"]) == ("done", sources[0])
-    assert (process.returncode, rest) == (code, b"")
-    assert errors.decode().startswith("error: interrupted; of 3 scenes 1 were gone through")
+    engine = ("--threads", "1", "--engine", "ray")
+    outputs = ("-o", out / "{stem}.tif")
+    stopped_in_the_middle(tmp_path, sent, code, *WORDS, "--model", tiny_model, *outputs, *engine)
     assert names_in(out) == ["a.tif", "a.tif.aux.xml"]

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from scenes import blocks, interruptible, names_in, options_for, write_scene
+from scenes import blocks, names_in, options_for, stopped_in_the_middle, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli.batch import Failure, Skipped, jobs_of, segment_all
@@ -326,25 +326,9 @@ def test_after_an_interrupt_no_further_scene_is_opened():
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_leave_whole_scenes_and_nothing_else(tmp_path, out, tiny_model, sent, code):
-    sources = [write_scene(tmp_path / "a.tif", blocks(1, 40, 50))]
-    sources += [write_scene(tmp_path / f"{name}.tif", blocks(1, 600, 600)) for name in "bc"]
-    words = ("--classes", "building,road", "--model", str(tiny_model), "--device", "cpu")
-    args = (*words, "--stride", "2", "-o", str(out / "new" / "{stem}.tif"), "--json", "-q")
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "segearth_cli", "segment", *sources, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        preexec_fn=interruptible,
-    )
-    with process:
-        first = json.loads(process.stdout.readline())
-        process.send_signal(sent)
-        rest, errors = process.communicate(timeout=120)
-    assert (first["status"], first["source"]) == ("done", sources[0])
-    assert (process.returncode, rest) == (code, b"")
-    assert errors.decode().startswith("error: interrupted; of 3 scenes 1 were gone through")
+    words = ("--classes", "building,road", "--model", tiny_model, "--device", "cpu")
+    outputs = ("-o", out / "new" / "{stem}.tif")
+    stopped_in_the_middle(tmp_path, sent, code, *words, *outputs, OMP_NUM_THREADS="1")
     assert names_in(out) == ["new", "new/a.tif", "new/a.tif.aux.xml"]
     assert read_record(out / "new" / "a.tif") is not None
 

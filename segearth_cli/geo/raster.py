@@ -328,7 +328,7 @@ def _open_once(
             grid = file_grid(src, source)
             known = _known_sensor(facts, options)
             if known == "sar" and radar is not None:
-                options, radar = radar(), None
+                options = radar()
             bands = sensors.choose_bands(facts, options.bands, known, prefix, options.polarisation)
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
@@ -346,7 +346,7 @@ def _open_once(
         if reading is None:
             sample = region.sample()
             sensor = known or sensors.sensor_by_values(*sample)
-            if sensor == "sar" and radar is not None:
+            if known is None and sensor == "sar" and radar is not None:
                 options = radar()
             doubtful = options.nodata is None and (silent or sensor == "sar")
             _warn_about_values(sample, facts, bands, source, assumed, doubtful, prefix)

@@ -287,19 +287,19 @@ def scaling_of(
     usable = valid & np.isfinite(raw)
     values = [band[use].astype(np.float64) for band, use in zip(raw, usable, strict=True)]
     decibels = 0
-    is_calibrated = False
     is_grey = dtype == "uint8" and unit == "auto"  # scaled for the eye by somebody else
     if sensor == "sar" and stretch.kind != "none" and not is_grey:
         unit = unit_of_radar(raw, valid, dtype) if unit == "auto" else unit
         decibels = _DECIBELS_OF[unit]
         values = [_decibels(band[band > 0], decibels) if decibels else band for band in values]
-        is_calibrated = unit != "amplitude" and all(
-            band.size > 0 and radar_db is not None and radar_db[0] < np.median(band) < radar_db[1]
-            for band in values
-        )
     if stretch.kind == "values":
         spans = [(stretch.low, stretch.high)] * bands
-    elif radar_db is not None and is_calibrated and stretch.kind == "auto":
+    elif (
+        stretch.kind == "auto"
+        and unit in _CALIBRATED
+        and radar_db is not None
+        and all(band.size and radar_db[0] < np.median(band) < radar_db[1] for band in values)
+    ):
         spans = [radar_db] * bands
     elif stretch.kind == "none" or (stretch.kind == "auto" and dtype == "uint8" and not decibels):
         spans = [(0.0, _full_scale(dtype, bits))] * bands
@@ -335,6 +335,7 @@ def _percentiles(values: NDArray[np.float64], low: float, high: float) -> tuple[
 
 
 _DECIBELS_OF = {"decibels": 0, "power": 10, "amplitude": 20}  # factor of the logarithm
+_CALIBRATED = ("decibels", "power")  # units that say how bright the ground is
 _FEW_POSITIVE = 0.1  # share of the values: power less its noise has more, decibels have fewer
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
-from safetensors.torch import load_file, save
 
 from segearth_cli.geo.raster import open_scene
-from segearth_cli.model.folder import CARD
+from segearth_cli.model.folder import read_checkpoint, save_model_folder
+from segearth_cli.model.upsampler import read_upsampler_state
 from segearth_cli.model.weights import open_model_folder
 from segearth_cli.options import DistillOptions, SceneOptions
 from segearth_cli.training.distill import distill_sar
@@ -76,8 +76,7 @@ def write_pairs(data: Path, scenes: Path, folder: Path) -> Path:
 def finish(folder: Path, command: str) -> None:
     """Weights in float16, and a card that says how the images were read."""
     found = open_model_folder(folder)
-    state = {name: weight.half() for name, weight in load_file(found.weights).items()}
-    found.weights.write_bytes(save(state))
+    state = {name: weight.half() for name, weight in read_checkpoint(found.weights).items()}
     card = replace(
         found.card,
         name="mini-sar",
@@ -90,7 +89,8 @@ def finish(folder: Path, command: str) -> None:
         description="mini, distilled for radar images; works offline, far below the paper's model.",
         made_by=command,
     )
-    (folder / CARD).write_text(card.to_json(), encoding="utf-8")
+    upsampler = read_upsampler_state(found.upsampler) if found.upsampler else None
+    save_model_folder(folder, state, found.read_config(), card, upsampler, into=True)
 
 
 def main() -> None:
