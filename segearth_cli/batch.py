@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
 
 STEM = "{stem}"
-EVERY = BatchOptions()
+DEFAULTS = BatchOptions()
 
 logger = logging.getLogger(__name__)
 
@@ -70,35 +70,48 @@ def options_per_scene(
             f"name, for instance -o 'maps/{STEM}.gpkg'"
         )
     inputs = [Input.of(source) for source in sources]
-    stems = [own.stem for own in inputs]
-    # some file systems take names that differ in case alone for one
-    counts = Counter(stem.casefold() for stem in stems)
-    clash = next((stem for stem in stems if counts[stem.casefold()] > 1), None)
-    if clash is not None and any(STEM in name for name in options.written):
-        raise UsageError(f"two scenes have the stem {clash!r}; their outputs would be the same")
-    return [
+    every = [
         replace(
             options,
-            outputs=tuple(name.replace(STEM, stem) for name in options.outputs),
-            probabilities=options.probabilities and options.probabilities.replace(STEM, stem),
+            outputs=tuple(name.replace(STEM, own.stem) for name in options.outputs),
+            probabilities=options.probabilities and options.probabilities.replace(STEM, own.stem),
             acquired=options.acquired or own.acquired,
         )
-        for own, stem in zip(inputs, stems, strict=True)
+        for own in inputs
     ]
+    _refuse_shared(inputs, every)
+    return every
+
+
+def _refuse_shared(inputs: Sequence[Input], every: Sequence[SegmentOptions]) -> None:
+    """Refuse a file that two scenes would write, be it an output or a part of one."""
+    from segearth_cli.outputs import output_paths
+    from segearth_cli.staging import companions
+
+    owners: dict[str, Input] = {}
+    for own, options in zip(inputs, every, strict=True):
+        for path in output_paths(options):
+            for file in (path, *companions(path)):
+                # some file systems take names that differ in case alone for one
+                owner = owners.setdefault(os.path.abspath(file).casefold(), own)
+                if owner is not own:
+                    raise UsageError(
+                        f"{owner.source} (stem {owner.stem!r}) and {own.source} (stem "
+                        f"{own.stem!r}) would both write {file}; give them other names"
+                    )
 
 
 def jobs_of(
-    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = EVERY
+    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = DEFAULTS
 ) -> list[Job]:
     """This part's scenes with their options, when nothing is wrong that can be known beforehand.
 
     Raises:
         SegEarthError: what no scene can be segmented with, or an output that cannot be.
     """
-    from segearth_cli.outputs import STDOUT, check_outputs, file_ids, output_paths
+    from segearth_cli.outputs import STDOUT, check_outputs, file_ids
     from segearth_cli.resume import is_ours
     from segearth_cli.segment import check_options
-    from segearth_cli.staging import remove_abandoned
 
     check_options(options, here=how.engine == "local")
     if how.resume and STDOUT in options.outputs:
@@ -116,14 +129,12 @@ def jobs_of(
         else:
             check_outputs(read, job.options)
     if how.resume:
-        for folder in sorted({path.parent for job in jobs for path in output_paths(job.options)}):
-            remove_abandoned(folder)
         jobs = [replace(job, options=replace(job.options, overwrite=True)) for job in jobs]
     return jobs
 
 
 def segment_all(
-    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = EVERY
+    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = DEFAULTS
 ) -> Generator[Outcome, None, None]:
     """Segment the scenes, see `jobs_of` and `segment_jobs`.
 
@@ -133,13 +144,26 @@ def segment_all(
     yield from segment_jobs(jobs_of(sources, options, how), how)
 
 
-def segment_jobs(jobs: Sequence[Job], how: BatchOptions = EVERY) -> Generator[Outcome, None, None]:
+def segment_jobs(
+    jobs: Sequence[Job], how: BatchOptions = DEFAULTS
+) -> Generator[Outcome, None, None]:
     """Segment the scenes; one that fails does not stop the others, unless it shall."""
+    if how.resume:
+        remove_left(jobs)
     with closing(_ENGINES[how.engine](jobs, how)) as outcomes:
         for outcome in outcomes:
             yield outcome
             if isinstance(outcome, Failure) and how.on_error == "stop":
                 return
+
+
+def remove_left(jobs: Sequence[Job]) -> None:
+    """Remove the temporary folders that killed processes of this machine left."""
+    from segearth_cli.outputs import output_paths
+    from segearth_cli.staging import remove_abandoned
+
+    for folder in sorted({path.parent for job in jobs for path in output_paths(job.options)}):
+        remove_abandoned(folder)
 
 
 def _here(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outcome, None, None]:
@@ -242,7 +266,7 @@ def _bug(job: Job, error: Exception, seconds: float) -> Failure:
 
 
 def plan_all(
-    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = EVERY
+    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = DEFAULTS
 ) -> Generator[Plan | Skipped | Failure, None, None]:
     """What each scene would take; nothing is computed or written.
 
@@ -253,7 +277,7 @@ def plan_all(
 
 
 def plan_jobs(
-    jobs: Sequence[Job], how: BatchOptions = EVERY
+    jobs: Sequence[Job], how: BatchOptions = DEFAULTS
 ) -> Generator[Plan | Skipped | Failure, None, None]:
     """What each scene would take; one that would fail does not stop the others."""
     from segearth_cli.resume import is_complete
@@ -265,6 +289,6 @@ def plan_jobs(
             if how.resume and is_complete(job.source, job.options):
                 yield Skipped(job.source, job.options.written, time.perf_counter() - started)
                 continue
-            yield plan(job.source, job.options)
+            yield plan(job.source, job.options, here=how.engine == "local")
         except SegEarthError as error:
             yield Failure(job.source, error, time.perf_counter() - started)

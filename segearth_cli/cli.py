@@ -84,7 +84,7 @@ def terminated_as_exit() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class ErrorBoundary(TyperGroup):

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from segearth_cli import __version__
-from segearth_cli.batch import Failure, Job, Scenes, outcome_of
+from segearth_cli.batch import Failure, Job, Scenes, outcome_of, remove_left
 from segearth_cli.device import pick_device, pick_precision, use_threads
-from segearth_cli.errors import ModelError, OutputError, SegEarthError
+from segearth_cli.errors import ModelError, OutputError, SegEarthError, UsageError
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.geo.writer import Legend
@@ -36,7 +36,6 @@ from segearth_cli.outputs import output_paths, writing_to
 from segearth_cli.pool import Pool, Process, Report, Task, cluster_room, connected
 from segearth_cli.resume import is_complete
 from segearth_cli.segment import SegmentResult, open_for_model, segment
-from segearth_cli.staging import remove_abandoned
 from segearth_cli.stream import (
     Panels,
     Rows,
@@ -50,8 +49,10 @@ from segearth_cli.stream import (
 if TYPE_CHECKING:
     from segearth_cli.batch import Outcome
 
-NARROWEST = 2  # windows that a panel is wide: those at its edges are computed twice
-OURS = ("SEGEARTH_CACHE", "SOURCE_DATE_EPOCH")  # of the environment
+WORTH_SHARING = 2  # windows that a panel is wide: those at its edges are computed twice
+# variables that go with the work: of maps, and of scenes that servers give
+OURS = ("SEGEARTH_", "SOURCE_DATE_EPOCH", "GDAL_", "CPL_", "VSI_", "AWS_", "GS_", "AZURE_", "HF_")
+INSTALLED = ("GDAL_DATA", "GDAL_DRIVER_PATH")  # not these: each machine has its own
 LOGGERS = ("", "segearth_cli", "rasterio")
 
 
@@ -78,8 +79,7 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
                 yield from segment_scenes(jobs, pool)
         finally:
             pool.close()
-            if pool.lost:
-                remove_left(jobs)
+            remove_left(jobs)
 
 
 def segment_scenes(jobs: Sequence[Job], pool: Pool) -> Generator[Outcome, None, None]:
@@ -95,8 +95,11 @@ def segment_scenes(jobs: Sequence[Job], pool: Pool) -> Generator[Outcome, None, 
                 yield Failure(tasks[done.task].source, done.value, done.seconds)
                 continue
             outcome, features = done.value
-            with writing_to(sys.stdout):
-                sys.stdout.write(features)
+            try:
+                with writing_to(sys.stdout):
+                    sys.stdout.write(features)
+            except OutputError as error:
+                outcome = Failure(tasks[done.task].source, error, done.seconds)
             yield outcome
 
 
@@ -117,12 +120,6 @@ def value_of(value: Any) -> Any:
     if isinstance(value, SegEarthError):
         raise value
     return value
-
-
-def remove_left(jobs: Sequence[Job]) -> None:
-    """Remove the temporary folders that lost workers of this machine left."""
-    for folder in sorted({path.parent for job in jobs for path in output_paths(job.options)}):
-        remove_abandoned(folder)
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ class RemoteModel:
 def shared_panels(grid: WindowGrid, fewest: int, workers: int) -> list[WindowGrid]:
     """The grid in panels that workers share evenly; ``fewest`` are what memory asks for."""
     wanted = -(-fewest // workers) * workers
-    sensible = grid.width // (NARROWEST * grid.window_width)
+    sensible = grid.width // (WORTH_SHARING * grid.window_width)
     return panels_across(grid, max(fewest, min(wanted, sensible)))
 
 
@@ -200,7 +197,8 @@ class Orders:
         resume, alone: see `Scenes`.
         threads: of the network on a CPU.
         folder: where the command was given.
-        environment: variables that maps depend on.
+        environment: variables that maps, and reading scenes, depend on.
+        version: of segearth.
         levels: of the loggers, by name.
     """
 
@@ -211,13 +209,18 @@ class Orders:
     folder: str
     environment: Mapping[str, str]
     levels: Mapping[str, int]
+    version: str = __version__
 
     @classmethod
     def here(cls, options: SegmentOptions, resume: bool, alone: bool, threads: int) -> Orders:
         """With folder, environment and levels of this process."""
-        environment = {name: os.environ[name] for name in OURS if name in os.environ}
         levels = {name: logging.getLogger(name).level for name in LOGGERS}
-        return cls(options, resume, alone, threads, os.getcwd(), environment, levels)
+        return cls(options, resume, alone, threads, os.getcwd(), our_environment(), levels)
+
+
+def our_environment() -> dict[str, str]:
+    """Variables of this process that maps, and reading scenes, depend on."""
+    return {n: v for n, v in os.environ.items() if n.startswith(OURS) and n not in INSTALLED}
 
 
 class Worker:
@@ -241,8 +244,13 @@ class Worker:
         return Report(value, remarks)
 
     def begin(self) -> Process:
-        """Make this process like the one where the command was given."""
+        """Give this process the folder, levels and variables of where the command was given."""
         orders = self._orders
+        if orders.version != __version__:
+            raise UsageError(
+                f"{socket.gethostname()} has segearth {__version__}, and this command is of "
+                f"{orders.version}; install the same on all machines of the cluster"
+            )
         for name, level in orders.levels.items():
             logging.getLogger(name).setLevel(level)
         os.environ.update(orders.environment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def compare(options: CompareOptions) -> CompareResult:
             raise UsageError(
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
-        for truth, predicted in aligned_rows(made, label):
+        for truth, predicted in aligned_rows(made, label, options.ignore):
             check_values(truth, meaning, label)
             confusion.add(meaning.class_of_label[truth], meaning.class_of_map[predicted])
     assert confusion is not None
@@ -91,18 +91,20 @@ def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
         return [(maps, labels)]
     if not labels.is_dir():
         raise UsageError(f"{maps} is a folder and {labels} is none; name two of a kind")
-    by_stem = {path.stem: path for path in _rasters(labels)}
-    made = _rasters(maps)
+    by_stem, made = _rasters(labels), _rasters(maps)
     if not made:
         raise UsageError(f"no raster lies in {maps}; its maps end with {' '.join(RASTERS)}")
-    missing = next((path for path in made if path.stem not in by_stem), None)
+    missing = next((path for stem, path in made.items() if stem not in by_stem), None)
     if missing is not None:
         raise UsageError(f"{missing} has no label of the stem {missing.stem!r} in {labels}")
-    return [(path, by_stem[path.stem]) for path in made]
+    return [(path, by_stem[stem]) for stem, path in sorted(made.items())]
 
 
-def _rasters(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in RASTERS)
+def _rasters(folder: Path) -> dict[str, Path]:
+    """By stem; of a map and its preview, which has the same, the map."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in RASTERS]
+    found.sort(key=lambda path: RASTERS.index(path.suffix.lower()), reverse=True)
+    return {path.stem: path for path in found}
 
 
 def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
@@ -138,7 +140,7 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
     for table, empty in ((class_of_label, label_nodata), (class_of_map, nodata)):
         if empty is not None and 0 <= empty < 256:
             table[int(empty)] = IGNORED
-    class_of_label[list(options.ignore)] = IGNORED
+    class_of_label[[value for value in options.ignore if 0 <= value < 256]] = IGNORED
     known = class_of_label != IGNORED
     for said in (IGNORED, label_nodata, *options.ignore, *labelled):
         if said is not None and 0 <= said < 256:
@@ -168,11 +170,14 @@ def _value_of(name: str, names: tuple[str, ...]) -> int:
     return 0 if plain[0] in BACKGROUND_NAMES else IGNORED
 
 
-def aligned_rows(made: Path, label: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def aligned_rows(
+    made: Path, label: Path, ignore: Collection[int]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Values of label and map on the label's pixels, some rows at a time.
 
     Raises:
         SceneError: they do not lie on one another, or cannot be read.
+        UsageError: a value of the label is none of a class, and not to be ignored.
     """
     settings = gdal_settings(str(label)) | gdal_settings(str(made))
     with ExitStack() as stack:
@@ -180,11 +185,13 @@ def aligned_rows(made: Path, label: Path) -> Iterator[tuple[NDArray[np.uint8], N
         truth = stack.enter_context(opened(str(label)))
         source = stack.enter_context(opened(str(made)))
         for path, src in ((label, truth), (made, source)):
-            if src.count != 1 or src.dtypes[0] != "uint8":
+            wanted = np.integer if src is truth else np.uint8
+            if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), wanted):
                 raise SceneError(
                     f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class "
-                    "values, uint8"
+                    "values, whole numbers from 0 to 255"
                 )
+        unknown = {*ignore, *filter(None, (truth.nodata,))}
         grid = file_grid(truth, str(label))
         predicted = on_grid(source, str(made), grid, str(label), stack)
         try:
@@ -192,6 +199,25 @@ def aligned_rows(made: Path, label: Path) -> Iterator[tuple[NDArray[np.uint8], N
                 window = Window(0, first, truth.width, min(ROWS, truth.height - first))
                 known = predicted.dataset_mask(window=window) > 0
                 values = predicted.read(1, window=window)
-                yield truth.read(1, window=window), np.where(known, values, np.uint8(IGNORED))
+                labelled = as_classes(truth.read(1, window=window), label, unknown)
+                yield labelled, np.where(known, values, np.uint8(IGNORED))
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {made} beside {label}: {reason(error)}") from error
+
+
+def as_classes(
+    values: NDArray[np.integer], label: Path, unknown: Collection[float]
+) -> NDArray[np.uint8]:
+    """A label's values as classes; the ``unknown`` ones beyond 0 to 255 say nothing.
+
+    Raises:
+        UsageError: another one lies there.
+    """
+    beyond = (values < 0) | (values > 255)
+    strange = values[beyond & ~np.isin(values, list(unknown))]
+    if strange.size:
+        raise UsageError(
+            f"{label} holds {strange[0]}, and classes are 0 to 255; say --ignore {strange[0]} if "
+            "it means nothing"
+        )
+    return np.where(beyond, IGNORED, values).astype(np.uint8)

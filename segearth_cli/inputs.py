@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
 import re
 import sys
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -64,9 +64,9 @@ def expand_inputs(
             found += _expanded(line, asset)
     if not found:
         raise UsageError("no scene: standard input was empty; name one a line")
-    twice = [source for source, count in Counter(i.source for i in found).items() if count > 1]
+    twice = [own for own, count in Counter((i.source, i.stem) for i in found).items() if count > 1]
     if twice:
-        raise UsageError(f"{twice[0]} is named twice; name each scene once")
+        raise UsageError(f"{twice[0][0]} is named twice; name each scene once")
     return found
 
 
@@ -84,7 +84,7 @@ def _expanded(name: str, asset: str | None) -> list[Input]:
         raise UsageError("the name of a scene holds a zero byte; separate names by lines")
     if os.path.isdir(name):
         return _in_folder(Path(name))
-    suffix = PurePosixPath(urlsplit(name).path if "://" in name else name).suffix.lower()
+    suffix = PurePosixPath(_place(name)).suffix.lower()
     if suffix in _JSON_SUFFIXES and (os.path.isfile(name) or _is_web(name)):
         return list(_in_document(_document(name), name, asset))
     if suffix in _INDEX_SUFFIXES and os.path.isfile(name):
@@ -101,8 +101,15 @@ def stem_of(source: str) -> str:
 
     Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` all that a name may hold.
     """
-    place = urlsplit(source).path if "://" in source else source.replace("\\", "/")
-    return safe_name(PurePosixPath(place).stem)
+    return safe_name(PurePosixPath(_place(source).replace("\\", "/")).stem)
+
+
+def _place(source: str) -> str:
+    """A path, or a URL's."""
+    try:
+        return urlsplit(source).path if "://" in source else source
+    except ValueError as error:
+        raise UsageError(f"{source} is no URL: {error}") from error
 
 
 def safe_name(name: str) -> str:
@@ -118,6 +125,7 @@ def _in_folder(folder: Path) -> list[Input]:
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SCENE_SUFFIXES
+        and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     scenes = [path for path in paths if path.suffix.lower() not in READERS or not read_record(path)]
@@ -177,7 +185,7 @@ def _document(name: str) -> Any:
         if len(content) > _LARGEST:
             raise SceneError(f"cannot read {name}: it is larger than {_LARGEST >> 20} MiB")
         return json.loads(content)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:  # of them URLError
         why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise SceneError(f"cannot read {name}: {why}") from error
     except (ValueError, RecursionError) as error:
@@ -189,6 +197,8 @@ def _in_document(document: Any, name: str, asset: str | None) -> Iterator[Input]
     features = document.get("features") if kind == "FeatureCollection" else [document]
     if not isinstance(features, list) or not all(isinstance(f, dict) for f in features):
         features = []
+    if kind == "FeatureCollection" and document["features"] == []:
+        raise SceneError(f"{name} is an empty collection: it names no scene")
     if features and all(isinstance(feature.get("assets"), dict) for feature in features):
         if kind not in ("Feature", "FeatureCollection"):
             raise SceneError(f"{name} is a STAC {kind}; give Items or an ItemCollection")
@@ -214,7 +224,8 @@ def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
     if len(chosen) != 1 or chosen[0] not in assets:
         problem = "several rasters" if len(chosen) > 1 else f"no asset {asset or 'with a raster'}"
         raise UsageError(
-            f"{name}: item {label} has {problem}; choose with --asset among {', '.join(assets)}"
+            f"{name}: item {label} has {problem}; choose with --asset among "
+            f"{', '.join(_rasters(assets) or assets)}"
         )
     href = str(assets[chosen[0]]["href"])
     if not (href.startswith("/vsi") or "://" in href or os.path.isabs(href)):
@@ -222,7 +233,20 @@ def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
     properties = item.get("properties")
     acquired = properties.get("datetime") if isinstance(properties, dict) else None
     stem = safe_name(label) if item.get("id") else stem_of(href)
-    return Input(href, stem, acquired if isinstance(acquired, str) else None)
+    return Input(href, stem, _moment(acquired, f"{name}: item {label}"))
+
+
+def _moment(acquired: Any, item: str) -> str | None:
+    """When a scene was taken, where its Item says so."""
+    from segearth_cli.stac import parse_time
+
+    if acquired is None:
+        return None
+    try:
+        return parse_time(str(acquired))
+    except UsageError:
+        logger.warning("%s has the datetime %r, which is no time: left out", item, acquired)
+        return None
 
 
 def _beside(item: str, href: str) -> str:

@@ -311,7 +311,7 @@ class CompareOptions:
     def __post_init__(self) -> None:
         """Refuse values that no class raster holds."""
         values = [v for pair in self.label_values for v in pair if v is not None]
-        for value in (*values, *self.ignore):
+        for value in values:
             _require(
                 0 <= value <= 255, f"{value} is no value of a class raster; those are 0 to 255"
             )
@@ -518,7 +518,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 
 def parse_memory(text: str | None) -> int | None:
-    """``"2GB"``, ``"512M"`` or a number of bytes as bytes.
+    """``"2GB"`` or ``"2GiB"`` (both 2 * 2**30), ``"512M"`` or a number of bytes as bytes.
 
     Raises:
         UsageError: this is no size.

@@ -38,12 +38,14 @@ USUAL_THREADS = 4  # of a worker on a CPU: several scenes at a time beat many th
 ANSWER_SECONDS = 5  # that a cluster has to take a connection
 PATIENCE_SECONDS = 60  # without a single worker, before it is said
 STOP_SECONDS = 60  # that workers have to let go of what they do
-OBJECTS = 200 << 20  # bytes of shared memory: what workers send back is small
+OBJECTS = 200 << 20  # bytes of shared memory: few workers send back more than a report
 LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 GIVEN_UP = (
     f"the worker that made it was lost {MOST_LOSSES} times; where memory runs out, try "
     "--max-memory, or more --threads, which makes fewer workers"
 )
+
+_TOKEN = "; if ray start said that the cluster asks for a token, set RAY_AUTH_MODE=token here too"
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         UsageError: no cluster answers, or it cannot be used from here.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is not None:
         _require_answer(address)
     own = {"include_dashboard": False, "object_store_memory": OBJECTS} if address is None else {}
@@ -111,7 +113,8 @@ def connected(address: str | None) -> Iterator[None]:
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = str(error).strip().partition("\n")[0]
         place = f"at {address}" if address else "of this machine's own"
-        raise UsageError(f"cannot use a Ray cluster {place}: {what}") from error
+        token = "" if address is None or "RAY_AUTH_MODE" in os.environ else _TOKEN
+        raise UsageError(f"cannot use a Ray cluster {place}: {what}{token}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # Ray takes it
@@ -152,9 +155,9 @@ def room_for(nodes: Iterable[Mapping[str, float]], device: str, threads: int | N
     gpus = int(has_gpus and device != "cpu")
     cores = max((int(node.get("CPU", 0)) for node in nodes), default=0)
     cpus = threads or (1 if gpus else max(1, min(USUAL_THREADS, cores)))
+    needs = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     workers = sum(
-        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpus else cores))
-        for node in nodes
+        int(min(node.get(name, 0) // need for name, need in needs.items())) for node in nodes
     )
     if workers == 0:
         raise UsageError(

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from rasterio.errors import NotGeoreferencedWarning
 
+from segearth_cli.geo.remote import give_up
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -71,7 +73,8 @@ def prefetched(
 ) -> Generator[tuple[Item, Callable[[], Made]], None, None]:
     """Each item with a function that returns what ``make`` makes of it, to be called once.
 
-    From then on the next one is being made. What nobody took is given to ``discard``.
+    From then on the next one is being made. What nobody took is given to ``discard``; servers are
+    not waited for then.
     """
     coming: Future[Made] | None = None
     following = iter(items[1:])
@@ -90,8 +93,7 @@ def prefetched(
 
                 def take(item: Item = item) -> Made:
                     nonlocal coming
-                    ready, coming = coming, None
-                    goes_on = False
+                    ready, goes_on = coming, False
                     try:
                         made = make(item) if ready is None else ready.result()
                         goes_on = True
@@ -99,11 +101,14 @@ def prefetched(
                     except Exception:
                         goes_on = True
                         raise
-                    finally:  # after Ctrl-C nothing more is begun
+                    finally:
                         held.release()
-                        coming = begin() if goes_on else None
+                        if goes_on:  # after Ctrl-C nothing more is begun
+                            coming = begin()
 
                 yield item, take
         finally:
+            give_up.set()
             if coming is not None and not coming.cancel() and coming.exception() is None:
                 discard(coming.result())
+            give_up.clear()

@@ -7,10 +7,11 @@ from pathlib import Path
 from segearth_cli.device import pick_device, pick_precision
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import read_record
-from segearth_cli.model.weights import resolve_model
+from segearth_cli.model.weights import found_model
 from segearth_cli.options import SegmentOptions
 from segearth_cli.outputs import output_paths
 from segearth_cli.record import same_settings, settings_record
+from segearth_cli.stac import item_time, parse_time
 from segearth_cli.staging import companions, record_beside
 
 
@@ -18,20 +19,31 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
     """Whether every output is there and says that it was made so, of this source as it is now.
 
     Outputs are renamed into place when they are whole, the file that names them last: one that is
-    there is whole.
+    there is whole, unless somebody has removed a part of it.
 
     Raises:
         SegEarthError: the source or the model is gone.
     """
-    records = [read_record(path) if path.is_file() else None for path in output_paths(options)]
+    paths = output_paths(options)
+    records = [read_record(path) if _is_whole(path) else None for path in paths]
     first = records[0] if records else None
     if first is None or any(record is None for record in records):
         return False
+    item = options.stac_path
+    if item is not None and options.acquired is not None:
+        if item_time(Path(item)) != parse_time(options.acquired):
+            return False
     # which bands are looked at and what sensor they are of follows from source and options
-    folder = resolve_model(options.model.model, str(first.get("sensor")))
+    folder = found_model(options.model.model, str(first.get("sensor")))
     precision = pick_precision(options.model.precision_wanted, pick_device(options.model.device))
     settings = settings_record(options, folder, precision, source_digest(source))
     return all(record is not None and same_settings(record, settings) for record in records)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an output's file is there, and those that it is nothing without."""
+    parts = [path.with_suffix(end) for end in (".shx", ".dbf")] if path.suffix == ".shp" else []
+    return all(file.is_file() for file in (path, *parts))
 
 
 def is_ours(path: Path) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl
 
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import UsageError
@@ -211,17 +212,22 @@ def warn_of_resolution(scene: Scene, model: ModelSettings) -> None:
         )
 
 
-def plan(source: str, options: SegmentOptions) -> Plan:
+def plan(source: str, options: SegmentOptions, here: bool = True) -> Plan:
     """What segmenting a scene would take; reads its header and a sample, and no weights.
+
+    Args:
+        source, options: see `segment`; who has many scenes has checked the options.
+        here: whether the network is to run on this machine; else panels and memory are those of
+            a CPU.
 
     Raises:
         SegEarthError: what would go wrong before the first window.
     """
-    check_options(options)
     check_outputs(file_ids([source]), options)
     vocabulary = build_vocabulary(options)
-    device = pick_device(options.model.device)
-    precision = pick_precision(options.model.precision_wanted, device)
+    device = pick_device(options.model.device if here else "cpu")
+    precision = pick_precision(options.model.precision_wanted, device) if here else "fp32"
+    where = f"{precision} on {device}" if here else "on a Ray cluster"
     with open_for_model(source, options) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
@@ -239,7 +245,8 @@ def plan(source: str, options: SegmentOptions) -> Plan:
             reading=scene.description,
             model=f"{settings.name} ({folder.path})",
             settings=f"attention {settings.attention}, upsampler {settings.upsampler}, "
-            f"{precision} on {device}" + (", exact" if settings.exact else ""),
+            + where
+            + (", exact" if settings.exact else ""),
             window=settings.window,
             stride=settings.stride,
             windows=len(windows),
@@ -342,8 +349,13 @@ def describe(
 
 
 def label(source: str) -> str:
-    """The source's name for others to read: of a URL without user, password and query."""
+    """The source's name for others to read: of a URL without user, password and query.
+
+    URLs are looked for inside GDAL's names too, as ``/vsicurl?url=...`` and ``NETCDF:"..."``.
+    """
+    options, mark, given = source.partition("?")
+    if mark and options in ("/vsicurl", "/vsicurl_streaming"):
+        source = f"/vsicurl/{dict(parse_qsl(given)).get('url', '')}"
     if "://" not in source:
         return source
-    parts = urlsplit(source)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return re.sub(r'\?[^"]*', "", re.sub(r'://[^/"\s]*@', "://", source))

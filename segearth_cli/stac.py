@@ -15,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import pyproj
 import shapely
+from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 
 from segearth_cli.errors import OutputError, UsageError
@@ -109,13 +110,21 @@ def parse_time(text: str) -> str:
         UsageError: this is no time.
     """
     try:
-        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+        # Python 3.10 reads three or six digits of a second
+        exact = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.strip())
+        moment = datetime.fromisoformat(exact.replace("Z", "+00:00"))
         moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"--datetime {text!r} is no time; give one such as 2024-05-31T10:20:30Z"
         ) from error
     return moment.isoformat().replace("+00:00", "Z")
+
+
+def item_time(path: Path) -> str | None:
+    """When an Item of ours says that its scene was taken."""
+    properties = json.loads(path.read_text(encoding="utf-8"))["properties"]
+    return str(properties["datetime"]) if properties.get("datetime") else None
 
 
 def _time(options: SegmentOptions, path: Path) -> dict[str, Any]:
@@ -143,7 +152,8 @@ def _projection(grid: Grid) -> dict[str, Any]:
 def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
     """The grid's outline in WGS 84, and its box; nothing for grids that lie nowhere.
 
-    One that crosses the antimeridian is cut there, as RFC 7946 asks.
+    One that crosses the antimeridian is cut there, as RFC 7946 asks. One around a pole, or around
+    the Earth, is all longitudes between its latitudes.
     """
     if grid.crs is None or not is_on_earth(grid.crs):
         return None, None
@@ -160,17 +170,35 @@ def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
         return None, None
     if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
         return None, None
-    lon, lat = np.round(lon, _DECIMALS), np.round(lat, _DECIMALS)
-    if np.ptp(lon) <= 180:
-        outline = shapely.orient_polygons(shapely.Polygon(zip(lon, lat, strict=True)))
-        return json.loads(shapely.to_geojson(outline)), list(outline.bounds)
-    whole = shapely.Polygon(zip(np.where(lon < 0, lon + 360, lon), lat, strict=True))
-    west = shapely.intersection(whole, shapely.box(-180, -90, 180, 90))
-    east = shapely.intersection(whole, shapely.box(180, -90, 540, 90))
-    east = shapely.transform(east, lambda xy: xy - [360, 0])
-    parts = shapely.orient_polygons(shapely.MultiPolygon([west, east]))
+    return outline(np.round(lon, _DECIMALS), np.round(lat, _DECIMALS).clip(-90, 90))
+
+
+def outline(
+    lon: NDArray[np.float64], lat: NDArray[np.float64]
+) -> tuple[dict[str, Any], list[float]]:
+    """A ring of degrees as GeoJSON and its box; neighbours lie less than half the Earth apart."""
     low, high = float(lat.min()), float(lat.max())
-    return json.loads(shapely.to_geojson(parts)), [west.bounds[0], low, east.bounds[2], high]
+    turn = np.unwrap([*lon, lon[0]], period=360)  # in one piece, wherever that is
+    around_pole = abs(turn[-1] - turn[0]) > 180
+    if around_pole or np.ptp(turn) >= 360:
+        if around_pole:
+            low, high = (low, 90.0) if low + high > 0 else (-90.0, high)
+        everywhere = shapely.box(-180, low, 180, high)
+        return json.loads(shapely.to_geojson(everywhere)), list(everywhere.bounds)
+    ring = np.stack([turn - 360 * ((turn.min() + 180) // 360), [*lat, lat[0]]], axis=1)
+    whole = shapely.Polygon(ring)
+    if ring[:, 0].max() <= 180:
+        shape, box = whole, list(whole.bounds)
+    else:
+        west, east = (
+            shapely.intersection(whole, shapely.box(first, -90, first + 360, 90))
+            for first in (-180, 180)
+        )
+        east = shapely.transform(east, lambda xy: xy - [360, 0])
+        halves = shapely.get_parts([west, east])
+        shape = shapely.MultiPolygon([half for half in halves if half.geom_type == "Polygon"])
+        box = [west.bounds[0], low, east.bounds[2], high]
+    return json.loads(shapely.to_geojson(shapely.orient_polygons(shape))), box
 
 
 def _classes(legend: Legend, counts: Mapping[int, int]) -> list[dict[str, Any]]:

@@ -83,12 +83,11 @@ class Staging:
         """
         parent = None if destination is None else destination.parent
         try:
-            if parent is not None:
-                self._make(parent)
             made = (parent or Path(tempfile.gettempdir())) / f"{PREFIX}{secrets.token_hex(8)}"
-            # first: a Ctrl-C may come as soon as the folder is there
-            self._stack.callback(shutil.rmtree, made, ignore_errors=True)
-            made.mkdir(mode=0o700)
+            try:
+                self._make(made)
+            except FileNotFoundError:  # another run has just removed a parent that stayed empty
+                self._make(made)
         except OSError as error:
             in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
             why = "it or a folder above it is a file" if in_the_way else error.strerror
@@ -100,10 +99,13 @@ class Staging:
         return made
 
     def _make(self, folder: Path) -> None:
-        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
-        for path in reversed(missing):
+        """A private folder, and the parents that are missing."""
+        for path in reversed([path for path in folder.parents if not os.path.exists(path)]):
             self._stack.callback(_remove_if_empty, path)
             path.mkdir(exist_ok=True)
+        # first: a Ctrl-C may come as soon as the folder is there
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
 
 
 def _lock(folder: Path) -> IO[bytes]:

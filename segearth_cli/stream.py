@@ -190,7 +190,7 @@ def scene_panels(
         return fewest, least
     raise UsageError(
         f"--max-memory is too little: panels {TILE} pixels wide take about "
-        f"{math.ceil(10 * most / 2**30) / 10:.1f}GB; give that much, or a smaller --window"
+        f"{math.ceil(10 * most / 2**30) / 10:.1f}GiB; give that much, or a smaller --window"
     )
 
 
@@ -226,7 +226,7 @@ def classify_rows(
     )
     # closed here and not some day: nobody may read a scene that has been closed
     reading = contextlib.closing(read_ahead(read_strips(scene, grid, valid)))
-    with progress, memory_guard(advice), torch.inference_mode(), reading as strips:
+    with progress, memory_guard(advice), reading as strips:
         means = mean_logits(strips, model.segmenter, grid, size, progress.update)
         for row, logits in zip(grid.rows, means, strict=True):
             with stage("classify"):
@@ -283,6 +283,7 @@ def read_ahead(strips: Iterator[Strip]) -> Generator[Strip, None, None]:
             yield cast(Strip, strip)
 
 
+@torch.inference_mode()
 def score_rows(
     logits: torch.Tensor, valid: NDArray[np.bool_], model: Model, options: SegmentOptions
 ) -> Rows:

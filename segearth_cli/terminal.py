@@ -44,12 +44,21 @@ def print_error(message: str) -> None:
 
 
 class LineHandler(logging.Handler):
-    """Log records as lines like the errors': level, colon, message."""
+    """Log records as lines like the errors': level, colon, message. The same warning comes once."""
 
     STYLES: ClassVar = {logging.WARNING: "bold yellow", logging.INFO: "dim"}
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
+        if record.levelno == logging.WARNING:
+            message = record.getMessage()
+            if message in self._warned:
+                return
+            self._warned.add(message)
         style = self.STYLES.get(record.levelno, "bold red")
         level = (f"{record.levelname.lower()}: ", style)
         out = console()
@@ -212,8 +221,8 @@ def show_outcomes(
         if scenes == 1:
             raise
         raise type(interrupt)(
-            f"interrupted; of {jobs} scenes {len(seen)} were gone through, and of the next nothing "
-            "is left; the same command with --resume goes on"
+            f"interrupted; of {jobs} scenes {len(seen)} were gone through, and no other is left "
+            "half-written; the same command with --resume goes on"
         ) from interrupt
     if scenes > 1 and seen and not quiet:
         show_summary(seen, jobs)

@@ -107,6 +107,40 @@ def test_folders_are_matched_by_stem(tmp_path, label):
     assert "has no label of the stem '1'" in run(*folders).stderr
 
 
+def test_a_preview_beside_a_map_is_not_taken_for_one(tmp_path, label):
+    for folder in ("maps", "labels"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "a.tif", read(label), "other,road,water,tree")
+        with rasterio.open(
+            tmp_path / folder / "a.png",
+            "w",
+            driver="PNG",
+            width=9,
+            height=9,
+            count=3,
+            dtype="uint8",
+        ) as dst:
+            dst.write(np.zeros((3, 9, 9), np.uint8))
+
+    done = run("--pred", tmp_path / "maps", "--label", tmp_path / "labels", "--json", "-q")
+
+    assert json.loads(done.stdout)["scores"]["pixels"] == 96
+
+
+def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, label):
+    values = read(label).astype(np.int16)
+    values[:2] = -1
+    known = write_scene(tmp_path / "known.tif", values[None], nodata=-1)
+    unknown = write_scene(tmp_path / "unknown.tif", values[None])
+
+    for path, more in ((known, ()), (unknown, ("--ignore", "-1"))):
+        done = run("--pred", label, "--label", path, "--json", "-q", *more)
+        assert json.loads(done.stdout)["scores"]["pixels"] == 96 - 24
+    done = run("--pred", label, "--label", unknown)
+    assert done.exit_code == 2
+    assert "holds -1, and classes are 0 to 255; say --ignore -1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

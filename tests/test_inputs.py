@@ -1,6 +1,8 @@
 """What can be named on the command line: folders, tile indexes, STAC items."""
 
 import json
+import os
+import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,6 +77,15 @@ def test_maps_in_a_folder_are_no_scenes(place, tiny_model, caplog):
     assert "in/a_map.tif" in names_in(place)
     assert sources_of("in") == ["in/a.TIF", "in/b.tif", "in/deep/c.tif"]
     assert "in: left out 3 rasters that segearth made" in caplog.text
+
+
+def test_what_only_looks_like_a_raster_is_left_out(place):
+    Path("in/folder.tif").mkdir()
+    Path("in/broken.tif").symlink_to("nowhere.tif")
+    shutil.copy("in/b.tif", b"in/na\xefve.tif")
+    assert [os.fsencode(source) for source in sources_of("in")] == [
+        *(b"in/a.TIF", b"in/b.tif", b"in/deep/c.tif", b"in/na\xefve.tif"),
+    ]
 
 
 def test_a_folder_without_scenes_is_one_line(place):
@@ -158,13 +169,33 @@ def test_which_asset_is_read(place, assets, wanted, expected):
 
 
 @pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        (TAKEN, TAKEN),
+        ("2024-05-06T09:08:09.5+02:00", "2024-05-06T07:08:09.500000Z"),
+        ("yesterday", None),
+        (None, None),
+    ],
+)
+def test_when_a_scene_was_taken(place, caplog, said, taken):
+    path = write_json(
+        "item.json", item("x", {"only": asset("a.tif")}, properties={"datetime": said})
+    )
+    (found,) = expand_inputs([path])
+    assert found.acquired == taken
+    assert ("has the datetime 'yesterday', which is no time" in caplog.text) == (
+        said == "yesterday"
+    )
+
+
+@pytest.mark.parametrize(
     ("document", "message"),
     [
         (item("x", {"red": asset("a.tif"), "nir": asset("b.tif")}), "several rasters.*red, nir"),
         (item("x", {"meta": asset("a.xml", "text/xml")}), "item x has no asset with a raster"),
         ({"type": "Collection", "assets": {}, "links": []}, "is a STAC Collection"),
         ({"type": "Catalog", "links": []}, "holds neither STAC Items"),
-        ({"type": "FeatureCollection", "features": []}, "holds neither STAC Items"),
+        ({"type": "FeatureCollection", "features": []}, "is an empty collection"),
         ({"type": "FeatureCollection", "features": [3]}, "holds neither STAC Items"),
         ([1, 2], "holds neither STAC Items"),
         ("text", "holds neither STAC Items"),
@@ -179,6 +210,15 @@ def test_an_asset_that_an_item_lacks_is_one_line(place):
     path = write_json("item.json", item("x", {"red": asset("a.tif")}))
     with pytest.raises(UsageError, match="no asset nir; choose with --asset among red"):
         expand_inputs([path], asset="nir")
+
+
+def test_items_may_share_a_file_if_their_names_differ(place):
+    for name in "xy":
+        write_json(f"{name}.json", item(name, {"only": asset("in/b.tif")}))
+    found = expand_inputs(["x.json", "y.json"])
+    assert [(own.source, own.stem) for own in found] == [("in/b.tif", "x"), ("in/b.tif", "y")]
+    with pytest.raises(UsageError, match=r"in/b\.tif is named twice"):
+        expand_inputs(["x.json", "x.json"])
 
 
 def test_damaged_documents_are_one_line(place):

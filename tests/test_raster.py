@@ -809,6 +809,15 @@ def test_sieve_merges_small_patches_but_never_nodata(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["rows.tif"]
 
 
+def test_sieve_of_a_raster_without_a_large_enough_patch_changes_nothing(tmp_path):
+    array = np.zeros((6, 7), np.uint8)
+    array[2:4, 2:4] = 1
+    path = write_rows(tmp_path / "rows.tif", array, nodata=255)
+    sieve(path, 1000)
+    with rasterio.open(path) as src:
+        assert (src.read(1) == array).all()
+
+
 def test_outputs_that_cannot_be_written_are_one_line(tmp_path):
     grid = Grid(5, 5, Affine.identity())
     with pytest.raises(OutputError, match="cannot write"):

@@ -3,12 +3,13 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from rasterio import Affine
+from rasterio import CRS, Affine
 from rasterio.control import GroundControlPoint
 from scenes import blocks, names_in, options_for, read, write_scene
 from shapely.geometry import shape
@@ -17,12 +18,13 @@ from typer.testing import CliRunner
 from segearth_cli.batch import segment_all
 from segearth_cli.cli import app
 from segearth_cli.errors import UsageError
+from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.info import map_info
 from segearth_cli.inputs import Input
 from segearth_cli.options import BatchOptions
 from segearth_cli.segment import segment
-from segearth_cli.stac import parse_time
+from segearth_cli.stac import footprint, parse_time
 
 
 @pytest.fixture
@@ -105,6 +107,28 @@ def test_across_the_antimeridian_it_is_cut(place, tiny_model):
     assert -180 < east < -175
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform", "kind", "bbox"),
+    [
+        ("EPSG:4326", Affine(6, 0, -180, 0, -4, 100), "Polygon", [-180, -90, 180, 90]),
+        ("EPSG:4326", Affine(6, 0, 0, 0, -3, 75), "Polygon", [-180, -75, 180, 75]),
+        ("EPSG:4326", Affine(0.1, 0, 177, 0, -0.1, 5), "MultiPolygon", [177, 0, -177, 5]),
+        ("EPSG:4326", Affine(0.1, 0, -183, 0, -0.1, 5), "MultiPolygon", [177, 0, -177, 5]),
+        ("EPSG:4326", Affine(0.1, 0, 180, 0, -0.1, 5), "Polygon", [-180, 0, -174, 5]),
+        ("EPSG:3413", Affine(1e5, 0, -3e6, 0, -1e5, 25e5), "Polygon", [-180, 54.9, 180, 90]),
+        ("EPSG:3031", Affine(1e5, 0, -3e6, 0, -1e5, 25e5), "Polygon", [-180, -90, 180, -55.1]),
+    ],
+)
+def test_footprints_around_the_earth_a_pole_and_the_antimeridian(crs, transform, kind, bbox):
+    geometry, box = footprint(Grid(60, 50, transform, CRS.from_string(crs)))
+    assert geometry["type"] == kind
+    assert shape(geometry).is_valid
+    assert box == pytest.approx(bbox, abs=0.2)
+    west, south, east, north = shape(geometry).bounds
+    assert (south, north) == (box[1], box[3])
+    assert -180 <= west < east <= 180
+
+
 @pytest.mark.parametrize("kind", ["none", "gcps", "site"])
 def test_scenes_without_a_usual_place(place, tiny_model, kind, caplog):
     gcps = [
@@ -155,6 +179,10 @@ def test_the_item_says_how_the_map_was_made_and_is_resumed(place, tiny_model):
     before = path.stat().st_mtime_ns
     list(segment_all([scene], options, resume))
     assert path.stat().st_mtime_ns == before
+    later = replace(options, acquired="2025-01-02")
+    list(segment_all([scene], later, resume))
+    assert json.loads(path.read_text())["properties"]["datetime"] == "2025-01-02T00:00:00Z"
+    options, before = later, path.stat().st_mtime_ns
     path.unlink()
     list(segment_all([scene], options, resume))
     assert path.is_file()

@@ -1,11 +1,12 @@
 import contextlib
+from pathlib import Path
 
 import pytest
 from scenes import names_in, options_for
 
 from segearth_cli.errors import OutputError
 from segearth_cli.outputs import check_outputs
-from segearth_cli.staging import Staging, companions, publish, shown
+from segearth_cli.staging import PREFIX, Staging, companions, publish, shown
 
 COMPANIONS = [
     ("map.shp", "map.dbf"),
@@ -46,6 +47,24 @@ def test_parts_that_were_made_stay(tmp_path):
         publish(made)
     assert names_in(tmp_path) == ["map.dbf", "map.shp", "map.shx"]
     assert companions(tmp_path / "map.geojson") == []
+
+
+def test_a_folder_that_another_run_removes_while_it_is_still_empty_is_made_again(
+    tmp_path, monkeypatch
+):
+    make, taken = Path.mkdir, []
+
+    def mkdir(path, *args, **more):
+        if path.name.startswith(PREFIX) and not taken:
+            taken.append(path)
+            path.parent.rmdir()
+        make(path, *args, **more)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with contextlib.ExitStack() as stack:
+        assert Staging(stack).beside(tmp_path / "new" / "map.tif").is_dir()
+    assert len(taken) == 1
+    assert names_in(tmp_path) == []
 
 
 def test_messages_name_the_place_and_not_the_staging_folder(tmp_path):

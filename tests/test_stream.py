@@ -107,6 +107,15 @@ def test_windows_without_data_are_not_computed(tmp_path, tiny_model):
     assert (rows.confidence[:, 64:] == 255).all()
 
 
+def test_between_rows_torch_is_as_the_caller_left_it(tmp_path, tiny_model):
+    source = write_scene(tmp_path / "scene.tif", blocks(1, 200, 70))
+    options = options_for(tiny_model)
+    model = load_model(options, "optical")
+    with open_scene(source, options) as scene:
+        for _ in classify_rows(scene, model, options):
+            assert not torch.is_inference_mode_enabled()
+
+
 def test_rows_come_as_soon_as_they_are_final(tmp_path, tiny_model):
     source = write_scene(tmp_path / "scene.tif")
     options = options_for(tiny_model, tmp_path / "map.tif")

@@ -86,7 +86,7 @@ def _raster_record(path: Path) -> Record | None:
     try:
         with rasterio.open(path) as src:
             return from_tags(src.tags())
-    except GDAL_ERRORS:
+    except (*GDAL_ERRORS, UnicodeError):  # the name of a file may be no text
         return None  # whatever it is, it is no map of ours
 
 

@@ -5,9 +5,10 @@ connections that break, not for answers that stop in the middle: those it even k
 """
 
 import logging
+import math
 import os
 import re
-import time
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -24,13 +25,15 @@ _FINAL = re.compile(r"HTTP response code: (400|401|403|404|410)")
 
 T = TypeVar("T")
 
+give_up = threading.Event()  # nobody wants what is being tried
+
 logger = logging.getLogger(__name__)
 
 
 def is_remote(source: str) -> bool:
     """Whether GDAL reads the source over a network."""
-    stores = tuple(f"{scheme}://" for scheme in _STORES)
-    return source.startswith((*_WEB, *stores, *_REMOTE_VSI))
+    stores = (f"{scheme}://" for scheme in _STORES)
+    return any(part in source for part in (*_WEB, *stores, *_REMOTE_VSI))  # in an archive too
 
 
 def retry_settings() -> dict[str, str]:
@@ -47,7 +50,8 @@ def retry_settings() -> dict[str, str]:
 def patiently(source: str, attempt: Callable[[], T]) -> T:
     """What ``attempt`` returns, made again after a while where a server did not answer.
 
-    As often as GDAL_HTTP_MAX_RETRY says, and without what GDAL has kept of the failed answer.
+    As often as GDAL_HTTP_MAX_RETRY says, and without what GDAL has kept of the failed answer; no
+    more from when somebody sets ``give_up``.
 
     Raises:
         SceneError: the last attempt's.
@@ -60,7 +64,8 @@ def patiently(source: str, attempt: Callable[[], T]) -> T:
         if _FINAL.search(str(failure)):
             break
         logger.warning("%s: trying again in %g s", failure, pause)
-        time.sleep(pause)
+        if give_up.wait(pause):
+            break
         try:
             with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_gdal_name(source)):
                 return attempt()
@@ -77,9 +82,10 @@ def _pauses() -> Iterator[float]:
 
 def _setting(name: str, usual: float) -> float:
     try:
-        return float(os.environ.get(name, usual))
+        value = float(os.environ.get(name, usual))
     except ValueError:  # GDAL makes nothing of it either
         return usual
+    return value if math.isfinite(value) and value >= 0 else usual
 
 
 def _gdal_name(source: str) -> str:

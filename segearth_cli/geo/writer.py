@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +32,50 @@ from segearth_cli.geo.virtual import Colour, VirtualRaster
 from segearth_cli.staging import companions, files_of, shown
 
 TILE = 256  # pixels; rows are handed to GDAL in whole tiles
+# creation options that would give pixels other values, or another place
+_SPOILING = dict.fromkeys(
+    ("NBITS", "MAX_Z_ERROR", "MAX_Z_ERROR_OVERVIEW"), "it would change the values of classes"
+) | dict.fromkeys(
+    ("TILING_SCHEME", "TARGET_SRS", "RES", "EXTENT", "ZOOM_LEVEL", "ZOOM_LEVEL_STRATEGY"),
+    "the map keeps its scene's grid; --gsd, --bbox and --dst-crs choose another",
+)
 _OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
+
+
+class _Silent:
+    """Without the lines that libtiff itself writes to stderr when a disk is full.
+
+    It does so beside GDAL's error handling, which reports the failure as well. The file descriptor
+    is the whole process's: of several threads the last one out puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._kept: int | None = None
+
+    def __enter__(self) -> None:
+        """Send stderr nowhere."""
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                with suppress(OSError):  # stderr is closed: nothing can be written there
+                    self._kept = os.dup(2)
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, 2)
+                    os.close(nowhere)
+
+    def __exit__(self, *error: object) -> None:
+        """Put it back."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._kept is not None:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._kept = None
+
+
+_LIBTIFF_SILENT = _Silent()
 
 
 @dataclass(frozen=True)
@@ -120,7 +164,7 @@ class RowWriter:
     def _flush(self) -> None:
         first, end = self._columns
         window = Window(first, self._written, end - first, self._held)
-        with _writing(self.path):
+        with _writing(self.path), _LIBTIFF_SILENT:
             self._dataset.write(self._rows[:, : self._held, : end - first], window=window)
         self._written += self._held
         self._held = 0
@@ -129,7 +173,7 @@ class RowWriter:
         """Finish the file and check that all of it arrived; raises OutputError if not."""
         if self._dataset.closed:
             return
-        with _writing(self.path):
+        with _writing(self.path), _LIBTIFF_SILENT:
             self._dataset.close()
         self._check_panel()
         _check_whole(self.path)
@@ -152,7 +196,7 @@ class RowWriter:
         if kind is None:
             self.close()
         else:
-            with suppress(*GDAL_ERRORS, OSError), _quiet():
+            with suppress(*GDAL_ERRORS, OSError), _quiet(), _LIBTIFF_SILENT:
                 self._dataset.close()
 
 
@@ -169,6 +213,7 @@ def sieve(path: str | Path, min_pixels: int) -> None:
     try:
         with _writing(path), rasterio.open(path) as src:
             grid = grid_of(src)
+            min_pixels = min(min_pixels, grid.width * grid.height)  # GDAL takes no more
             out = _mapped(raw_path, src.dtypes[0], src.shape)
             with rasterio.open(_validity(path, grid, src.nodata)) as mask:
                 gdal_sieve(rasterio.band(src, 1), min_pixels, out=out, mask=rasterio.band(mask, 1))
@@ -263,12 +308,15 @@ def write_probabilities(
 
 
 def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> None:
-    """Refuse ``--co`` options that GDAL's COG driver would ignore, before any work is done.
+    """Refuse ``--co`` options that GDAL's COG driver would ignore, or that would spoil the map.
 
-    Raises UsageError. GDAL only warns about them, so a small raster is written in memory.
+    Raises UsageError. GDAL only warns about the first, so a small raster is written in memory.
     """
     if not creation_options:
         return
+    for name, _ in creation_options:
+        if name.upper() in _SPOILING:
+            raise UsageError(f"--co {name}: {_SPOILING[name.upper()]}")
     grid = Grid(1, 1, Affine.identity())
     gdal_logger = logging.getLogger(_OPTION_LOGGER)
     heard = _Heard()
@@ -326,7 +374,7 @@ def _write_cog(
     options = _cog_options(resampling, creation_options)
     for stale in companions(destination):
         stale.unlink(missing_ok=True)
-    with _writing(destination), rasterio.open(virtual.text) as src:
+    with _writing(destination), rasterio.open(virtual.text) as src, _LIBTIFF_SILENT:
         rasterio.shutil.copy(src, destination, driver="COG", **options)
     _check_whole(destination)
     return files_of(destination)
@@ -366,31 +414,10 @@ def _quiet() -> Iterator[None]:
 def _writing(path: Path) -> Iterator[None]:
     """Turn every way in which writing a file fails into one line about that file."""
     try:
-        with _quiet(), _libtiff_silenced():
+        with _quiet():
             yield
     except (*GDAL_ERRORS, OSError) as error:
         raise OutputError(f"cannot write {shown(path)}: {_reason(path, error)}") from error
-
-
-@contextmanager
-def _libtiff_silenced() -> Iterator[None]:
-    """Without the lines that libtiff itself writes to stderr when a disk is full.
-
-    It does so beside GDAL's error handling, which reports the failure as well.
-    """
-    try:
-        kept = os.dup(2)
-    except OSError:  # stderr is closed: nothing can be written there
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -19,6 +19,7 @@ from segearth_cli.model.windows import MARGIN, Strip, WindowRow, encoded_rows
 from segearth_cli.stages import stage
 
 
+@torch.inference_mode()
 def mean_logits(
     strips: Iterator[Strip],
     segmenter: Segmenter,
@@ -71,8 +72,7 @@ def image_logits(
     has_data = (True,) * len(grid.columns)
     height = grid.window_height + 2 * MARGIN
     strips = (Strip(row, padded[:, row : row + height], has_data) for row in grid.rows)
-    with torch.inference_mode():
-        return torch.cat(list(mean_logits(strips, segmenter, grid, size)), dim=1)
+    return torch.cat(list(mean_logits(strips, segmenter, grid, size)), dim=1)
 
 
 class RollingSums:

@@ -17,8 +17,9 @@ Pixels = npt.NDArray[np.uint8]
 
 WINDOW = 224
 IGNORE = 255
-SMALL_CHIPS = 0.7  # share of the steps whose chips are half as large, and four times as many
-SMALL_WINDOWS = 0.75  # the same of the windows, for patches so small that half a window is enough
+SMALL_CHIPS = 0.6  # share of the steps whose chips are half as large
+SMALL_WINDOWS = 0.7  # the same of the windows, for patches so small that half a window is enough
+RELIT = 0.4  # share of the windows that take on another image's colours
 TOKENS = 196  # patches of an image that counts as one; of a larger one there are fewer in a batch
 
 DUBAI_HELD_OUT = ("tile5", "tile6")
@@ -54,7 +55,7 @@ class Batch:
     images: torch.Tensor  # B 3 S S uint8; S is 224, or half of it with four times as many images
     labels: torch.Tensor  # B L L uint8, four by four in a patch; classes of the source by number
     source: torch.Tensor  # B
-    chips: torch.Tensor  # C 3 S S uint8, likewise
+    chips: torch.Tensor  # C 3 S S uint8; S is 224, or half of it
     chip_source: torch.Tensor  # C
     chip_class: torch.Tensor  # C
 
@@ -63,6 +64,12 @@ def held_out(path: Path) -> bool:
     """Whether a EuroSAT or UC Merced chip is kept for measuring: one file number in ten."""
     digits = "".join(c for c in path.stem if c.isdigit())
     return int(digits) % 10 == 0
+
+
+def looks_of(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+    """N 2 3: mean and standard deviation of each image's channels, in [0, 1]."""
+    thinned = [image[::4, ::4].reshape(-1, 3) / np.float32(255) for image in images]
+    return np.stack([np.stack([part.mean(0), part.std(0)]) for part in thinned])
 
 
 def read_rgb(path: Path) -> Pixels:
@@ -159,16 +166,22 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             rest=0,
         ),
     ]
-    for name, share in (("eurosat", 0.12), ("ucmerced", 0.14)):
+    plants = {
+        "eurosat": ("Forest", "HerbaceousVegetation", "Pasture"),
+        "ucmerced": ("forest", "chaparral"),
+    }
+    for name, share in (("eurosat", 0.10), ("ucmerced", 0.12)):
         images, labels = read_chips(data / name, measuring=False)
-        sources.append(Source(name, chip_classes(data / name), images, labels, share=share))
+        classes = chip_classes(data / name)
+        groups = (("vegetation", tuple(n for n, c in enumerate(classes) if c in plants[name])),)
+        sources.append(Source(name, classes, images, labels, share=share, groups=groups))
     if scenes is not None:
         sources.append(
             Source(
                 "scenes",
                 SCENE_CLASSES,
                 *read_scenes(scenes),
-                share=0.24,
+                share=0.28,
                 groups=(("vegetation", (4, 5)), ("land", (7,))),
                 negatives=absent,
                 rest=0,
@@ -189,6 +202,7 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         self.batch_size = batch_size
         self.patch = patch
         self.seed = seed
+        self.looks = {i: looks_of(s.images) for i, s in enumerate(sources) if not s.is_chips}
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw windows from the sources in proportion to their shares."""
@@ -197,16 +211,17 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         shares = np.asarray([s.share for s in self.sources])
         shares = shares / shares.sum()
         of_chips = [i for i, source in enumerate(self.sources) if source.is_chips]
+        sizes = np.sqrt([len(self.sources[i].images) for i in of_chips])
         small_windows = SMALL_WINDOWS if (WINDOW // 2 // self.patch) ** 2 >= TOKENS else 0.0
         while True:
-            side, number = self._size(small_windows, rng)
+            side, number = self._size(small_windows, rng, WINDOW**2)
             counts = rng.multinomial(number, shares)
             picks = np.repeat(np.arange(len(self.sources)), counts).tolist()
             points = 4 * side // self.patch
-            windows = [augmented(*window(self.sources[i], side, points, rng), rng) for i in picks]
+            windows = [augmented(*self._window(i, side, points, rng), rng) for i in picks]
             images, labels = zip(*windows, strict=True)
-            side, number = self._size(SMALL_CHIPS, rng)
-            chip_source = rng.choice(of_chips, max(number // 2, 1)).tolist()
+            side, number = self._size(SMALL_CHIPS, rng, TOKENS)
+            chip_source = rng.choice(of_chips, number, p=sizes / sizes.sum()).tolist()
             chips, classes = zip(
                 *(chip(self.sources[i], side, rng) for i in chip_source), strict=True
             )
@@ -219,10 +234,29 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
                 torch.tensor(classes),
             )
 
-    def _size(self, small: float, rng: np.random.Generator) -> tuple[int, int]:
-        """Side of a batch's images and their number; half as large with probability ``small``."""
+    def _window(
+        self, number: int, side: int, points: int, rng: np.random.Generator
+    ) -> tuple[Pixels, Pixels]:
+        """One random window of a source: image side side 3, and labels points points."""
+        source = self.sources[number]
+        if source.is_chips:
+            return mosaic(source, side, points, rng)
+        pick = int(rng.integers(len(source.images)))
+        image, label = crop(source.images[pick], source.labels[pick], side, points, rng)
+        if rng.random() < RELIT:
+            other = self.looks[int(rng.choice(list(self.looks)))]
+            look = other[int(rng.integers(len(other)))]
+            image = relit(image, self.looks[number][pick], look, rng.uniform(0, 1))
+        return image, label
+
+    def _size(self, small: float, rng: np.random.Generator, most: int) -> tuple[int, int]:
+        """Side of a batch's images and their number; half as large with probability ``small``.
+
+        At most ``most`` tokens of an image are used.
+        """
         side = WINDOW // 2 if rng.random() < small else WINDOW
-        return side, max(self.batch_size * TOKENS // (side // self.patch) ** 2, 1)
+        tokens = min((side // self.patch) ** 2, most)
+        return side, max(self.batch_size * TOKENS // tokens, 1)
 
 
 def stacked(images: Sequence[Pixels]) -> torch.Tensor:
@@ -237,16 +271,6 @@ def augmented(image: Pixels, label: Pixels, rng: np.random.Generator) -> tuple[P
     if mirrored:
         image, label = image[:, ::-1], label[:, ::-1]
     return recoloured(image, rng), np.ascontiguousarray(label)
-
-
-def window(
-    source: Source, side: int, points: int, rng: np.random.Generator
-) -> tuple[Pixels, Pixels]:
-    """One random window of a source: image side side 3, and labels points points."""
-    if source.is_chips:
-        return mosaic(source, side, points, rng)
-    number = int(rng.integers(len(source.images)))
-    return crop(source.images[number], source.labels[number], side, points, rng)
 
 
 def chip(source: Source, side: int, rng: np.random.Generator) -> tuple[Pixels, int]:
@@ -324,6 +348,21 @@ def chip_part(chip: Pixels, rng: np.random.Generator) -> Pixels:
     return chip[row : row + side, col : col + side]
 
 
+def relit(
+    image: Pixels, look: npt.NDArray[np.float32], other: npt.NDArray[np.float32], strength: float
+) -> Pixels:
+    """A window of an image that looks so (2 3), moved towards the look of another."""
+    (mean, spread), (new_mean, new_spread) = look, look + strength * (other - look)
+    gain = (new_spread / np.maximum(spread, 0.02)).clip(0.5, 2.0)
+    return through(image, (np.linspace(0, 1, 256)[:, None] - mean) * gain + new_mean)
+
+
+def through(image: Pixels, ramp: npt.NDArray[np.floating]) -> Pixels:
+    """Every channel by its table: 256 levels x 3 channels, in [0, 1]."""
+    table = (ramp * 255).clip(0, 255).astype(np.uint8)
+    return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
+
+
 _NOISE = np.random.default_rng(0).normal(0, 1, 2 * 3 * WINDOW * WINDOW).astype(np.float32)
 
 
@@ -343,8 +382,7 @@ def recoloured(image: Pixels, rng: np.random.Generator) -> Pixels:
     ramp = ramp * np.exp(rng.normal(0, 0.2)) * np.exp(rng.normal(0, 0.06, 3))
     if rng.random() < 0.15:
         ramp = ramp + rng.uniform(0, 0.4) * (rng.uniform(0.7, 1.0, 3) - ramp)
-    table = (ramp * 255).clip(0, 255).astype(np.uint8)
-    image = np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
+    image = through(image, ramp)
     if rng.random() < 0.25:
         start = int(rng.integers(_NOISE.size - image.size))
         noise = _NOISE[start : start + image.size].reshape(image.shape)

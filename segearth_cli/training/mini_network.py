@@ -17,7 +17,7 @@ from open_clip.pos_embed import get_2d_sincos_pos_embed
 from torch import Tensor
 
 from segearth_cli.model.clip import DenseEncoder, modulated_output, resized_position_embedding
-from segearth_cli.training.mini_data import IGNORE, WINDOW, Batch, Source
+from segearth_cli.training.mini_data import IGNORE, TOKENS, WINDOW, Batch, Source
 from segearth_cli.training.mini_words import (
     CONTEXT_LENGTH,
     StepVocabulary,
@@ -69,7 +69,8 @@ def batch_losses(
         logits = logits - bias * (dense_token[mine] @ text.T)[:, :, None, None]
         loss = dense_loss(logits.float(), batch.labels[mine], vocabulary, weights[number])
         losses[source.name] = (loss, share)
-    tokens = class_token(model.visual, run_trunk(model.visual, normalised(batch.chips)))
+    trunk = run_trunk(model.visual, normalised(batch.chips), few_tokens(batch.chips, model, rng))
+    tokens = class_token(model.visual, trunk)
     for number, source in enumerate(sources):
         mine = (batch.chip_source == number).nonzero()[:, 0]
         if len(mine):
@@ -91,9 +92,21 @@ def segearth_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q, q, v) + attend(k, k, v) + attend(v, v, v)
 
 
-def run_trunk(visual: Any, images: Tensor) -> Tensor:
-    """All blocks but the last: B 3 H W -> B 1+N C."""
+def few_tokens(images: Tensor, model: CLIP, rng: np.random.Generator) -> Tensor | None:
+    """Class token and random patches of images that have more than a step has time for.
+
+    A part of a large chip teaches the class token nearly as much (FLIP, Li et al. 2023).
+    """
+    patches = (images.shape[-1] // model.visual.patch_size[0]) ** 2
+    if patches <= TOKENS:
+        return None
+    return torch.tensor([0, *(1 + rng.permutation(patches)[:TOKENS])])
+
+
+def run_trunk(visual: Any, images: Tensor, kept: Tensor | None = None) -> Tensor:
+    """All blocks but the last: B 3 H W -> B 1+N C; of the `kept` tokens alone, if given."""
     tokens = DenseEncoder(visual).embed(images)
+    tokens = tokens if kept is None else tokens[:, kept]
     for block in visual.transformer.resblocks[:-1]:
         tokens = modulated_output(block, tokens, attend, residual=True)
     return tokens

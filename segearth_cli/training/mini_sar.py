@@ -30,6 +30,7 @@ SPECKLE = 7
 POLARISATION = "VH"  # of the pairs
 RADAR_DB = (-30.0, 0.0)
 GSD_M = (0.5, 20.0)
+HELD_OUT = 30  # one pair in so many shows how the training goes
 FULL_SCALE_DB = 59.0  # of the amplitudes 1 to 255 in the pairs: about what 0 dB would be
 BRIGHTER_DB = 4.0  # VV, or the mean of both polarisations, beside VH
 
@@ -54,7 +55,7 @@ def pairs_of(data: Path, scenes: Path) -> Iterator[tuple[Path, Path, tuple[Scene
     for optical in sorted((pairs / "optical").glob("*.jpg")):
         yield optical, pairs / "sar" / optical.name, OF_PAIRS
     for radar in sorted(scenes.glob("*_sar.tif")):
-        yield radar.with_name(radar.name.replace("_sar", "")), radar, OF_SCENES
+        yield radar.with_name(radar.name.removesuffix("_sar.tif") + ".tif"), radar, OF_SCENES
 
 
 def write_pairs(data: Path, scenes: Path, folder: Path) -> Path:
@@ -62,14 +63,15 @@ def write_pairs(data: Path, scenes: Path, folder: Path) -> Path:
     table = folder / "pairs.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(("optical", "sar"))
-        for optical, radar, ways in pairs_of(data, scenes):
+        rows.writerow(("optical", "sar", "split"))
+        for place, (optical, radar, ways) in enumerate(pairs_of(data, scenes)):
+            split = "train" if (place + 1) % HELD_OUT else "val"  # of all versions of a pair
             for number, options in enumerate(ways):
                 with open_scene(str(radar), options) as scene:
                     image, _ = scene.read(0, scene.grid.height)
                 picture = folder / f"{radar.stem}_{number}.png"
                 Image.fromarray((image[0] * 255).round().astype("uint8")).save(picture)
-                rows.writerow((optical.resolve(), picture.resolve()))
+                rows.writerow((optical.resolve(), picture.resolve(), split))
     return table
 
 
@@ -120,13 +122,13 @@ def main() -> None:
                 warmup_steps=20,
                 validate_every=max(given.steps // 4, 1),
                 crop=112,
-                held_out=0.02,
             )
         )
     finish(
         given.output,
-        "python -m segearth_cli.training.mini_sar --data DATA --scenes SCENES -o OUTPUT --steps "
-        f"{given.steps} --batch-size {given.batch_size} --learning-rate {given.learning_rate}",
+        "python -m segearth_cli.training.mini_sar --data DATA --scenes SCENES -o OUTPUT "
+        f"--model {given.model} --steps {given.steps} --batch-size {given.batch_size} "
+        f"--learning-rate {given.learning_rate}",
     )
 
 

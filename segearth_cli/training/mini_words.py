@@ -25,7 +25,7 @@ from segearth_cli.training.mini_data import Source
 log = logging.getLogger(__name__)
 
 CONTEXT_LENGTH = 32  # tokens
-FEW_TOKENS = 256  # so many are attended to by products and a softmax
+FEW_TOKENS = 1024  # so many are attended to by products and a softmax
 SENTENCES = 2  # of a word in a step, averaged
 START_PROMPTS = 12  # of a name
 WORD_BATCH = 192  # sentences
