@@ -18,7 +18,7 @@ from segearth_cli.inputs import Input
 from segearth_cli.options import BatchOptions, SegmentOptions
 
 if TYPE_CHECKING:
-    from segearth_cli.segment import Plan, SegmentResult, Source
+    from segearth_cli.segment import OpenScene, Plan, SegmentResult
     from segearth_cli.stream import Model
 
     Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
@@ -210,7 +210,7 @@ class Scenes:
             self._models[sensor] = load_model(options, sensor)
         return self._models[sensor]
 
-    def opened(self, job: Job) -> Source | None:
+    def opened(self, job: Job) -> OpenScene | None:
         """The open scene; nothing where there is nothing to do."""
         from segearth_cli.resume import is_complete
         from segearth_cli.segment import open_source
@@ -220,7 +220,7 @@ class Scenes:
         return open_source(job.source, job.options)
 
     def outcome(
-        self, job: Job, take: Callable[[], Source | None], stdout: TextIO | None = None
+        self, job: Job, take: Callable[[], OpenScene | None], stdout: TextIO | None = None
     ) -> Outcome:
         """What becomes of a scene, which ``take`` opens."""
         from segearth_cli.segment import segment
@@ -236,7 +236,7 @@ class Scenes:
         return outcome_of(job, make, self._alone)
 
 
-def close_source(found: Source | None) -> None:
+def close_source(found: OpenScene | None) -> None:
     """Let go of a scene that nobody took."""
     if found is not None:
         found.scene.close()

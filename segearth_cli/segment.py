@@ -89,21 +89,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Source:
+class OpenScene:
     """An open scene, and the digest of what it is read from."""
 
     scene: Scene
     digest: dict[str, Any]
 
 
-def open_source(source: str, options: SegmentOptions) -> Source:
+def open_source(source: str, options: SegmentOptions) -> OpenScene:
     """Open a scene, and tell what is in it from what was there yesterday.
 
     Raises:
         SceneError: it cannot be opened or read.
     """
     digest = source_digest(source)
-    return Source(open_for_model(source, options), digest)
+    return OpenScene(open_for_model(source, options), digest)
 
 
 def segment(
@@ -111,7 +111,7 @@ def segment(
     options: SegmentOptions,
     load: Callable[[str], Classifier] | None = None,
     stdout: TextIO | None = None,
-    opened: Source | None = None,
+    opened: OpenScene | None = None,
 ) -> SegmentResult:
     """Segment one scene into the outputs that the options name.
 

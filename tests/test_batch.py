@@ -8,6 +8,7 @@ from scenes import blocks, names_in, options_for, read, write_scene
 from segearth_cli.batch import Failure, options_per_scene, plan_all, segment_all
 from segearth_cli.errors import ModelError, OutputError, SceneError, UsageError
 from segearth_cli.inputs import expand_inputs, stem_of
+from segearth_cli.options import BatchOptions
 from segearth_cli.segment import segment
 
 
@@ -120,6 +121,14 @@ def test_plans_name_the_scenes_that_would_fail(tmp_path, tiny_model):
     assert isinstance(missing, Failure)
     assert planned.outputs == (str(tmp_path / "a.gpkg"),)
     assert names_in(tmp_path) == ["a.tif"]
+
+
+def test_a_plan_for_a_cluster_asks_nothing_of_this_machine(tmp_path, tiny_model):
+    options = options_for(tiny_model, tmp_path / "{stem}.gpkg", device="cuda", precision="fp16")
+    (planned,) = plan_all(
+        [write_scene(tmp_path / "a.tif")], options, BatchOptions(engine="ray", address="head:6379")
+    )
+    assert planned.settings.endswith("on a Ray cluster")
 
 
 def test_features_of_several_scenes_share_one_stream(tmp_path, tiny_model, capsys):

@@ -21,6 +21,7 @@ from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.geo.writer import (
     Legend,
     RowWriter,
+    _Silent,
     check_creation_options,
     grid_of,
     sieve,
@@ -816,6 +817,16 @@ def test_sieve_of_a_raster_without_a_large_enough_patch_changes_nothing(tmp_path
     sieve(path, 1000)
     with rasterio.open(path) as src:
         assert (src.read(1) == array).all()
+
+
+def test_stderr_comes_back_when_the_last_of_several_writers_is_done():
+    there = os.fstat(2)
+    silent = _Silent()
+    with silent:
+        with silent:
+            assert not os.path.samestat(os.fstat(2), there)
+        assert not os.path.samestat(os.fstat(2), there)
+    assert os.path.samestat(os.fstat(2), there)
 
 
 def test_outputs_that_cannot_be_written_are_one_line(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from scenes import blocks, names_in, options_for, stopped_in_the_middle, write_scene
@@ -193,6 +194,32 @@ def test_the_panels_of_a_scene_are_computed_by_all_workers(cluster, tmp_path, up
     )
     assert there == here
     assert [type(outcome) for outcome in outcomes] == [SegmentResult]
+
+
+@pytest.mark.slow
+def test_a_panel_whose_worker_is_killed_is_made_by_another(
+    cluster, tmp_path, upsampled_model, caplog
+):
+    source = write_scene(tmp_path / "wide.tif", blocks(3, 150, 700))
+    killed = threading.Event()
+
+    def kill_when_a_panel_is_begun():
+        while not list((tmp_path / "there").glob(f"{PREFIX}*/panel-*")):
+            time.sleep(0.02)
+        commands = Path("/proc").glob("[0-9]*/cmdline")
+        busy = [c.parent.name for c in commands if c.read_bytes().startswith(b"ray::Worker.do")]
+        os.kill(int(busy[0]), signal.SIGKILL)
+        killed.set()
+
+    threading.Thread(target=kill_when_a_panel_is_begun, daemon=True).start()
+    how = BatchOptions(engine="ray", address=cluster.address)
+    here, there, outcomes = made_here_and_there(
+        [source], tmp_path, how, upsampled_model, ("{stem}.tif",), stride=8
+    )
+    assert killed.is_set()
+    assert [type(outcome) for outcome in outcomes] == [SegmentResult]
+    assert "was lost; another one goes on" in caplog.text
+    assert there == here
 
 
 class Fragile:
