@@ -1,21 +1,34 @@
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+import rasterio
 import torch
+from open_clip.model import CLIP
 from PIL import Image
+from scenes import write_scene
 
-from segearth_cli.training import mini
-from segearth_cli.training.mini_data import Batches, Source, crop, read_sources
+from segearth_cli.training import mini, mini_sar
+from segearth_cli.training.mini_data import (
+    Batches,
+    Source,
+    crop,
+    looks_of,
+    read_sources,
+    relit,
+)
 from segearth_cli.training.mini_network import (
     architecture,
     dense_features,
+    few_tokens,
     normalised,
     run_trunk,
     start_from,
 )
+from segearth_cli.training.mini_sar import write_pairs
 from segearth_cli.training.mini_words import sampled_vocabulary, sentence_features, tokens_of
 
 
@@ -44,7 +57,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_run_writes_a_folder_that_open_clip_reads_and_resumes(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "mini"
@@ -131,3 +143,54 @@ def test_batches_repeat_for_a_seed(data: Path) -> None:
     first, second = (next(iter(Batches(sources, 6, 8, seed=3))) for _ in range(2))
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)
+
+
+def test_radar_pairs_are_read_in_several_ways_and_held_out_together(tmp_path, monkeypatch):
+    pairs, scenes = tmp_path / "data" / "sar_pairs", tmp_path / "scenes"
+    rng = np.random.default_rng(0)
+    for folder in (pairs / "optical", pairs / "sar", scenes):
+        folder.mkdir(parents=True)
+    for name in "abc":
+        for kind, shape in (("optical", (40, 50, 3)), ("sar", (40, 50))):
+            image = Image.fromarray(rng.integers(1, 255, shape, np.uint8))
+            image.save(pairs / kind / f"{name}.jpg")
+    decibels = rng.normal(-15, 5, (2, 40, 50)).astype(np.float32)
+    with rasterio.open(write_scene(scenes / "x_sary_sar.tif", decibels), "r+") as dst:
+        dst.descriptions = ("VV", "VH")
+    monkeypatch.setattr(mini_sar, "HELD_OUT", 2)
+
+    table = write_pairs(tmp_path / "data", scenes, tmp_path)
+
+    rows = list(csv.DictReader(table.open()))
+    places = [(Path(row["optical"]).name, row["split"]) for row in rows]
+    assert places == [
+        *[("a.jpg", "train")] * 4,
+        *[("b.jpg", "val")] * 4,
+        *[("c.jpg", "train")] * 4,
+        *[("x_sary.tif", "val")] * 2,
+    ]
+    for row in rows:
+        with Image.open(row["sar"]) as picture:
+            assert (picture.mode, picture.size) == ("L", (50, 40))
+
+
+def test_a_window_takes_on_the_colours_of_another_image():
+    rng = np.random.default_rng(0)
+    image = rng.normal((60, 120, 180), 10, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+    other = rng.normal((150, 100, 90), 15, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+    old, new = looks_of([image, other])
+    np.testing.assert_allclose(looks_of([relit(image, old, new, 1.0)])[0], new, atol=0.01)
+    np.testing.assert_allclose(looks_of([relit(image, old, new, 0.0)])[0], old, atol=0.01)
+    half = looks_of([relit(image, old, new, 0.5)])[0]
+    np.testing.assert_allclose(half, (old + new) / 2, atol=0.01)
+
+
+@pytest.mark.parametrize(("side", "tokens"), [(112, None), (224, 197)])
+def test_large_chips_are_seen_in_part(side, tokens):
+    model = CLIP(quick_gelu=False, **architecture(8))
+    kept = few_tokens(torch.zeros(1, 3, side, side), model, np.random.default_rng(0))
+    assert (kept if kept is None else len(kept)) == tokens
+    if kept is not None:
+        assert kept[0] == 0
+        assert len(set(kept.tolist())) == tokens
+        assert kept.max() <= (side // 8) ** 2
