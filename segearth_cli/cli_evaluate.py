@@ -10,6 +10,7 @@ from segearth_cli.errors import UsageError
 from segearth_cli.flags import (
     Bands,
     BatchSize,
+    Blend,
     Device,
     Exact,
     Json,
@@ -102,6 +103,7 @@ def evaluate_command(
     ] = None,
     window: Window = None,
     stride: Stride = None,
+    blend: Blend = "mean",
     bands: Bands = None,
     stretch: Stretch = "auto",
     sar_unit: SarUnit = "auto",
@@ -165,6 +167,7 @@ def evaluate_command(
             logit_scale=logit_scale,
             window=window,
             stride=stride,
+            blend=blend,
             scene=SceneOptions(
                 bands=parse_bands(bands), stretch=stretch, sar_unit=sar_unit, speckle=speckle
             ),

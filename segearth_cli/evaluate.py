@@ -206,6 +206,7 @@ def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list
             logit_scale=options.logit_scale,
             window=dataset.window if options.window is None else options.window,
             stride=options.stride or (dataset.stride if options.window is None else None),
+            blend=options.blend,
             precision=options.precision,
             batch_size=options.batch_size,
             exact=options.exact,
@@ -269,13 +270,12 @@ def predicted(
     """The class of every pixel of the label by each setting, H x W."""
     image = resized(image, long_side)
     settings = variants[0].settings
-    grid = WindowGrid(image.shape[1], image.shape[2], settings.window, settings.stride)
+    height, width = image.shape[1:]
+    grid = WindowGrid(height, width, settings.window, settings.stride, blend=settings.blend)
     size = pass_size(variants[0].segmenter.device, options.batch_size, len(grid))
     advice = "try a smaller --long-side, --window, --device cpu, or fewer settings at once"
     with memory_guard(advice):
-        every = variant_logits(
-            [v.segmenter for v in variants], image, settings.window, settings.stride, size
-        )
+        every = variant_logits([v.segmenter for v in variants], image, grid, size)
         for variant, logits in zip(variants, every, strict=True):
             yield classes_of(
                 variant.segmenter,

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from segearth_cli.options import ATTENTIONS, ENGINES, ON_ERROR, PRECISIONS, SAR_UNITS
+from segearth_cli.options import ATTENTIONS, BLENDS, ENGINES, ON_ERROR, PRECISIONS, SAR_UNITS
 
 option = partial(typer.Option, show_envvar=False)
 class_option = partial(option, rich_help_panel="Classes")
@@ -42,6 +42,14 @@ Window: TypeAlias = Annotated[
 ]
 Stride: TypeAlias = Annotated[
     int | None, model_option(metavar="PIXELS", help="Step from one window to the next.")
+]
+Blend: TypeAlias = Annotated[
+    str,
+    model_option(
+        metavar="|".join(BLENDS),
+        help="Where windows overlap: smooth fades each out towards its borders; mean is the "
+        "authors', with steps where windows end.",
+    ),
 ]
 Device: TypeAlias = Annotated[
     str, model_option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")

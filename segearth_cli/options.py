@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
 
+BLENDS = ("smooth", "mean")
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_BACKGROUND = ("background",)
@@ -48,6 +49,7 @@ class ModelOptions:
     logit_scale: float | None = None
     window: int | None = None  # pixels; 0 = the whole scene at once
     stride: int | None = None  # pixels
+    blend: str = "smooth"  # of overlapping windows
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None  # windows
@@ -55,6 +57,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that no model can run with."""
+        _one_of("--blend", self.blend, BLENDS)
         if self.attention is not None:
             _one_of("--attention", self.attention, ATTENTIONS)
         _one_of("--precision", self.precision, PRECISIONS)
@@ -276,6 +279,7 @@ class EvaluateOptions:
     logit_scale: float | None = None
     window: int | None = None
     stride: int | None = None
+    blend: str = "mean"
     scene: SceneOptions = field(default_factory=SceneOptions)
     device: str = "auto"
     precision: str = "auto"
@@ -288,6 +292,7 @@ class EvaluateOptions:
         """Refuse what nothing can be measured with."""
         for attention in self.attentions:
             _one_of("--attention", attention, ATTENTIONS)
+        _one_of("--blend", self.blend, BLENDS)
         _require(bool(self.models and self.upsamplers), "name a model and an upsampler")
         _at_least(("--limit", self.limit, 1), ("--threads", self.threads, 1))
         _at_least(*(("--long-side", side, 0) for side in self.long_sides))

@@ -25,7 +25,7 @@ from segearth_cli.errors import UsageError
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.geo.writer import TILE, Legend
-from segearth_cli.model.mosaic import mean_logits
+from segearth_cli.model.mosaic import blended_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
 from segearth_cli.model.windows import MARGIN, Strip
@@ -122,7 +122,13 @@ def class_legend(vocabulary: Vocabulary) -> Legend:
 
 def window_grid(scene: Scene, settings: ModelSettings) -> WindowGrid:
     """The windows over a scene."""
-    return WindowGrid(scene.grid.height, scene.grid.width, settings.window, settings.stride)
+    return WindowGrid(
+        scene.grid.height,
+        scene.grid.width,
+        settings.window,
+        settings.stride,
+        blend=settings.blend,
+    )
 
 
 def memory_estimate(grid: WindowGrid, queries: int, windows: int, coordinates: int) -> int:
@@ -227,8 +233,8 @@ def classify_rows(
     # closed here and not some day: nobody may read a scene that has been closed
     reading = contextlib.closing(read_ahead(read_strips(scene, grid, valid)))
     with progress, memory_guard(advice), reading as strips:
-        means = mean_logits(strips, model.segmenter, grid, size, progress.update)
-        for row, logits in zip(grid.rows, means, strict=True):
+        blended = blended_logits(strips, model.segmenter, grid, size, progress.update)
+        for row, logits in zip(grid.rows, blended, strict=True):
             with stage("classify"):
                 rows = score_rows(logits, valid.pop(row)[: logits.shape[1]], model, options)
             yield rows

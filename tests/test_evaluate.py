@@ -15,6 +15,7 @@ from segearth_cli import evaluate as module
 from segearth_cli.cli import app
 from segearth_cli.evaluate import evaluate
 from segearth_cli.geo.datasets import find_samples, read_dataset, read_label
+from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.folder import ModelCard, save_model_folder
 from segearth_cli.model.mosaic import image_logits
 from segearth_cli.model.prompts import text_features
@@ -114,7 +115,9 @@ def test_a_preset_is_scored_as_by_hand(tmp_path, name, tiny_model):
         scale = preset["long_side"] / max(image.shape[-2:])
         size = [int(side * scale + 0.5) for side in image.shape[-2:]]
         image = F.interpolate(image, size, mode="bilinear")[0].numpy()
-        logits = image_logits(segmenter, image, preset["window"], preset["stride"])
+        logits = image_logits(
+            segmenter, image, WindowGrid(*image.shape[1:], preset["window"], preset["stride"])
+        )
         truth = said[sample.label]
         logits = F.interpolate(logits[None], truth.shape, mode="bilinear")[0]
         queries = (logits * segmenter.logit_scale).softmax(dim=0)

@@ -9,7 +9,7 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model import cells
 from segearth_cli.model.cells import shares_cells
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.mosaic import image_logits, mean_logits
+from segearth_cli.model.mosaic import blended_logits, image_logits
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.upsampler import JBUOne, JBUStack
 from segearth_cli.model.windows import MARGIN, Strip
@@ -52,13 +52,16 @@ def picture(height, width):
 
 @torch.inference_mode()
 def window_by_window(model, image, grid):
-    """Mean logits, each window in a pass of its own."""
+    """Blended logits, each window in a pass of its own."""
     sums = torch.zeros(len(model.text), *image.shape[1:])
+    weight, per_pixel = (
+        torch.from_numpy(down[:, None] * across)
+        for down, across in (grid.window_weights, grid.weight_per_pixel)
+    )
     for row, column in product(grid.rows, grid.columns):
         place = np.s_[:, row : row + grid.window_height, column : column + grid.window_width]
-        sums[place] += model(torch.from_numpy(image[place])[None])[0]
-    down, across = grid.windows_per_pixel
-    return sums / torch.from_numpy(down[:, None] * across)
+        sums[place] += model(torch.from_numpy(image[place])[None])[0] * weight
+    return sums / per_pixel
 
 
 SLOW = pytest.mark.slow
@@ -73,13 +76,16 @@ SIZES = [
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("upsampler", [JBUOne, pytest.param(JBUStack, marks=SLOW)])
-def test_shared_kernels_give_what_each_window_gives_alone(size, upsampler):
+@pytest.mark.parametrize(
+    ("upsampler", "blend"),
+    [(JBUOne, "smooth"), *(pytest.param(JBUStack, b, marks=SLOW) for b in ("smooth", "mean"))],
+)
+def test_shared_kernels_give_what_each_window_gives_alone(size, upsampler, blend):
     image = picture(*size)
+    grid = WindowGrid(*size, WINDOW, STRIDE, blend=blend)
 
-    actual = image_logits(segmenter(upsampler), image, WINDOW, STRIDE, size=4)
+    actual = image_logits(segmenter(upsampler), image, grid, size=4)
 
-    grid = WindowGrid(*size, WINDOW, STRIDE)
     expected = window_by_window(segmenter(upsampler, exact=True), image, grid)
     torch.testing.assert_close(actual, expected, atol=3e-4, rtol=0)
     assert (actual.argmax(0) != expected.argmax(0)).float().mean() < 3e-4
@@ -90,9 +96,10 @@ def test_shared_kernels_give_what_each_window_gives_alone(size, upsampler):
 def test_windows_that_share_nothing_are_added_one_by_one(window, stride):
     image = picture(100, 130)
 
-    actual = image_logits(segmenter(), image, window, stride, size=4)
-
     grid = WindowGrid(100, 130, window, stride)
+
+    actual = image_logits(segmenter(), image, grid, size=4)
+
     expected = window_by_window(segmenter(exact=True), image, grid)
     torch.testing.assert_close(actual, expected, atol=3e-4, rtol=0)
 
@@ -115,9 +122,11 @@ def test_patch_14_ends_a_little_finer_than_pixels_and_is_resized(window):
     model, exact = segmenter(patch=14), segmenter(patch=14, exact=True)
     image = picture(window + 44, window + 70)
 
-    actual = image_logits(model, image, window, window // 2, size=4)
+    grid = WindowGrid(*image.shape[1:], window, window // 2)
 
-    expected = window_by_window(exact, image, WindowGrid(*image.shape[1:], window, window // 2))
+    actual = image_logits(model, image, grid, size=4)
+
+    expected = window_by_window(exact, image, grid)
     torch.testing.assert_close(actual, expected, atol=3e-4, rtol=0)
 
 
@@ -133,7 +142,9 @@ def test_bf16_kernels_change_few_classes():
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model.fast_upsampler = type(model.fast_upsampler)(model.upsampler, model.text, 16, dtype)
         model.encode = plain
-        logits[precision] = image_logits(model, image, WINDOW, STRIDE, size=4)
+        logits[precision] = image_logits(
+            model, image, WindowGrid(*image.shape[1:], WINDOW, STRIDE), size=4
+        )
     differ = logits["fp32"].argmax(0) != logits["bf16"].argmax(0)
     assert 0 < (logits["fp32"] - logits["bf16"]).abs().max() < 3e-3
     assert differ.float().mean() < 2e-3
@@ -151,8 +162,8 @@ def test_windows_without_data_are_skipped_and_change_no_others():
             yield Strip(row, padded[:, row : row + WINDOW + 2 * MARGIN], has_data)
 
     with torch.inference_mode():
-        whole = torch.cat(list(mean_logits(strips(set()), model, grid, 4)), dim=1)
-        part = torch.cat(list(mean_logits(strips(lacking), model, grid, 4)), dim=1)
+        whole = torch.cat(list(blended_logits(strips(set()), model, grid, 4)), dim=1)
+        part = torch.cat(list(blended_logits(strips(lacking), model, grid, 4)), dim=1)
 
     touched = torch.zeros(160, 256, dtype=torch.bool)
     for row, column in lacking:
@@ -163,11 +174,11 @@ def test_windows_without_data_are_skipped_and_change_no_others():
 
 @pytest.mark.parametrize("size", [3, pytest.param(1, marks=SLOW), pytest.param(16, marks=SLOW)])
 def test_the_logits_do_not_depend_on_the_pass_or_the_cells_at_once(size, monkeypatch):
-    image = picture(130, 187)
-    expected = image_logits(segmenter(), image, WINDOW, STRIDE, size=4)
+    image, grid = picture(130, 187), WindowGrid(130, 187, WINDOW, STRIDE, blend="smooth")
+    expected = image_logits(segmenter(), image, grid, size=4)
     monkeypatch.setattr(cells, "CELLS", 2)
     monkeypatch.setattr(cells, "WINDOWS", 3)
 
-    actual = image_logits(segmenter(), image, WINDOW, STRIDE, size=size)
+    actual = image_logits(segmenter(), image, grid, size=size)
 
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)

@@ -21,7 +21,7 @@ from segearth_cli.geo.writer import Legend
 from segearth_cli.inputs import expand_inputs, safe_name
 from segearth_cli.model.mosaic import RollingSums
 from segearth_cli.model.prompts import build_vocabulary, parse_classes
-from segearth_cli.options import BatchOptions, parse_memory, parse_shard, parse_size
+from segearth_cli.options import BLENDS, BatchOptions, parse_memory, parse_shard, parse_size
 from segearth_cli.plain import plain
 from segearth_cli.record import _class_words
 
@@ -146,14 +146,24 @@ def test_windows_cover_every_pixel_and_lie_inside(height, width, window, stride)
             assert column + grid.window_width <= width
             seen[row : row + grid.window_height, column : column + grid.window_width] += 1
     assert seen.min() >= 1
-    down, across = grid.windows_per_pixel
+    down, across = grid.weight_per_pixel
     assert (seen == down[:, None] * across).all()
 
 
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40))
-def test_the_blend_is_the_mean_of_the_windows_at_every_pixel(height, width, window, stride):
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(BLENDS),
+)
+def test_the_blend_is_the_weighed_mean_of_the_windows_at_every_pixel(
+    height, width, window, stride, blend
+):
     assume(stride <= window)
-    grid = WindowGrid(height, width, window, stride)
+    grid = WindowGrid(height, width, window, stride, blend=blend)
+    own_down, own_across = grid.window_weights
+    weight = own_down[:, None] * own_across
     rng = np.random.default_rng(0)
     total = np.zeros((2, height, width))
     sums = RollingSums(grid, 2, torch.device("cpu"))
@@ -162,12 +172,13 @@ def test_the_blend_is_the_mean_of_the_windows_at_every_pixel(height, width, wind
         for column in grid.columns:
             logits = rng.normal(size=(2, grid.window_height, grid.window_width))
             place = np.s_[:, row : row + grid.window_height, column : column + grid.window_width]
-            total[place] += logits
-            sums.add(row, column, torch.from_numpy(logits).float())
+            total[place] += logits * weight
+            sums.add(row, column, torch.from_numpy(logits * weight).float())
         rows.append(sums.finish(end))
-    down, across = grid.windows_per_pixel
+    down, across = grid.weight_per_pixel
     expected = total / (down[:, None] * across)
     np.testing.assert_allclose(torch.cat(rows, dim=1).numpy(), expected, atol=1e-5)
+    assert np.abs(expected).max() < 6  # no pixel is blown up by small weights
 
 
 # --- values ------------------------------------------------------------------------------------

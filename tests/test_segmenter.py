@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.mosaic import image_logits
 from segearth_cli.model.segmenter import Segmenter
@@ -42,7 +43,7 @@ def test_slid_windows_give_the_logits_and_classes_of_the_reference(reference, si
     height, width = map(int, size.split("x"))
 
     image = np.ascontiguousarray(reference.image[:, :height, :width])
-    logits = image_logits(model, image, 224, 112, size=4)
+    logits = image_logits(model, image, WindowGrid(*image.shape[1:], 224, 112), size=4)
     probabilities = model.class_probabilities(logits)
     classes = probabilities.argmax(0)
 

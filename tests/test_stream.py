@@ -30,18 +30,21 @@ def whole_image_at_once(source, options):
         image, valid = scene.read(0, scene.grid.height)
     window, stride = model.settings.window, model.settings.stride
     total = np.zeros((len(model.vocabulary.queries), *valid.shape), np.float32)
-    count = np.zeros(valid.shape, np.float32)
+    grid = WindowGrid(*valid.shape, window, stride, blend=model.settings.blend)
+    own_down, own_across = grid.window_weights
+    weight = own_down[:, None] * own_across
     offsets = (window_offsets(side, window, stride) for side in valid.shape)
-    size = pass_size(torch.device("cpu"), None, len(WindowGrid(*valid.shape, window, stride)))
+    size = pass_size(torch.device("cpu"), None, len(grid))
     for row, column in product(*offsets):
         place = (..., slice(row, row + window), slice(column, column + window))
         if valid[place].any():
             with torch.inference_mode():
                 # as many windows at once as in a pass: other products round differently
                 alike = torch.from_numpy(image[place])[None].repeat(size, 1, 1, 1)
-                total[place] += model.segmenter(alike)[0].numpy()
-        count[place] += 1
-    probabilities = model.segmenter.class_probabilities(torch.from_numpy(total / count)).numpy()
+                total[place] += model.segmenter(alike)[0].numpy() * weight
+    down, across = grid.weight_per_pixel
+    blended = torch.from_numpy(total / (down[:, None] * across))
+    probabilities = model.segmenter.class_probabilities(blended).numpy()
     classes = np.where(valid, probabilities.argmax(axis=0), 255)
     return classes, np.where(valid, np.round(100 * probabilities), 255)
 
@@ -197,7 +200,7 @@ def test_a_window_of_the_whole_scene_is_never_taken_in_panels(tmp_path):
 
 def test_too_little_memory_for_any_panel_is_refused(tmp_path, tiny_model):
     source = write_scene(tmp_path / "scene.tif")
-    with pytest.raises(UsageError, match=r"--max-memory is too little: .* take about .*GB"):
+    with pytest.raises(UsageError, match=r"--max-memory is too little: .* take about .*GiB"):
         segment(source, options_for(tiny_model, tmp_path / "map.tif", max_memory=1000))
     assert names_in(tmp_path) == ["scene.tif"]
 

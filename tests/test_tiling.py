@@ -36,13 +36,13 @@ def test_every_pixel_is_covered_and_no_window_leaves_the_scene():
 
 @pytest.mark.parametrize(("height", "width"), [(50, 41), (20, 20), (7, 60), (60, 7), (1, 1)])
 @pytest.mark.parametrize(("window", "stride"), [(20, 10), (20, 7), (20, 20), (0, 5)])
-def test_windows_per_pixel_are_those_that_cover_it(height, width, window, stride):
+def test_by_the_mean_a_pixel_weighs_as_many_windows_as_cover_it(height, width, window, stride):
     grid = WindowGrid(height, width, window, stride)
     counts = np.zeros((height, width))
     for row, column in product(grid.rows, grid.columns):
         counts[row : row + grid.window_height, column : column + grid.window_width] += 1
 
-    down, across = grid.windows_per_pixel
+    down, across = grid.weight_per_pixel
 
     assert (down[:, None] * across == counts).all()
     assert len(grid) == len(grid.rows) * len(grid.columns)
@@ -55,4 +55,18 @@ def test_a_panel_has_the_windows_that_touch_its_columns():
 
     assert panel.columns == [c for c in whole.columns if c + 64 > 256 and c < 512]
     assert panel.columns_seen == (224, 544)
-    assert (panel.windows_per_pixel[1][256:512] == whole.windows_per_pixel[1][256:512]).all()
+    assert (panel.weight_per_pixel[1][256:512] == whole.weight_per_pixel[1][256:512]).all()
+
+
+@pytest.mark.parametrize(("window", "stride"), [(20, 10), (20, 7), (20, 20), (0, 5)])
+def test_smooth_windows_fade_towards_their_borders(window, stride):
+    grid = WindowGrid(50, 41, window, stride, blend="smooth")
+
+    down, across = grid.window_weights
+
+    assert (len(down), len(across)) == (grid.window_height, grid.window_width)
+    assert 0 < down[0] < 0.01 < 0.98 < down[len(down) // 2] <= 1
+    np.testing.assert_allclose(down, down[::-1], atol=1e-6)
+    if stride == 10:  # two halves are a whole
+        np.testing.assert_allclose(grid.weight_per_pixel[0][10:40], 1, atol=1e-6)
+    assert min(weight.min() for weight in grid.weight_per_pixel) > 0

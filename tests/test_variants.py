@@ -5,6 +5,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
+from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.clip import ATTENTIONS, DenseEncoder
 from segearth_cli.model.mosaic import image_logits
 from segearth_cli.model.segmenter import Segmenter
@@ -38,15 +39,19 @@ def segmenters():
     ]
 
 
-@pytest.mark.parametrize("size", [(80, 97), (20, 70), (9, 12)])
-def test_each_setting_gets_the_logits_that_it_would_get_alone(segmenters, size):
+@pytest.mark.parametrize(
+    ("size", "blend"),
+    [((80, 97), "mean"), ((80, 97), "smooth"), ((20, 70), "mean"), ((9, 12), "mean")],
+)
+def test_each_setting_gets_the_logits_that_it_would_get_alone(segmenters, size, blend):
+    grid = WindowGrid(*size, 64, 32, blend=blend)
     image = np.random.default_rng(0).random((3, *size)).astype(np.float32)
 
     with torch.inference_mode():
-        together = variant_logits(segmenters, image, 64, 32, 4)
+        together = variant_logits(segmenters, image, grid, 4)
 
     for segmenter, logits in zip(segmenters, together, strict=True):
-        alone = image_logits(segmenter, image, 64, 32)
+        alone = image_logits(segmenter, image, grid)
         torch.testing.assert_close(logits, alone, atol=2e-4, rtol=0)
 
 
@@ -56,7 +61,7 @@ def test_the_walk_through_the_blocks_is_shared(segmenters):
     handle = blocks[0].ln_1.register_forward_hook(lambda *_: walks.append(1))
 
     with torch.inference_mode():
-        variant_logits(segmenters, np.zeros((3, 64, 64), np.float32), 64, 32, 4)
+        variant_logits(segmenters, np.zeros((3, 64, 64), np.float32), WindowGrid(64, 64, 64, 32), 4)
     handle.remove()
 
     assert len(walks) == 1

@@ -22,7 +22,8 @@ class WindowGrid:
     """Windows over a scene of ``height`` x ``width`` pixels; ``window`` 0 is the whole scene.
 
     ``wanted`` are the columns of pixels, first and end, whose map is asked for: a panel has the
-    windows that touch them. ``None`` is the whole width.
+    windows that touch them. ``None`` is the whole width. ``blend`` says how much a window counts
+    where several overlap: all the same (``mean``), or less towards its borders (``smooth``).
     """
 
     height: int
@@ -30,6 +31,7 @@ class WindowGrid:
     window: int
     stride: int
     wanted: tuple[int, int] | None = None
+    blend: str = "mean"
 
     @property
     def rows(self) -> list[int]:
@@ -65,21 +67,31 @@ class WindowGrid:
         return min(self.window or self.width, self.width)
 
     @property
-    def windows_per_pixel(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """How many windows cover each row of pixels, and each column."""
-        return (
-            _cover(self.rows, self.window_height, self.height),
-            _cover(self.columns, self.window_width, self.width),
-        )
+    def window_weights(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """How much a window counts in each of its rows, and in each of its columns."""
+        return _weights(self.window_height, self.blend), _weights(self.window_width, self.blend)
+
+    @property
+    def weight_per_pixel(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What the windows over each row of pixels count together, and over each column."""
+        down, across = self.window_weights
+        return _sums(self.rows, down, self.height), _sums(self.columns, across, self.width)
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.rows) * len(self.columns)
 
 
-def _cover(offsets: list[int], length: int, size: int) -> NDArray[np.float32]:
-    """How many windows cover each pixel of a side."""
-    count = np.zeros(size, np.float32)
+def _weights(size: int, blend: str) -> NDArray[np.float32]:
+    """Along a window's side; Hann's window, whose halves add up to 1, but for no pixel 0."""
+    if blend == "mean":
+        return np.ones(size, np.float32)
+    return (np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2).astype(np.float32)
+
+
+def _sums(offsets: list[int], weights: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Of the weights of windows, for each pixel of a side."""
+    total = np.zeros(size, np.float32)
     for offset in offsets:
-        count[offset : offset + length] += 1
-    return count
+        total[offset : offset + len(weights)] += weights
+    return total

@@ -273,30 +273,34 @@ class Cells:
         """The last doubling of the cells between two rows of windows; their logits are summed."""
         kernels, size = self._fast.kernels[-1], self._grid.stride
         queries = self._fast.coordinates.queries
+        weight = self._sums.window_weight
+        if weight is not None:
+            weight = weight.unflatten(1, (2, size)).unflatten(0, (2, size))  # by quarters
         same_channels(upper, lower)
         for cells in self._wanted(upper, lower):
             sources: dict[Quarter, Tensor] = {}
-            seen: list[tuple[Quarter, list[bool]]] = []
-            bias = torch.zeros((), device=self._sums.device)
+            seen: list[tuple[Quarter, list[bool], Tensor]] = []
             for down, row in ((0, lower), (1, upper)):
                 if row is not None:
                     around = 2 * reach(kernels.radius)
                     sources |= row.quarters(row.fine, down, cells, size // 2, around)
                     for across in (0, 1):
                         windows = slice(cells.start + 1 - across, cells.stop + 1 - across)
-                        bias = bias + row.bias[windows]
-                        seen.append(((down, across), row.there[windows]))
+                        seen.append(((down, across), row.there[windows], row.bias[windows]))
             image = self._image(kernels, 1, upper, lower, cells)
             logits = {q: image.new_empty(len(image), size, size, queries) for q in sources}
             for chunk, own, sums in cell_sums(kernels, image, sources):
                 values = self._fast.coordinates.logits(sums)
                 for index, quarter in enumerate(own):
                     chunk.write(logits[quarter], values[:, index])
-            total = -bias[:, None, None]  # no window, no bias
-            for quarter, there in seen:
+            total = torch.zeros((), device=image.device)
+            for (down, across), there, bias in seen:
+                values = logits[down, across].sub_(bias[:, None, None])
+                if weight is not None:
+                    values *= weight[down, :, across, :, None]
                 if not all(there):
-                    logits[quarter] *= torch.tensor(there, device=image.device)[:, None, None, None]
-                total = total + logits[quarter]
+                    values *= torch.tensor(there, device=image.device)[:, None, None, None]
+                total = total + values
             column = self._left + cells.start * size
             self._sums.add(self._top(upper, lower), column, total.permute(3, 1, 0, 2).flatten(2))
 

@@ -1,4 +1,4 @@
-"""Overlapping windows over a scene, their logits summed where they lie.
+"""Overlapping windows over a scene, their weighed logits summed where they lie.
 
 The kernels of the upsampler's last two doublings take most of its time and depend on the image
 alone: windows that overlap by half share them, cell by cell (see `cells`). All others are added
@@ -20,14 +20,14 @@ from segearth_cli.stages import stage
 
 
 @torch.inference_mode()
-def mean_logits(
+def blended_logits(
     strips: Iterator[Strip],
     segmenter: Segmenter,
     grid: WindowGrid,
     size: int,
     progress: Callable[[int], object] = lambda windows: None,
 ) -> Iterator[Tensor]:
-    """The scene's logits from top to bottom, Q x rows x W, as soon as rows are final.
+    """The scene's blended logits from top to bottom, Q x rows x W, as soon as rows are final.
 
     Args:
         strips: one for each row of windows, from the top.
@@ -57,22 +57,21 @@ def mean_logits(
 
 
 def image_logits(
-    segmenter: Segmenter, image: NDArray[np.float32], window: int, stride: int, size: int = 1
+    segmenter: Segmenter, image: NDArray[np.float32], grid: WindowGrid, size: int = 1
 ) -> Tensor:
-    """The mean logits of an image in memory: 3 x H x W in [0, 1] -> Q x H x W.
+    """The blended logits of an image in memory: 3 x H x W in [0, 1] -> Q x H x W.
 
     Args:
         segmenter: the network.
         image: all of the scene.
-        window, stride: in pixels; window 0 is the whole image at once.
+        grid: where the windows lie.
         size: windows in a pass.
     """
-    grid = WindowGrid(image.shape[1], image.shape[2], window, stride)
     padded = np.pad(image, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), mode="edge")
     has_data = (True,) * len(grid.columns)
     height = grid.window_height + 2 * MARGIN
     strips = (Strip(row, padded[:, row : row + height], has_data) for row in grid.rows)
-    return torch.cat(list(mean_logits(strips, segmenter, grid, size)), dim=1)
+    return torch.cat(list(blended_logits(strips, segmenter, grid, size)), dim=1)
 
 
 class RollingSums:
@@ -88,20 +87,23 @@ class RollingSums:
         size = (queries, grid.window_height, right - self._left)
         self._sums = torch.zeros(size, device=device)
         self.device = device
-        self._down, self._across = (torch.from_numpy(c).to(device) for c in grid.windows_per_pixel)
+        self._down, self._across = (torch.from_numpy(c).to(device) for c in grid.weight_per_pixel)
+        down, across = (torch.from_numpy(c).to(device) for c in grid.window_weights)
+        # of a window's pixels, h x w; none where all count the same
+        self.window_weight = None if grid.blend == "mean" else down[:, None] * across
 
     def add(self, row: int, column: int, logits: Tensor) -> None:
-        """Add logits, Q x h x w, whose first pixel is at that row and column of the scene."""
+        """Add weighed logits, Q x h x w, whose first pixel is at that row and column."""
         top, left = row - self._first_row, column - self._left
         height, width = logits.shape[1:]
         self._sums[:, top : top + height, left : left + width] += logits
 
     def finish(self, next_row: int) -> Tensor:
-        """Rows before ``next_row`` as mean logits, Q x rows x W; they are forgotten."""
+        """Rows before ``next_row`` as blended logits, Q x rows x W; they are forgotten."""
         done = next_row - self._first_row
         first, end = self._grid.columns_wanted
-        count = self._down[self._first_row : next_row, None] * self._across[None, first:end]
-        finished = self._sums[:, :done, first - self._left : end - self._left] / count
+        weight = self._down[self._first_row : next_row, None] * self._across[None, first:end]
+        finished = self._sums[:, :done, first - self._left : end - self._left] / weight
         keep = self._sums.shape[1] - done
         self._sums[:, :keep] = self._sums[:, done:].clone()
         self._sums[:, keep:] = 0
@@ -131,6 +133,9 @@ class Windows:
         """Add the row that was taken."""
         if self._before is not None:
             with stage("sum"):
+                weight = self._sums.window_weight
                 for index, (logits,) in sorted(self._before.results.items()):
+                    if weight is not None:
+                        logits = logits * weight
                     self._sums.add(self._before.row, self._grid.columns[index], logits)
         self._before = None

@@ -69,6 +69,7 @@ def point_cosines(
     cosines, similarities = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     valid = np.zeros(len(rows), bool)
     alone = {key_of(segmenter): segmenter}
+    own_down, own_across = grid.window_weights
     windows = _windows_seen(grid, rows, columns, read, valid)
     while batch := list(islice(windows, size)):
         # filled up: in half precision, products of another size round differently
@@ -78,12 +79,13 @@ def point_cosines(
         pixels = segmenter.normalised(torch.from_numpy(images).to(segmenter.device))
         ((_, of_pixels, similarity),) = windows_of(alone, pixels)
         for place, window in enumerate(batch):
-            cosines[:, window.points] += _at(of_pixels[place], window)
-            similarities[:, window.points] += similarity[place].cpu().numpy()[:, None]
+            weight = own_down[window.rows] * own_across[window.columns]
+            cosines[:, window.points] += _at(of_pixels[place], window) * weight
+            similarities[:, window.points] += similarity[place].cpu().numpy()[:, None] * weight
         progress(len(batch))
-    down, across = grid.windows_per_pixel
-    windows_seen = down[rows] * across[columns]
-    return PointCosines(cosines / windows_seen, similarities / windows_seen, valid)
+    down, across = grid.weight_per_pixel
+    weight = down[rows] * across[columns]
+    return PointCosines(cosines / weight, similarities / weight, valid)
 
 
 def _at(of_pixels: Tensor, window: _Seen) -> NDArray[np.float32]:

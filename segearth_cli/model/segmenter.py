@@ -35,6 +35,7 @@ class ModelSettings:
     logit_scale: float
     window: int  # pixels; 0 = the whole scene at once
     stride: int  # pixels
+    blend: str  # of overlapping windows
     precision: str
     exact: bool  # no approximation for speed
 
@@ -307,6 +308,7 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
         logit_scale=chosen("logit_scale"),
         window=window,
         stride=stride,
+        blend=options.blend,
         precision=precision,
         exact=options.exact,
     )

@@ -23,24 +23,23 @@ Key = tuple[Attention, int]  # and which upsampler
 def variant_logits(
     segmenters: Sequence[Segmenter],
     image: NDArray[np.float32],
-    window: int,
-    stride: int,
+    grid: WindowGrid,
     size: int,
 ) -> list[Tensor]:
-    """The mean logits of an image by each segmenter.
+    """The blended logits of an image by each segmenter.
 
     Args:
         segmenters: of one vision tower, at one precision; they may differ in all else.
         image: 3 x H x W in [0, 1].
-        window, stride: in pixels; window 0 is the whole image at once.
+        grid: where the windows lie.
         size: windows in a pass.
 
     Returns:
         Q x H x W each, in float32.
     """
-    cosines, similarities, count = summed(segmenters, image, window, stride, size)
+    cosines, similarities, weight = summed(segmenters, image, grid, size)
     return [
-        (cosines[key] - segmenter.global_bias * similarities[key]) / count
+        (cosines[key] - segmenter.global_bias * similarities[key]) / weight
         for segmenter, key in zip(segmenters, map(key_of, segmenters), strict=True)
     ]
 
@@ -53,19 +52,21 @@ def key_of(segmenter: Segmenter) -> Key:
 
 
 def summed(
-    segmenters: Sequence[Segmenter], image: NDArray[np.float32], window: int, stride: int, size: int
+    segmenters: Sequence[Segmenter], image: NDArray[np.float32], grid: WindowGrid, size: int
 ) -> tuple[dict[Key, Tensor], dict[Key, Tensor], Tensor]:
     """Sums over the windows that Global Bias Alleviation is a difference of.
 
     Returns:
-        The pixels' cosines and the class tokens' similarities with each query, Q x H x W, and
-        how many windows cover each pixel, H x W.
+        The pixels' cosines and the class tokens' similarities with each query, weighed, Q x H x W,
+        and the sum of the weights of each pixel, H x W.
     """
     first = segmenters[0]
-    grid = WindowGrid(image.shape[1], image.shape[2], window, stride)
     pixels = first.normalised(torch.from_numpy(image).to(first.device))
     shape = (len(first.text), *image.shape[1:])
-    down, across = (torch.from_numpy(c).to(first.device) for c in grid.windows_per_pixel)
+    weight, per_pixel = (
+        torch.from_numpy(down[:, None] * across).to(first.device)
+        for down, across in (grid.window_weights, grid.weight_per_pixel)
+    )
     by_key = {key_of(segmenter): segmenter for segmenter in segmenters}
     cosines, similarities = ({key: pixels.new_zeros(shape) for key in by_key} for _ in range(2))
     for places in passes(grid, size):
@@ -76,9 +77,9 @@ def summed(
         batch = torch.stack([pixels[area] for area in areas])
         for key, of_pixels, of_token in windows_of(by_key, batch):
             for place, area in enumerate(areas):
-                cosines[key][area] += of_pixels[place]
-                similarities[key][area] += of_token[place, :, None, None]
-    return cosines, similarities, down[:, None] * across[None]
+                cosines[key][area] += of_pixels[place] * weight
+                similarities[key][area] += of_token[place, :, None, None] * weight
+    return cosines, similarities, per_pixel
 
 
 def passes(grid: WindowGrid, size: int) -> Iterator[list[tuple[int, int]]]:
