@@ -88,16 +88,19 @@ def _refuse_shared(inputs: Sequence[Input], every: Sequence[SegmentOptions]) -> 
     from segearth_cli.outputs import output_paths
     from segearth_cli.staging import companions
 
-    owners: dict[str, Input] = {}
-    for own, options in zip(inputs, every, strict=True):
+    owners: dict[str, int] = {}
+    for number, options in enumerate(every):
         for path in output_paths(options):
             for file in (path, *companions(path)):
                 # some file systems take names that differ in case alone for one
-                owner = owners.setdefault(os.path.abspath(file).casefold(), own)
-                if owner is not own:
+                owner = owners.setdefault(os.path.abspath(file).casefold(), number)
+                if owner != number:
+                    first, second = (
+                        f"{i.source} (stem {i.stem!r})" for i in (inputs[owner], inputs[number])
+                    )
                     raise UsageError(
-                        f"{owner.source} (stem {owner.stem!r}) and {own.source} (stem "
-                        f"{own.stem!r}) would both write {file}; give them other names"
+                        f"{first} and {second} would both write {file}; rename one, or give it a "
+                        "command of its own"
                     )
 
 

@@ -51,8 +51,9 @@ if TYPE_CHECKING:
 
 WORTH_SHARING = 2  # windows that a panel is wide: those at its edges are computed twice
 # variables that go with the work: of maps, and of scenes that servers give
-OURS = ("SEGEARTH_", "SOURCE_DATE_EPOCH", "GDAL_", "CPL_", "VSI_", "AWS_", "GS_", "AZURE_", "HF_")
-INSTALLED = ("GDAL_DATA", "GDAL_DRIVER_PATH")  # not these: each machine has its own
+OURS = ("SEGEARTH_", "SOURCE_DATE_EPOCH", "GDAL_", "CPL_", "VSI_", "AWS_", "GS_", "AZURE_")
+# not these: each machine has its own
+PLACES = ("GDAL_DATA", "GDAL_DRIVER_PATH", "GDAL_CONFIG_FILE", "CPL_TMPDIR")
 LOGGERS = ("", "segearth_cli", "rasterio")
 
 
@@ -79,7 +80,7 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
                 yield from segment_scenes(jobs, pool)
         finally:
             pool.close()
-            remove_left(jobs)
+            remove_left(jobs)  # of workers that were lost, or ended before they could
 
 
 def segment_scenes(jobs: Sequence[Job], pool: Pool) -> Generator[Outcome, None, None]:
@@ -220,7 +221,7 @@ class Orders:
 
 def our_environment() -> dict[str, str]:
     """Variables of this process that maps, and reading scenes, depend on."""
-    return {n: v for n, v in os.environ.items() if n.startswith(OURS) and n not in INSTALLED}
+    return {n: v for n, v in os.environ.items() if n.startswith(OURS) and n not in PLACES}
 
 
 class Worker:
@@ -293,7 +294,6 @@ def traits(options: SegmentOptions) -> dict[str, str]:
     """What maps made by this machine depend on beside scene and options."""
     device = pick_device(options.model.device)
     return {
-        "segearth": __version__,
         "device": device.type,
         "precision": pick_precision(options.model.precision_wanted, device),
         **{

@@ -21,6 +21,7 @@ from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED, Confusion, Scores
 
 ROWS = 512  # read at once
+BEYOND = 256  # stands for a label's values that no class has and that say nothing
 RASTERS = (".tif", ".tiff", ".png", ".jp2", ".img", ".vrt")
 
 
@@ -39,9 +40,9 @@ class Meaning:
 
     Attributes:
         names: of the map's values 0, 1, ...
-        class_of_label: the map's value for each of the label's 256.
+        class_of_label: the map's value for each of the label's 256, and for what lies beyond.
         class_of_map: the map's own values, with nodata and unknown ones ignored.
-        known: which of the label's 256 values have a meaning, if only to be ignored.
+        known: which of them have a meaning, if only to be ignored.
     """
 
     names: tuple[str, ...]
@@ -124,10 +125,10 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
         )
     names = tuple(own.get(value, str(value)) for value in range(max(own) + 1))
     labelled, label_nodata = class_names(str(label))
-    class_of_label = np.full(256, IGNORED, np.uint8)
+    class_of_label = np.full(BEYOND + 1, IGNORED, np.uint8)
     if options.label_values:
         for old, new in sorted(options.label_values, key=lambda pair: pair[0] is not None):
-            class_of_label[slice(None) if old is None else old] = new
+            class_of_label[slice(BEYOND) if old is None else old] = new
     elif labelled and not options.classes:
         for value in labelled.keys() & range(256):
             class_of_label[value] = _value_of(labelled[value], names)
@@ -142,13 +143,14 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
             table[int(empty)] = IGNORED
     class_of_label[[value for value in options.ignore if 0 <= value < 256]] = IGNORED
     known = class_of_label != IGNORED
+    known[BEYOND] = True
     for said in (IGNORED, label_nodata, *options.ignore, *labelled):
         if said is not None and 0 <= said < 256:
             known[int(said)] = True
     return Meaning(names, class_of_label, class_of_map, known)
 
 
-def check_values(truth: NDArray[np.uint8], meaning: Meaning, label: Path) -> None:
+def check_values(truth: NDArray[np.integer], meaning: Meaning, label: Path) -> None:
     """Refuse values of the label that nobody has given a meaning: they would go unnoticed.
 
     Raises:
@@ -172,7 +174,7 @@ def _value_of(name: str, names: tuple[str, ...]) -> int:
 
 def aligned_rows(
     made: Path, label: Path, ignore: Collection[int]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+) -> Iterator[tuple[NDArray[np.integer], NDArray[np.uint8]]]:
     """Values of label and map on the label's pixels, some rows at a time.
 
     Raises:
@@ -207,8 +209,8 @@ def aligned_rows(
 
 def as_classes(
     values: NDArray[np.integer], label: Path, unknown: Collection[float]
-) -> NDArray[np.uint8]:
-    """A label's values as classes; the ``unknown`` ones beyond 0 to 255 say nothing.
+) -> NDArray[np.integer]:
+    """A label's values, the ``unknown`` ones that no class can have as ``BEYOND``.
 
     Raises:
         UsageError: another one lies there.
@@ -220,4 +222,4 @@ def as_classes(
             f"{label} holds {strange[0]}, and classes are 0 to 255; say --ignore {strange[0]} if "
             "it means nothing"
         )
-    return np.where(beyond, IGNORED, values).astype(np.uint8)
+    return np.where(beyond, BEYOND, values).astype(np.uint16)

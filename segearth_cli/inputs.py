@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import parse_qsl, unquote, urljoin, urlsplit
 
 from segearth_cli.errors import SceneError, UsageError
 
@@ -99,9 +99,24 @@ def _is_web(name: str) -> bool:
 def stem_of(source: str) -> str:
     """The name of a scene without folder and suffix, fit for a file's name.
 
-    Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` all that a name may hold.
+    Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` the file's.
     """
-    return safe_name(PurePosixPath(_place(source).replace("\\", "/")).stem)
+    return safe_name(PurePosixPath(_place(public_name(source)).replace("\\", "/")).stem)
+
+
+def public_name(source: str) -> str:
+    """A scene's name for others to read: its URLs without user, password and query.
+
+    They are looked for inside GDAL's names too, as ``/vsicurl?url=...`` and ``NETCDF:"..."``.
+    """
+
+    def url(options: re.Match[str]) -> str:
+        return f"/vsicurl/{dict(parse_qsl(options[1])).get('url', '')}"
+
+    plain = re.sub(r'/vsicurl(?:_streaming)?\?([^"}]*)', url, source)
+    if "://" not in plain:
+        return plain
+    return re.sub(r'\?[^"}]*', "", re.sub(r'://[^/?"\s]*@', "://", plain))
 
 
 def _place(source: str) -> str:

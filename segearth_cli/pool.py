@@ -309,7 +309,11 @@ class Pool:
         if self._failed_starts >= MOST_LOSSES * self.size:
             raise SegEarthError(f"no worker starts on the cluster: {what}")
         if member.process is not None:
-            logger.warning("the worker on %s was lost; another one goes on", member.process.host)
+            logger.warning(
+                "a worker on %s was lost, %d by now; another one goes on",
+                member.process.host,
+                self.lost,
+            )
         logger.info("a worker was lost: %s", what)
         self._begin()
 

@@ -74,7 +74,7 @@ def prefetched(
     """Each item with a function that returns what ``make`` makes of it, to be called once.
 
     From then on the next one is being made. What nobody took is given to ``discard``; servers are
-    not waited for then.
+    not asked again for it.
     """
     coming: Future[Made] | None = None
     following = iter(items[1:])
@@ -108,7 +108,10 @@ def prefetched(
 
                 yield item, take
         finally:
-            give_up.set()
-            if coming is not None and not coming.cancel() and coming.exception() is None:
-                discard(coming.result())
-            give_up.clear()
+            if coming is not None and not coming.cancel():
+                give_up.set()
+                try:
+                    if coming.exception() is None:
+                        discard(coming.result())
+                finally:
+                    give_up.clear()

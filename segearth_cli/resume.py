@@ -42,7 +42,9 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
 
 def _is_whole(path: Path) -> bool:
     """Whether an output's file is there, and those that it is nothing without."""
-    parts = [path.with_suffix(end) for end in (".shx", ".dbf")] if path.suffix == ".shp" else []
+    parts = (
+        [path.with_suffix(end) for end in (".shx", ".dbf")] if path.suffix.lower() == ".shp" else []
+    )
     return all(file.is_file() for file in (path, *parts))
 
 

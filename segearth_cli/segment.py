@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import parse_qsl
 
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import UsageError
@@ -23,6 +21,7 @@ from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.recorded import Record
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.writer import RowWriter
+from segearth_cli.inputs import public_name
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings
 from segearth_cli.model.weights import found_model, resolve_model
@@ -216,18 +215,22 @@ def plan(source: str, options: SegmentOptions, here: bool = True) -> Plan:
     """What segmenting a scene would take; reads its header and a sample, and no weights.
 
     Args:
-        source, options: see `segment`; who has many scenes has checked the options.
+        source, options: see `segment`.
         here: whether the network is to run on this machine; else panels and memory are those of
             a CPU.
 
     Raises:
         SegEarthError: what would go wrong before the first window.
     """
+    check_options(options, here)
     check_outputs(file_ids([source]), options)
     vocabulary = build_vocabulary(options)
-    device = pick_device(options.model.device if here else "cpu")
-    precision = pick_precision(options.model.precision_wanted, device) if here else "fp32"
-    where = f"{precision} on {device}" if here else "on a Ray cluster"
+    if here:
+        device = pick_device(options.model.device)
+        precision = pick_precision(options.model.precision_wanted, device)
+        where = f"{precision} on {device}"
+    else:
+        device, precision, where = pick_device("cpu"), "fp32", "on a Ray cluster"
     with open_for_model(source, options) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
@@ -339,23 +342,10 @@ def describe(
     del settings["folder"]
     return {
         **settings_record(options, model.settings.folder, model.settings.precision, digest),
-        "source": label(scene.source),
+        "source": public_name(scene.source),
         "sensor": scene.sensor,
         "scene": scene.description,
         "classes": model.vocabulary.classes,
         "prompts": PROMPTS,
         "model": settings,
     }
-
-
-def label(source: str) -> str:
-    """The source's name for others to read: of a URL without user, password and query.
-
-    URLs are looked for inside GDAL's names too, as ``/vsicurl?url=...`` and ``NETCDF:"..."``.
-    """
-    options, mark, given = source.partition("?")
-    if mark and options in ("/vsicurl", "/vsicurl_streaming"):
-        source = f"/vsicurl/{dict(parse_qsl(given)).get('url', '')}"
-    if "://" not in source:
-        return source
-    return re.sub(r'\?[^"]*', "", re.sub(r'://[^/"\s]*@', "://", source))

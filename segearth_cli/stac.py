@@ -170,19 +170,25 @@ def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
         return None, None
     if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
         return None, None
-    return outline(np.round(lon, _DECIMALS), np.round(lat, _DECIMALS).clip(-90, 90))
+    ring = shapely.Polygon(zip(xs, ys, strict=True))
+    poles = to_degrees.transform([0, 0], [90, -90], direction="INVERSE")
+    inside = tuple(ring.contains(shapely.Point(x, y)) for x, y in zip(*poles, strict=True))
+    return outline(np.round(lon, _DECIMALS), np.round(lat, _DECIMALS).clip(-90, 90), inside)
 
 
 def outline(
-    lon: NDArray[np.float64], lat: NDArray[np.float64]
+    lon: NDArray[np.float64], lat: NDArray[np.float64], poles: Sequence[bool]
 ) -> tuple[dict[str, Any], list[float]]:
-    """A ring of degrees as GeoJSON and its box; neighbours lie less than half the Earth apart."""
+    """A ring of degrees as GeoJSON and its box; neighbours lie less than half the Earth apart.
+
+    ``poles``: whether the North and the South Pole lie inside.
+    """
     low, high = float(lat.min()), float(lat.max())
     turn = np.unwrap([*lon, lon[0]], period=360)  # in one piece, wherever that is
     around_pole = abs(turn[-1] - turn[0]) > 180
     if around_pole or np.ptp(turn) >= 360:
-        if around_pole:
-            low, high = (low, 90.0) if low + high > 0 else (-90.0, high)
+        north, south = poles
+        low, high = (-90.0 if south else low), (90.0 if north else high)
         everywhere = shapely.box(-180, low, 180, high)
         return json.loads(shapely.to_geojson(everywhere)), list(everywhere.bounds)
     ring = np.stack([turn - 360 * ((turn.min() + 180) // 360), [*lat, lat[0]]], axis=1)

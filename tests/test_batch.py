@@ -87,6 +87,7 @@ def test_a_scene_that_fails_does_not_stop_the_others(tmp_path, tiny_model, caplo
         ({"device": "cuda:99"}, UsageError, "--device"),
         ({"creation_options": (("FOO", "BAR"),)}, UsageError, "--co"),
         ({"creation_options": (("nbits", "4"),)}, UsageError, "would change the values"),
+        ({"creation_options": (("RESAMPLING", "CUBIC"),)}, UsageError, "NEAREST or MODE"),
         ({"creation_options": (("TARGET_SRS", "EPSG:3857"),)}, UsageError, "--dst-crs"),
         ({"classes": (("road",), ("road",))}, UsageError, "twice"),
         ({"model": "no-such-model"}, UsageError, "no model or folder 'no-such-model'"),

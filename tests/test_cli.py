@@ -434,3 +434,16 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_model, folder, sent, c
     assert process.returncode == code
     assert rest == "error: interrupted; nothing unfinished was written\n"
     assert names_in(folder) == []
+
+
+def test_windows_are_blended_as_asked(run, scene, folder):
+    assert run(scene, "-o", "smooth.tif").exit_code == 0
+    assert run(scene, "-o", "mean.tif", "--blend", "mean").exit_code == 0
+    assert (read("smooth.tif") != read("mean.tif")).any()
+    for name in ("smooth", "mean"):
+        made = json.loads(run.any("info", f"{name}.tif", "--json").stdout)
+        assert made["model"]["blend"] == name
+        assert ("--blend=mean" in made["command"]) == (name == "mean")
+    wrong = run(scene, "-o", "odd.tif", "--blend", "median")
+    assert wrong.exit_code == 2
+    assert "--blend is 'median'; choose one of smooth, mean" in wrong.stderr

@@ -133,9 +133,10 @@ def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, lab
     known = write_scene(tmp_path / "known.tif", values[None], nodata=-1)
     unknown = write_scene(tmp_path / "unknown.tif", values[None])
 
-    for path, more in ((known, ()), (unknown, ("--ignore", "-1"))):
+    last = ("--label-values", "0=0,1=1,2=2,255=3", "--ignore", "3")
+    for path, more in ((known, ()), (unknown, ("--ignore", "-1")), (known, last)):
         done = run("--pred", label, "--label", path, "--json", "-q", *more)
-        assert json.loads(done.stdout)["scores"]["pixels"] == 96 - 24
+        assert json.loads(done.stdout)["scores"]["pixels"] == 96 - 24 - 24 * ("3" in more)
     done = run("--pred", label, "--label", unknown)
     assert done.exit_code == 2
     assert "holds -1, and classes are 0 to 255; say --ignore -1" in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from segearth_cli.batch import segment_all
 from segearth_cli.cli import app
 from segearth_cli.errors import SceneError, SegEarthError, UsageError
-from segearth_cli.inputs import Input, expand_inputs, safe_name, stem_of
+from segearth_cli.inputs import Input, expand_inputs, public_name, safe_name, stem_of
 from segearth_cli.segment import segment
 
 TAKEN = "2024-05-06T07:08:09Z"
@@ -293,3 +294,35 @@ def test_a_name_stays_in_its_folder(name, safe):
 def test_a_zero_byte_is_one_line():
     with pytest.raises(UsageError, match="zero byte"):
         expand_inputs(["a\0b.tif"])
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("in/a b?.tif", "in/a b?.tif"),
+        ("s3://bucket/key@2/x.tif", "s3://bucket/key@2/x.tif"),
+        ("https://user:p@ss@host/x.tif?sig=S", "https://host/x.tif"),
+        ("https://host?k=a@b", "https://host"),
+        ("/vsicurl/https://user:pw@host/x.tif?sig=S", "/vsicurl/https://host/x.tif"),
+        (
+            "/vsicurl?max_retry=3&url=https%3A%2F%2Fuser:pw%40host%2Fx.tif%3Fsig=S.E",
+            "/vsicurl/https://host/x.tif",
+        ),
+        (
+            "/vsizip/{/vsicurl?url=https%3A%2F%2Fuser:pw%40host%2Fa.zip%3Fsig=S}/x.tif",
+            "/vsizip/{/vsicurl/https://host/a.zip}/x.tif",
+        ),
+        (
+            "/vsizip//vsicurl/https://u:pw@host/a.zip/x.tif",
+            "/vsizip//vsicurl/https://host/a.zip/x.tif",
+        ),
+        ('NETCDF:"https://u:pw@host/x.nc?token=1":red', 'NETCDF:"https://host/x.nc":red'),
+        (
+            'NETCDF:"/vsicurl?url=https%3A%2F%2Fu:pw%40host%2Fx.nc":r',
+            'NETCDF:"/vsicurl/https://host/x.nc":r',
+        ),
+    ],
+)
+def test_names_do_not_give_away_the_keys_to_a_scene(source, shown):
+    assert public_name(source) == shown
+    assert not {"pw", "S.E", "user", "token"} & set(re.split(r"[^\w.]", stem_of(source)))

@@ -23,7 +23,7 @@ from segearth_cli.training.mini_data import (
 from segearth_cli.training.mini_network import (
     architecture,
     dense_features,
-    few_tokens,
+    kept_tokens,
     normalised,
     run_trunk,
     start_from,
@@ -188,7 +188,7 @@ def test_a_window_takes_on_the_colours_of_another_image():
 @pytest.mark.parametrize(("side", "tokens"), [(112, None), (224, 197)])
 def test_large_chips_are_seen_in_part(side, tokens):
     model = CLIP(quick_gelu=False, **architecture(8))
-    kept = few_tokens(torch.zeros(1, 3, side, side), model, np.random.default_rng(0))
+    kept = kept_tokens(torch.zeros(1, 3, side, side), model, np.random.default_rng(0))
     assert (kept if kept is None else len(kept)) == tokens
     if kept is not None:
         assert kept[0] == 0

@@ -9,7 +9,7 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model import cells
 from segearth_cli.model.cells import shares_cells
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.mosaic import blended_logits, image_logits
+from segearth_cli.model.mosaic import RollingSums, blended_logits, image_logits
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.upsampler import JBUOne, JBUStack
 from segearth_cli.model.windows import MARGIN, Strip
@@ -170,6 +170,20 @@ def test_windows_without_data_are_skipped_and_change_no_others():
         touched[row : row + WINDOW, column : column + WINDOW] = True
     torch.testing.assert_close(part[:, ~touched], whole[:, ~touched], atol=1e-6, rtol=0)
     assert part.isfinite().all()
+
+
+@pytest.mark.parametrize(("blend", "least", "most"), [("smooth", 0.0, 0.1), ("mean", 0.3, 2.0)])
+def test_no_step_shows_where_smooth_windows_end(blend, least, most):
+    grid = WindowGrid(160, 160, 64, 32, blend=blend)
+    sums, rng, rows = RollingSums(grid, 1, torch.device("cpu")), np.random.default_rng(0), []
+    for row, end in zip(grid.rows, [*grid.rows[1:], 160], strict=True):
+        for column in grid.columns:
+            window = torch.full((1, 64, 64), rng.uniform(-1, 1))  # windows do not agree
+            weight = sums.window_weight
+            sums.add(row, column, window if weight is None else window * weight)
+        rows.append(sums.finish(end))
+    logits = torch.cat(rows, dim=1)
+    assert least < max(logits.diff(dim=dim).abs().max() for dim in (1, 2)) < most
 
 
 @pytest.mark.parametrize("size", [3, pytest.param(1, marks=SLOW), pytest.param(16, marks=SLOW)])

@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 from scenes import PIXEL_M2, UTM, blocks, names_in, options_for, read, write_scene
 
 from segearth_cli.errors import ModelError, OutputError, SceneError, SegEarthError, UsageError
-from segearth_cli.segment import label, plan, segment
+from segearth_cli.segment import plan, segment
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -553,28 +553,6 @@ def test_a_model_folder_with_a_part_missing(out, source, tiny_model, missing, me
     with pytest.raises(ModelError, match=message):
         segment(source, options_for(folder, out / "map.gpkg"))
     assert names_in(out) == []
-
-
-@pytest.mark.parametrize(
-    ("source", "shown"),
-    [
-        ("in/a b?.tif", "in/a b?.tif"),
-        ("s3://bucket/key@2/x.tif", "s3://bucket/key@2/x.tif"),
-        ("https://user:p@ss@host/x.tif?sig=S", "https://host/x.tif"),
-        ("/vsicurl/https://user:pw@host/x.tif?sig=S", "/vsicurl/https://host/x.tif"),
-        (
-            "/vsicurl?max_retry=3&url=https%3A%2F%2Fuser:pw%40host%2Fx.tif%3Fsig=S",
-            "/vsicurl/https://host/x.tif",
-        ),
-        (
-            "/vsizip//vsicurl/https://u:pw@host/a.zip/b.tif",
-            "/vsizip//vsicurl/https://host/a.zip/b.tif",
-        ),
-        ('NETCDF:"https://u:pw@host/x?token=1":red', 'NETCDF:"https://host/x":red'),
-    ],
-)
-def test_maps_do_not_give_away_the_keys_to_their_scenes(source, shown):
-    assert label(source) == shown
 
 
 def test_a_plan_is_what_happens_and_writes_nothing(out, source, tiny_model):

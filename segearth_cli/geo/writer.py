@@ -39,6 +39,7 @@ _SPOILING = dict.fromkeys(
     ("TILING_SCHEME", "TARGET_SRS", "RES", "EXTENT", "ZOOM_LEVEL", "ZOOM_LEVEL_STRATEGY"),
     "the map keeps its scene's grid; --gsd, --bbox and --dst-crs choose another",
 )
+_RESAMPLINGS = ("NEAREST", "MODE")  # that make no class of two
 _OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
 
 
@@ -58,12 +59,16 @@ class _Silent:
         """Send stderr nowhere."""
         with self._lock:
             self._inside += 1
-            if self._inside == 1:
-                with suppress(OSError):  # stderr is closed: nothing can be written there
+        try:
+            with self._lock, suppress(OSError):  # of a stderr that is closed
+                if self._kept is None:
                     self._kept = os.dup(2)
                     nowhere = os.open(os.devnull, os.O_WRONLY)
                     os.dup2(nowhere, 2)
                     os.close(nowhere)
+        except BaseException:  # Ctrl-C
+            self.__exit__()
+            raise
 
     def __exit__(self, *error: object) -> None:
         """Put it back."""
@@ -314,9 +319,14 @@ def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> Non
     """
     if not creation_options:
         return
-    for name, _ in creation_options:
+    for name, value in creation_options:
         if name.upper() in _SPOILING:
             raise UsageError(f"--co {name}: {_SPOILING[name.upper()]}")
+        if name.upper().endswith("RESAMPLING") and value.upper() not in _RESAMPLINGS:
+            raise UsageError(
+                f"--co {name}={value}: it would make classes of others; take "
+                f"{' or '.join(_RESAMPLINGS)}"
+            )
     grid = Grid(1, 1, Affine.identity())
     gdal_logger = logging.getLogger(_OPTION_LOGGER)
     heard = _Heard()

@@ -20,7 +20,7 @@ IGNORE = 255
 SMALL_CHIPS = 0.6  # share of the steps whose chips are half as large
 SMALL_WINDOWS = 0.7  # the same of the windows, for patches so small that half a window is enough
 RELIT = 0.4  # share of the windows that take on another image's colours
-TOKENS = 196  # patches of an image that counts as one; of a larger one there are fewer in a batch
+TOKENS = 196  # of an image that counts as one: of larger windows there are fewer in a batch
 
 DUBAI_HELD_OUT = ("tile5", "tile6")
 BUILDINGS_HELD_OUT = ("kampala",)
@@ -214,7 +214,7 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         sizes = np.sqrt([len(self.sources[i].images) for i in of_chips])
         small_windows = SMALL_WINDOWS if (WINDOW // 2 // self.patch) ** 2 >= TOKENS else 0.0
         while True:
-            side, number = self._size(small_windows, rng, WINDOW**2)
+            side, number = self._size(small_windows, rng)
             counts = rng.multinomial(number, shares)
             picks = np.repeat(np.arange(len(self.sources)), counts).tolist()
             points = 4 * side // self.patch
@@ -249,13 +249,16 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
             image = relit(image, self.looks[number][pick], look, rng.uniform(0, 1))
         return image, label
 
-    def _size(self, small: float, rng: np.random.Generator, most: int) -> tuple[int, int]:
+    def _size(
+        self, small: float, rng: np.random.Generator, most: int | None = None
+    ) -> tuple[int, int]:
         """Side of a batch's images and their number; half as large with probability ``small``.
 
         At most ``most`` tokens of an image are used.
         """
         side = WINDOW // 2 if rng.random() < small else WINDOW
-        tokens = min((side // self.patch) ** 2, most)
+        tokens = (side // self.patch) ** 2
+        tokens = tokens if most is None else min(tokens, most)
         return side, max(self.batch_size * TOKENS // tokens, 1)
 
 

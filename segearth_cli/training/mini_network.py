@@ -69,7 +69,7 @@ def batch_losses(
         logits = logits - bias * (dense_token[mine] @ text.T)[:, :, None, None]
         loss = dense_loss(logits.float(), batch.labels[mine], vocabulary, weights[number])
         losses[source.name] = (loss, share)
-    trunk = run_trunk(model.visual, normalised(batch.chips), few_tokens(batch.chips, model, rng))
+    trunk = run_trunk(model.visual, normalised(batch.chips), kept_tokens(batch.chips, model, rng))
     tokens = class_token(model.visual, trunk)
     for number, source in enumerate(sources):
         mine = (batch.chip_source == number).nonzero()[:, 0]
@@ -92,7 +92,7 @@ def segearth_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q, q, v) + attend(k, k, v) + attend(v, v, v)
 
 
-def few_tokens(images: Tensor, model: CLIP, rng: np.random.Generator) -> Tensor | None:
+def kept_tokens(images: Tensor, model: CLIP, rng: np.random.Generator) -> Tensor | None:
     """Class token and random patches of images that have more than a step has time for.
 
     A part of a large chip teaches the class token nearly as much (FLIP, Li et al. 2023).

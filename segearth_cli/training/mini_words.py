@@ -25,7 +25,7 @@ from segearth_cli.training.mini_data import Source
 log = logging.getLogger(__name__)
 
 CONTEXT_LENGTH = 32  # tokens
-FEW_TOKENS = 1024  # so many are attended to by products and a softmax
+WRITTEN_OUT = 1024  # tokens up to which attention is products and a softmax
 SENTENCES = 2  # of a word in a step, averaged
 START_PROMPTS = 12  # of a name
 WORD_BATCH = 192  # sentences
@@ -287,7 +287,7 @@ def sentence_features(model: CLIP, tokens: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T s) v, per head; `mask` is added to the scores."""
-    if mask is None and q.shape[-2] > FEW_TOKENS:
+    if mask is None and q.shape[-2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     scores = scores if mask is None else scores + mask
