@@ -215,6 +215,8 @@ def as_classes(
     Raises:
         UsageError: another one lies there.
     """
+    if values.dtype == np.uint8:  # nothing lies beyond
+        return values
     beyond = (values < 0) | (values > 255)
     strange = values[beyond & ~np.isin(values, list(unknown))]
     if strange.size:

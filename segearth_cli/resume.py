@@ -29,10 +29,9 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
     first = records[0] if records else None
     if first is None or any(record is None for record in records):
         return False
-    item = options.stac_path
-    if item is not None and options.acquired is not None:
-        if item_time(Path(item)) != parse_time(options.acquired):
-            return False
+    item, taken = options.stac_path, options.acquired
+    if item and taken and item_time(Path(item)) != parse_time(taken):
+        return False
     # which bands are looked at and what sensor they are of follows from source and options
     folder = found_model(options.model.model, str(first.get("sensor")))
     precision = pick_precision(options.model.precision_wanted, pick_device(options.model.device))
