@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,19 @@ def sources(tmp_path):
 
 def contents(folder):
     return {n: (folder / n).read_bytes() for n in names_in(folder) if (folder / n).is_file()}
+
+
+def processes(link, target):
+    """Other processes with a link below /proc/PID (cwd, fd/*) to such a path."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(fnmatch(place.readlink(), target) for place in process.glob(link)):
+                if int(process.name) != os.getpid():
+                    yield int(process.name)
+
+
+def parent_of(process):
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()[1])
 
 
 def run(*args):
@@ -199,25 +213,18 @@ def test_the_panels_of_a_scene_are_computed_by_all_workers(cluster, tmp_path, up
 
 @pytest.mark.slow
 def test_a_panel_whose_worker_is_killed_is_made_by_another(
-    cluster, tmp_path, upsampled_model, caplog, monkeypatch
+    cluster, tmp_path, upsampled_model, caplog
 ):
-    monkeypatch.chdir(tmp_path)  # workers go there: it tells them from other processes
     source = write_scene(tmp_path / "wide.tif", blocks(3, 150, 700))
     killed = threading.Event()
 
-    def workers():
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if (process / "cwd").readlink() == tmp_path and int(process.name) != os.getpid():
-                    yield int(process.name)
-
-    def kill_when_a_panel_is_begun():
-        while not list((tmp_path / "there").glob(f"{PREFIX}*/panel-*")):
+    def kill_who_writes_a_panel():
+        while not (writing := list(processes("fd/*", "*/panel-*"))):
             time.sleep(0.02)
-        os.kill(next(workers()), signal.SIGKILL)
+        os.kill(writing[0], signal.SIGKILL)
         killed.set()
 
-    threading.Thread(target=kill_when_a_panel_is_begun, daemon=True).start()
+    threading.Thread(target=kill_who_writes_a_panel, daemon=True).start()
     how = BatchOptions(engine="ray", address=cluster.address)
     here, there, outcomes = made_here_and_there(
         [source], tmp_path, how, upsampled_model, ("{stem}.tif",), stride=8
@@ -254,20 +261,33 @@ def test_a_task_that_costs_three_workers_is_given_up(cluster):
 
 @pytest.mark.slow
 def test_scenes_of_a_node_that_dies_are_made_by_others(
-    cluster, tmp_path, tiny_model, caplog, capsys
+    cluster, tmp_path, tiny_model, caplog, capsys, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
-    sources = [write_scene(tmp_path / "in" / f"{n}.tif", blocks(1, 150, 150 + n)) for n in range(6)]
+    sources = [write_scene(tmp_path / "in" / f"{n}.tif", blocks(1, 300, 300 + n)) for n in range(6)]
     names = ("{stem}/map.tif", "{stem}/map.geojsonl")
     killed = threading.Event()
     (mortal,) = cluster.worker_nodes
 
+    def under_way():
+        return {path.parent for path in (tmp_path / "there").glob(f"*/{PREFIX}*")}
+
     def kill_when_both_are_busy():
-        under_way = set()
-        while len(under_way) < 2:
-            time.sleep(0.05)
-            under_way = {path.parent for path in (tmp_path / "there").glob(f"*/{PREFIX}*")}
+        (raylet,) = mortal.all_processes["raylet"]
+        stopped = []
+        while len(under_way()) < 2:
+            for worker in stopped:  # it was done before it was stopped
+                os.kill(worker, signal.SIGCONT)
+            while len(under_way()) < 2:
+                time.sleep(0.01)
+            workers = processes("cwd", tmp_path)  # they work where the driver does
+            stopped = [w for w in workers if parent_of(w) == raylet.process.pid]
+            for worker in stopped:
+                os.kill(worker, signal.SIGSTOP)
         cluster.remove_node(mortal, allow_graceful=False)
+        for worker in stopped:
+            os.kill(worker, signal.SIGKILL)
         killed.set()
 
     threading.Thread(target=kill_when_both_are_busy, daemon=True).start()
