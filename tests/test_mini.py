@@ -12,14 +12,8 @@ from PIL import Image
 from scenes import write_scene
 
 from segearth_cli.training import mini, mini_sar
-from segearth_cli.training.mini_data import (
-    Batches,
-    Source,
-    crop,
-    looks_of,
-    read_sources,
-    relit,
-)
+from segearth_cli.training.mini_augment import crop, looks_of, overgrown, relit, repeated
+from segearth_cli.training.mini_data import Batches, Source, read_sources
 from segearth_cli.training.mini_network import (
     architecture,
     dense_features,
@@ -183,6 +177,30 @@ def test_a_window_takes_on_the_colours_of_another_image():
     np.testing.assert_allclose(looks_of([relit(image, old, new, 0.0)])[0], old, atol=0.01)
     half = looks_of([relit(image, old, new, 0.5)])[0]
     np.testing.assert_allclose(half, (old + new) / 2, atol=0.01)
+
+
+def test_copied_plants_are_seen_where_they_are_labelled():
+    rng = np.random.default_rng(0)
+    ground, plants = np.full((112, 112, 3), 200, np.uint8), np.full((112, 112, 3), 90, np.uint8)
+    covered = []
+    for _ in range(20):
+        image, label = overgrown(ground, np.ones((56, 56), np.uint8), plants, 3, rng)
+        seen = image.min(-1)[1::2, 1::2] < 150  # plants get no lighter than they are, or hardly
+        assert set(np.unique(label)) <= {1, 3}
+        assert ((label == 3) == seen).mean() > 0.9  # edges are soft
+        covered.append((label == 3).mean())
+    assert 0.02 < min(covered) < 0.3 < max(covered) < 0.75
+    assert (ground == 200).all()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_repeated_image_has_no_seams(times):
+    slope = np.add.outer(np.arange(96), np.arange(96)).astype(np.uint8)
+    image = repeated(np.dstack([slope] * 3), 50, times)
+    assert image.shape == (50, 50, 3)
+    grey = image[..., 0].astype(int)
+    steps = np.abs(np.diff(grey, axis=0)).max(), np.abs(np.diff(grey, axis=1)).max()
+    assert max(steps) <= 2 * times + 2
 
 
 @pytest.mark.parametrize(("side", "tokens"), [(112, None), (224, 197)])

@@ -10,16 +10,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
+from segearth_cli.training.mini_augment import (
+    WINDOW,
+    Pixels,
+    augmented,
+    chip_part,
+    crop,
+    looks_of,
+    overgrown,
+    relit,
+    repeated,
+    resized,
+)
 
-WINDOW = 224
 IGNORE = 255
 SMALL_CHIPS = 0.6  # share of the steps whose chips are half as large
 SMALL_WINDOWS = 0.7  # the same of the windows, for patches so small that half a window is enough
 RELIT = 0.4  # share of the windows that take on another image's colours
+OVERGROWN = 0.35  # share of the windows of photographs that show plants of elsewhere
 TOKENS = 196  # of an image that counts as one: of larger windows there are fewer in a batch
 
 DUBAI_HELD_OUT = ("tile5", "tile6")
@@ -40,7 +50,9 @@ class Source:
     # coarser words for several classes together, used now and then
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
     negatives: tuple[str, ...] = ()  # surely absent
+    plants: tuple[int, ...] = ()  # classes that show plants well enough to copy them elsewhere
     rest: int | None = None  # the class that has no word of its own
+    overgrown: int | None = None  # the class that plants copied from elsewhere are of
 
     @property
     def is_chips(self) -> bool:
@@ -64,12 +76,6 @@ def held_out(path: Path) -> bool:
     """Whether a EuroSAT or UC Merced chip is kept for measuring: one file number in ten."""
     digits = "".join(c for c in path.stem if c.isdigit())
     return int(digits) % 10 == 0
-
-
-def looks_of(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
-    """N 2 3: mean and standard deviation of each image's channels, in [0, 1]."""
-    thinned = [image[::4, ::4].reshape(-1, 3) / np.float32(255) for image in images]
-    return np.stack([np.stack([part.mean(0), part.std(0)]) for part in thinned])
 
 
 def read_rgb(path: Path) -> Pixels:
@@ -155,6 +161,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             *read_dubai(data / "dubai"),
             share=0.36,
             negatives=("baseballdiamond", "airplane"),
+            overgrown=3,
         ),
         Source(
             "buildings",
@@ -164,17 +171,28 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             loss_weight=0.7,
             negatives=absent,
             rest=0,
+            overgrown=0,
         ),
     ]
-    plants = {
+    green = {
         "eurosat": ("Forest", "HerbaceousVegetation", "Pasture"),
         "ucmerced": ("forest", "chaparral"),
     }
     for name, share in (("eurosat", 0.10), ("ucmerced", 0.12)):
         images, labels = read_chips(data / name, measuring=False)
         classes = chip_classes(data / name)
-        groups = (("vegetation", tuple(n for n, c in enumerate(classes) if c in plants[name])),)
-        sources.append(Source(name, classes, images, labels, share=share, groups=groups))
+        plants = tuple(n for n, c in enumerate(classes) if c in green[name])
+        sources.append(
+            Source(
+                name,
+                classes,
+                images,
+                labels,
+                share=share,
+                groups=(("vegetation", plants),),
+                plants=plants if name == "ucmerced" else (),  # at 10 m they have no texture
+            )
+        )
     if scenes is not None:
         sources.append(
             Source(
@@ -203,6 +221,11 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         self.patch = patch
         self.seed = seed
         self.looks = {i: looks_of(s.images) for i, s in enumerate(sources) if not s.is_chips}
+        self.plants = [
+            [image for image, label in zip(s.images, s.labels, strict=True) if label in s.plants]
+            for s in sources
+            if s.plants
+        ]
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw windows from the sources in proportion to their shares."""
@@ -240,13 +263,20 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         """One random window of a source: image side side 3, and labels points points."""
         source = self.sources[number]
         if source.is_chips:
-            return mosaic(source, side, points, rng)
-        pick = int(rng.integers(len(source.images)))
-        image, label = crop(source.images[pick], source.labels[pick], side, points, rng)
+            image, label = mosaic(source, side, points, rng)
+            (look,) = looks_of([image])
+        else:
+            pick = int(rng.integers(len(source.images)))
+            image, label = crop(source.images[pick], source.labels[pick], side, points, rng)
+            look = self.looks[number][pick]
+        if source.overgrown is not None and self.plants and rng.random() < OVERGROWN:
+            chips = self.plants[int(rng.integers(len(self.plants)))]
+            plants = chip_part(chips[int(rng.integers(len(chips)))], rng)
+            plants = repeated(plants, side, int(rng.integers(1, 4)))
+            image, label = overgrown(image, label, plants, source.overgrown, rng)
         if rng.random() < RELIT:
             other = self.looks[int(rng.choice(list(self.looks)))]
-            look = other[int(rng.integers(len(other)))]
-            image = relit(image, self.looks[number][pick], look, rng.uniform(0, 1))
+            image = relit(image, look, other[int(rng.integers(len(other)))], rng.uniform(0, 1))
         return image, label
 
     def _size(
@@ -267,60 +297,12 @@ def stacked(images: Sequence[Pixels]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def augmented(image: Pixels, label: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """A window with a random symmetry and random colours."""
-    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
-    image, label = np.rot90(image, turns), np.rot90(label, turns)
-    if mirrored:
-        image, label = image[:, ::-1], label[:, ::-1]
-    return recoloured(image, rng), np.ascontiguousarray(label)
-
-
 def chip(source: Source, side: int, rng: np.random.Generator) -> tuple[Pixels, int]:
     """One augmented chip, side side 3, and its class."""
     number = int(rng.integers(len(source.images)))
     image = resized(chip_part(source.images[number], rng), side, side)
     label = source.labels[number]
     return augmented(image, np.zeros((1, 1), np.uint8), rng)[0], int(label)
-
-
-def crop(
-    image: Pixels, label: Pixels, window: int, points: int, rng: np.random.Generator
-) -> tuple[Pixels, Pixels]:
-    """A square of 0.4 to 2.5 times the window's size, at any angle half of the time."""
-    angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else 0.0
-    reach = abs(np.cos(angle)) + abs(np.sin(angle))  # box that holds the turned square
-    limit = (min(image.shape[:2]) - 1) / reach
-    side = min(window * float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))), limit)
-    box = int(side * reach)
-    row, col = (int(rng.integers(0, n - box)) for n in image.shape[:2])
-    size = round(window * reach)
-    patch = resized(image[row : row + box, col : col + box], size, size)
-    ticks = (np.arange(points) + 0.5) / points - 0.5  # centred, in sides
-    dy, dx = np.meshgrid(ticks, ticks, indexing="ij")
-    cos, sin = np.cos(angle), np.sin(angle)
-    ys = (box / 2 + side * (cos * dy + sin * dx)).astype(np.int64).clip(0, box - 1)
-    xs = (box / 2 + side * (cos * dx - sin * dy)).astype(np.int64).clip(0, box - 1)
-    return turned(patch, window, angle, reach), label[row + ys, col + xs]
-
-
-def resized(image: Pixels, height: int, width: int) -> Pixels:
-    """height width 3, smoothed where it shrinks."""
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    tensor = F.interpolate(tensor, (height, width), mode="bilinear", antialias=True)
-    return np.asarray(tensor[0].permute(1, 2, 0).contiguous().numpy())
-
-
-def turned(image: Pixels, window: int, angle: float, reach: float) -> Pixels:
-    """The window at `angle` about the centre of a box `reach` times as wide."""
-    if angle == 0.0:
-        return image
-    cos, sin = np.cos(angle) / reach, np.sin(angle) / reach
-    theta = torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]], dtype=torch.float32)
-    grid = F.affine_grid(theta, [1, 3, window, window], align_corners=False)
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    tensor = F.grid_sample(tensor, grid, padding_mode="border", align_corners=False)
-    return np.asarray(tensor[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
 
 
 def mosaic(
@@ -342,52 +324,3 @@ def mosaic(
             label[top:bottom, left:right] = source.labels[number]
     step = window // points
     return image, label[step // 2 :: step, step // 2 :: step]
-
-
-def chip_part(chip: Pixels, rng: np.random.Generator) -> Pixels:
-    """A square of at least three fifths of the chip's side."""
-    side = int(min(chip.shape[:2]) * rng.uniform(0.6, 1.0))
-    row, col = (int(rng.integers(0, n - side + 1)) for n in chip.shape[:2])
-    return chip[row : row + side, col : col + side]
-
-
-def relit(
-    image: Pixels, look: npt.NDArray[np.float32], other: npt.NDArray[np.float32], strength: float
-) -> Pixels:
-    """A window of an image that looks so (2 3), moved towards the look of another."""
-    (mean, spread), (new_mean, new_spread) = look, look + strength * (other - look)
-    gain = (new_spread / np.maximum(spread, 0.02)).clip(0.5, 2.0)
-    return through(image, (np.linspace(0, 1, 256)[:, None] - mean) * gain + new_mean)
-
-
-def through(image: Pixels, ramp: npt.NDArray[np.floating]) -> Pixels:
-    """Every channel by its table: 256 levels x 3 channels, in [0, 1]."""
-    table = (ramp * 255).clip(0, 255).astype(np.uint8)
-    return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
-
-
-_NOISE = np.random.default_rng(0).normal(0, 1, 2 * 3 * WINDOW * WINDOW).astype(np.float32)
-
-
-def recoloured(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Brightness, contrast, gamma, tint and haze as one table per channel; blur, noise, grey."""
-    image = np.ascontiguousarray(image)
-    if rng.random() < 0.15:
-        side = int(len(image) * rng.uniform(0.4, 0.8))
-        image = resized(resized(image, side, side), len(image), len(image))
-    if rng.random() < 0.25:  # towards grey, or more colourful
-        grey = image.mean(-1, keepdims=True)
-        image = (grey + (image - grey) * rng.uniform(0.3, 1.6)).clip(0, 255).astype(np.uint8)
-    ramp = np.linspace(0, 1, 256)[:, None]  # 256 levels x 3 channels
-    ramp = ramp ** np.exp(rng.normal(0, 0.25))
-    middle = image.mean() / 255
-    ramp = (ramp - middle) * np.exp(rng.normal(0, 0.2)) + middle
-    ramp = ramp * np.exp(rng.normal(0, 0.2)) * np.exp(rng.normal(0, 0.06, 3))
-    if rng.random() < 0.15:
-        ramp = ramp + rng.uniform(0, 0.4) * (rng.uniform(0.7, 1.0, 3) - ramp)
-    image = through(image, ramp)
-    if rng.random() < 0.25:
-        start = int(rng.integers(_NOISE.size - image.size))
-        noise = _NOISE[start : start + image.size].reshape(image.shape)
-        image = (image + noise * rng.uniform(1, 8)).clip(0, 255).astype(np.uint8)
-    return image

@@ -17,7 +17,8 @@ from open_clip.pos_embed import get_2d_sincos_pos_embed
 from torch import Tensor
 
 from segearth_cli.model.clip import DenseEncoder, modulated_output, resized_position_embedding
-from segearth_cli.training.mini_data import IGNORE, TOKENS, WINDOW, Batch, Source
+from segearth_cli.training.mini_augment import WINDOW
+from segearth_cli.training.mini_data import IGNORE, TOKENS, Batch, Source
 from segearth_cli.training.mini_words import (
     CONTEXT_LENGTH,
     StepVocabulary,

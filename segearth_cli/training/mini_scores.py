@@ -21,13 +21,13 @@ from segearth_cli.geo.datasets import Dataset, Layout, Sample, find_samples
 from segearth_cli.model.prompts import text_features
 from segearth_cli.model.weights import open_model_folder
 from segearth_cli.options import ATTENTIONS, EvaluateOptions
+from segearth_cli.training.mini_augment import resized
 from segearth_cli.training.mini_data import (
     BUILDINGS_HELD_OUT,
     DUBAI_HELD_OUT,
     SCENE_CLASSES,
     chip_classes,
     read_chips,
-    resized,
     stacked,
 )
 from segearth_cli.training.mini_words import HELD_OUT_NAMES, SYNONYMS
