@@ -26,6 +26,7 @@ from segearth_cli.model.tiles import (
     Block,
     Chunk,
     Run,
+    Scratch,
     TileKernels,
     inner_maps,
     reach,
@@ -190,6 +191,7 @@ class Cells:
         self._sums = sums
         self._own = own
         self._left = grid.columns[own[0]]  # column of pixels, in the scene
+        self._scratch = Scratch()
         self._above: SharedRow | None = None
         self._before: SharedRow | None = None
 
@@ -273,36 +275,40 @@ class Cells:
         """The last doubling of the cells between two rows of windows; their logits are summed."""
         kernels, size = self._fast.kernels[-1], self._grid.stride
         queries = self._fast.coordinates.queries
-        weight = self._sums.window_weight
-        if weight is not None:
-            weight = weight.unflatten(1, (2, size)).unflatten(0, (2, size))  # by quarters
         same_channels(upper, lower)
         for cells in self._wanted(upper, lower):
             sources: dict[Quarter, Tensor] = {}
-            seen: list[tuple[Quarter, list[bool], Tensor]] = []
+            weights: dict[Quarter, Tensor] = {}  # cells x h x w x 1
+            bias: dict[Quarter, Tensor] = {}  # cells x Q
             for down, row in ((0, lower), (1, upper)):
                 if row is not None:
                     around = 2 * reach(kernels.radius)
                     sources |= row.quarters(row.fine, down, cells, size // 2, around)
                     for across in (0, 1):
                         windows = slice(cells.start + 1 - across, cells.stop + 1 - across)
-                        seen.append(((down, across), row.there[windows], row.bias[windows]))
+                        bias[down, across] = row.bias[windows]
+                        weights[down, across] = self._weight(down, across, row.there[windows])
             image = self._image(kernels, 1, upper, lower, cells)
-            logits = {q: image.new_empty(len(image), size, size, queries) for q in sources}
+            shape = (len(image), size, size, queries)
+            logits = {q: self._scratch.take(q, shape, image) for q in sources}
             for chunk, own, sums in cell_sums(kernels, image, sources):
                 values = self._fast.coordinates.logits(sums)
+                by_cell = values.unflatten(0, (chunk.grid[0], -1))  # cells pixels quarters Q
+                by_cell -= torch.stack([bias[q][chunk.images] for q in own], dim=1)[:, None]
                 for index, quarter in enumerate(own):
                     chunk.write(logits[quarter], values[:, index])
-            total = torch.zeros((), device=image.device)
-            for (down, across), there, bias in seen:
-                values = logits[down, across].sub_(bias[:, None, None])
-                if weight is not None:
-                    values *= weight[down, :, across, :, None]
-                if not all(there):
-                    values *= torch.tensor(there, device=image.device)[:, None, None, None]
-                total = total + values
+            total = self._scratch.take("total", shape, image).zero_()
+            for quarter, values in logits.items():
+                total.addcmul_(values, weights[quarter])
             column = self._left + cells.start * size
             self._sums.add(self._top(upper, lower), column, total.permute(3, 1, 0, 2).flatten(2))
+
+    def _weight(self, down: int, across: int, there: list[bool]) -> Tensor:
+        """What a quarter of windows counts, which is nothing where there is none: n x h x w x 1."""
+        size = self._grid.stride
+        weight = self._sums.window_weight
+        own = weight[down * size : (down + 1) * size, across * size : (across + 1) * size]
+        return own[..., None] * torch.tensor(there, device=own.device)[:, None, None, None]
 
     def _top(self, upper: SharedRow | None, lower: SharedRow | None) -> int:
         """First row of pixels of the cells between two rows of windows."""

@@ -89,8 +89,7 @@ class RollingSums:
         self.device = device
         self._down, self._across = (torch.from_numpy(c).to(device) for c in grid.weight_per_pixel)
         down, across = (torch.from_numpy(c).to(device) for c in grid.window_weights)
-        # of a window's pixels, h x w; none where all count the same
-        self.window_weight = None if grid.blend == "mean" else down[:, None] * across
+        self.window_weight = down[:, None] * across  # of a window's pixels, h x w
 
     def add(self, row: int, column: int, logits: Tensor) -> None:
         """Add weighed logits, Q x h x w, whose first pixel is at that row and column."""
@@ -133,9 +132,7 @@ class Windows:
         """Add the row that was taken."""
         if self._before is not None:
             with stage("sum"):
-                weight = self._sums.window_weight
                 for index, (logits,) in sorted(self._before.results.items()):
-                    if weight is not None:
-                        logits = logits * weight
-                    self._sums.add(self._before.row, self._grid.columns[index], logits)
+                    weighed = logits * self._sums.window_weight
+                    self._sums.add(self._before.row, self._grid.columns[index], weighed)
         self._before = None
