@@ -177,7 +177,11 @@ def start_from(model: CLIP, trained: CLIP) -> None:
 
 
 def pixel_weights(source: Source) -> Tensor:
-    """A weight per class, mildly higher for the rare: 1 / sqrt(share), mean 1 over the pixels."""
+    """A weight per class, mildly higher for the rare: 1 / sqrt(share), mean 1 over the pixels.
+
+    What has no word of its own counts as much as any pixel, or less: where two classes meet it is
+    taken for that too often as it is.
+    """
     if source.is_chips:
         return torch.ones(len(source.classes))
     counts = np.zeros(256)
@@ -185,7 +189,10 @@ def pixel_weights(source: Source) -> Tensor:
         counts += np.bincount(label.ravel(), minlength=256)
     shares = counts[: len(source.classes)] / counts[: len(source.classes)].sum()
     weights = 1 / np.sqrt(np.maximum(shares, 0.01))
-    return torch.tensor(weights / (weights * shares).sum(), dtype=torch.float32)
+    weights /= (weights * shares).sum()
+    if source.rest is not None:
+        weights[source.rest] = min(weights[source.rest], 1.0)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def dense_loss(
