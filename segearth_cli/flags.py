@@ -107,7 +107,9 @@ Speckle: TypeAlias = Annotated[
 Asset: TypeAlias = Annotated[
     str | None,
     many_option(
-        metavar="NAME", help="The asset of STAC Items to read. Default: visual, or its only raster."
+        metavar="NAME",
+        help="The asset of STAC Items to read, or several that are a band each, as red,green,blue. "
+        "Default: visual, or its only raster.",
     ),
 ]
 Shard: TypeAlias = Annotated[

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urljoin, urlsplit
 
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.stack import band_files, is_stack, stack_name
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
 _INDEX_SUFFIXES = (".shp", ".fgb", ".gpkg")
@@ -52,7 +53,8 @@ def expand_inputs(
 
     ``-`` stands for one name a line of ``lines`` (or stdin); a folder for the rasters in it and
     below, but for maps of segearth's; a tile index for its locations; a STAC Item or
-    ItemCollection for the ``asset`` of each item.
+    ItemCollection for the ``asset`` of each item, or for several with commas between, whose bands
+    make one scene.
 
     Raises:
         UsageError: nothing is named, or a scene is named twice.
@@ -82,6 +84,8 @@ def _expanded(name: str, asset: str | None) -> list[Input]:
         raise UsageError("the name of a scene is empty; check the variable that it comes from")
     if "\0" in name:
         raise UsageError("the name of a scene holds a zero byte; separate names by lines")
+    if is_stack(name):
+        return [Input.of(name)]
     if os.path.isdir(name):
         return _in_folder(Path(name))
     suffix = PurePosixPath(_place(name)).suffix.lower()
@@ -99,8 +103,10 @@ def _is_web(name: str) -> bool:
 def stem_of(source: str) -> str:
     """The name of a scene without folder and suffix, fit for a file's name.
 
-    Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` the file's.
+    Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` the file's; of bands in files of
+    their own the first one's.
     """
+    source = next(iter(band_files(source).values()))
     return safe_name(PurePosixPath(_place(public_name(source)).replace("\\", "/")).stem)
 
 
@@ -233,22 +239,33 @@ def _in_document(document: Any, name: str, asset: str | None) -> Iterator[Input]
 def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
     label = str(item.get("id") or "without id")
     assets = {key: a for key, a in item["assets"].items() if isinstance(a, dict) and a.get("href")}
-    chosen = _rasters(assets) if asset is None else [asset]
-    if _USUAL_ASSET in chosen:
-        chosen = [_USUAL_ASSET]
-    if len(chosen) != 1 or chosen[0] not in assets:
-        problem = "several rasters" if len(chosen) > 1 else f"no asset {asset or 'with a raster'}"
+    found = _rasters(assets)
+    if asset is not None:
+        chosen = [asset] if asset in assets else [part.strip() for part in asset.split(",")]
+    else:
+        chosen = [_USUAL_ASSET] if _USUAL_ASSET in found else found
+    lacking = [part for part in chosen if part not in assets]
+    problem = f"no asset {', '.join(lacking)}" if lacking else ""
+    if asset is None and len(chosen) != 1:
+        problem = "several rasters" if chosen else "no asset with a raster"
+    if problem:
         raise UsageError(
             f"{name}: item {label} has {problem}; choose with --asset among "
-            f"{', '.join(_rasters(assets) or assets)}"
+            f"{', '.join(found or assets)} (of one band each: --asset red,green,blue)"
         )
-    href = str(assets[chosen[0]]["href"])
-    if not (href.startswith("/vsi") or "://" in href or os.path.isabs(href)):
-        href = urljoin(name, href) if _is_web(name) else _beside(name, href)
+    files = {part: _href(str(assets[part]["href"]), name) for part in chosen}
+    source = stack_name(files) if len(files) > 1 else files[chosen[0]]
     properties = item.get("properties")
     acquired = properties.get("datetime") if isinstance(properties, dict) else None
-    stem = safe_name(label) if item.get("id") else stem_of(href)
-    return Input(href, stem, _moment(acquired, f"{name}: item {label}"))
+    stem = safe_name(label) if item.get("id") else stem_of(source)
+    return Input(source, stem, _moment(acquired, f"{name}: item {label}"))
+
+
+def _href(href: str, item: str) -> str:
+    """Where an asset is, seen from here."""
+    if href.startswith("/vsi") or "://" in href or os.path.isabs(href):
+        return href
+    return urljoin(item, href) if _is_web(item) else _beside(item, href)
 
 
 def _moment(acquired: Any, item: str) -> str | None:

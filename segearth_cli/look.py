@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
 from segearth_cli.options import BACKGROUND_NAMES, SegmentOptions, TuneOptions
 from segearth_cli.segment import check_options, open_for_model, warn_of_scene
+from segearth_cli.stack import title_of
 from segearth_cli.stream import Model, class_legend, load_model, window_grid
 
 UNCLASSIFIED = "unclassified"  # value 0 without a background
@@ -143,7 +143,7 @@ def look_at(
     size = pass_size(model.segmenter.device, options.model.batch_size, len(grid))
     progress = tqdm(
         unit="window",
-        desc=Path(scene.source).name,
+        desc=title_of(scene.source),
         disable=None if options.progress else True,  # None: where stderr is no terminal
         leave=False,
     )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record, to_tags
 from segearth_cli.geo.writer import Legend
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
+from segearth_cli.stack import band_files, title_of
 from segearth_cli.staging import Staging, files_of
 
 STDOUT = "-"
@@ -68,9 +70,9 @@ FileId = tuple[int, int]  # device and number on it
 def file_ids(sources: Iterable[str]) -> frozenset[FileId]:
     """The files among the sources, however they are called."""
     found = set()
-    for source in sources:
+    for file in chain.from_iterable(band_files(source).values() for source in sources):
         with contextlib.suppress(OSError, ValueError):
-            stat = os.stat(source)
+            stat = os.stat(file)
             found.add((stat.st_dev, stat.st_ino))
     return frozenset(found)
 
@@ -182,7 +184,7 @@ def _write_preview(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]
         classes,
         class_map.legend,
         place,
-        title=Path(scene.source).name,
+        title=title_of(scene.source),
         pixels=class_map.counts,
         record=class_map.record,
     )

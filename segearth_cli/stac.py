@@ -24,6 +24,7 @@ from segearth_cli.geo.recorded import KEY, Record
 from segearth_cli.geo.writer import Legend
 from segearth_cli.options import STAC_SUFFIX, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.plain import plain
+from segearth_cli.stack import band_files
 from segearth_cli.staging import shown
 
 EXTENSIONS = tuple(
@@ -79,7 +80,6 @@ def item_of(
     """The Item as JSON has it."""
     path = Path(str(options.stac_path))
     source = record["source"]
-    outside = "://" in source or source.startswith("/vsi")
     geometry, bbox = footprint(grid)
     if geometry is None:
         logger.warning("%s: no place on Earth, so that catalogues will not find it by place", path)
@@ -97,7 +97,8 @@ def item_of(
             KEY: plain(record),
         },
         "links": [
-            {"rel": "derived_from", "href": source if outside else _relative(source, path.parent)}
+            {"rel": "derived_from", "href": _relative(file, path.parent)}
+            for file in band_files(source).values()
         ],
         "assets": _assets(options, path.parent, _classes(legend, counts)),
     }
@@ -251,7 +252,9 @@ def _assets(
 
 
 def _relative(name: str, folder: Path) -> str:
-    """A file's place as a URI seen from the Item."""
+    """A file's place as a URI seen from the Item; what is no file on a disk stays as it is."""
+    if "://" in name or name.startswith("/vsi"):
+        return name
     try:
         path = os.path.relpath(name, folder)
     except ValueError:  # another drive of Windows

@@ -30,6 +30,7 @@ from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_voca
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
 from segearth_cli.model.windows import MARGIN, Strip
 from segearth_cli.options import SegmentOptions
+from segearth_cli.stack import title_of
 from segearth_cli.stages import stage
 
 PERCENT_NODATA = 255
@@ -221,7 +222,7 @@ def classify_rows(
     progress = tqdm(
         total=len(grid),
         unit="window",
-        desc=Path(scene.source).name,
+        desc=title_of(scene.source),
         disable=None if options.progress else True,  # None: where stderr is no terminal
         leave=False,
     )

@@ -21,6 +21,7 @@ from rasterio.windows import Window
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 
+_SAME = 1e-3  # pixels: grids that differ by less are one
 _EDGE = 1e-4  # pixels: how far a box may miss a pixel's edge by rounding
 _FARTHEST = 1e15  # CRS units
 _FINEST = 1e-14  # of the largest coordinate: a pixel's side in float64
@@ -67,6 +68,17 @@ class Grid:
             and min(across, down) > largest * _FINEST
             and abs(a * e - b * d) > _FLATTEST * across * down
         )
+
+    def is_same(self, other: "Grid") -> bool:
+        """Whether the other grid's pixels are these, up to rounding."""
+        if (self.width, self.height, self.crs) != (other.width, other.height, other.crs):
+            return False
+        if self.gcps or other.gcps:
+            own, others = ([(p.row, p.col, p.x, p.y) for p in g.gcps] for g in (self, other))
+            return own == others
+        cols, rows = np.array([0.0, self.width, 0.0]), np.array([0.0, 0.0, self.height])
+        found = np.stack(self.pixels(*other.ground(cols, rows)))
+        return float(np.abs(found - np.stack([cols, rows])).max()) < _SAME
 
     def ground(self, cols: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return x and y (CRS units) of fractional pixel positions (corners are whole numbers)."""

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 
-import numpy as np
 from rasterio.warp import transform_bounds
 
 from segearth_cli.errors import SceneError
@@ -11,8 +10,6 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.raster import Reading, Scene, open_scene
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.options import SceneOptions
-
-_SAME = 1e-3  # pixels: grids that differ by less are one
 
 
 def open_pair(
@@ -60,21 +57,11 @@ def shared_grid(optical: str, sar: str) -> tuple[Grid, bool]:
         return first, True
     if first.gcps:
         raise SceneError(f"{optical} is placed by control points only; rectify it with gdalwarp")
-    if _is_same(first, second):
+    if first.is_same(second):
         return first, True
     if not _touch(first, second):
         raise SceneError(f"{optical} and {sar} do not touch on the ground")
     return first, False
-
-
-def _is_same(first: Grid, second: Grid) -> bool:
-    size = (first.width, first.height) == (second.width, second.height)
-    if not size or first.crs != second.crs or second.gcps:
-        return False
-    cols, rows = np.array([0.0, first.width, 0.0]), np.array([0.0, 0.0, first.height])
-    found = first.pixels(*second.ground(cols, rows))
-    distance = float(np.abs(np.stack(found) - np.stack([cols, rows])).max())
-    return distance < _SAME
 
 
 def _touch(first: Grid, second: Grid) -> bool:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import rasterio
 
 from segearth_cli.errors import SceneError
+from segearth_cli.stack import band_files
 
 _WEB = ("http://", "https://", "ftp://")
 _STORES = {"s3": "/vsis3", "gs": "/vsigs", "az": "/vsiaz", "oss": "/vsioss"}
@@ -67,7 +68,8 @@ def patiently(source: str, attempt: Callable[[], T]) -> T:
         if give_up.wait(pause):
             break
         try:
-            with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_gdal_name(source)):
+            names = ":".join(map(_gdal_name, band_files(source).values()))
+            with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=names):
                 return attempt()
         except SceneError as error:
             failure = error

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, win
 from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.options import SceneOptions
+from segearth_cli.stack import band_files, is_stack
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
@@ -67,6 +68,8 @@ def gdal_settings(source: str) -> dict[str, Any]:
 @contextmanager
 def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
     """Open a raster, or what is made of it; raises SceneError for what is none."""
+    if virtual is None and is_stack(source):
+        virtual = stacked(band_files(source))
     try:
         src = rasterio.open(virtual.text if virtual else source)
     except (*GDAL_ERRORS, ValueError) as error:
@@ -104,14 +107,15 @@ def check_claim(source: str, window: Window) -> None:
 
     Raises SceneError: going through them would take days, of nothing.
     """
-    if not source.lower().endswith((".tif", ".tiff")) or not os.path.isfile(source):
-        return
-    pixels, size = int(window.width) * int(window.height), os.path.getsize(source)
-    if pixels > _PLAUSIBLE and pixels > _DENSEST * size:
-        raise SceneError(
-            f"{source} claims {window.width} x {window.height} pixels in {size} bytes: it is "
-            "empty or damaged; name a part of it with --bbox"
-        )
+    for file in band_files(source).values():
+        if not file.lower().endswith((".tif", ".tiff")) or not os.path.isfile(file):
+            continue
+        pixels, size = int(window.width) * int(window.height), os.path.getsize(file)
+        if pixels > _PLAUSIBLE and pixels > _DENSEST * size:
+            raise SceneError(
+                f"{file} claims {window.width} x {window.height} pixels in {size} bytes: it is "
+                "empty or damaged; name a part of it with --bbox"
+            )
 
 
 def band_facts(src: Any) -> sensors.BandFacts:
@@ -124,17 +128,21 @@ def band_facts(src: Any) -> sensors.BandFacts:
     )
 
 
-def file_grid(src: Any, source: str) -> Grid:
-    """Return the file's grid, with a warning where it has no place on the ground."""
+def _grid_of(src: Any) -> Grid:
     gcps, gcps_crs = src.gcps
     placed_by_gcps = bool(gcps) and src.crs is None and src.transform.is_identity
-    grid = Grid(
+    return Grid(
         width=src.width,
         height=src.height,
         transform=src.transform,
         crs=(gcps_crs or None) if placed_by_gcps else (src.crs or None),
         gcps=tuple(gcps) if placed_by_gcps else (),
     )
+
+
+def file_grid(src: Any, source: str) -> Grid:
+    """Return the file's grid, with a warning where it has no place on the ground."""
+    grid = _grid_of(src)
     if not grid.is_sound:
         raise SceneError(
             f"cannot place {source}: its geotransform {tuple(grid.transform)[:6]} gives pixels no "
@@ -151,8 +159,41 @@ def file_grid(src: Any, source: str) -> Grid:
     return grid
 
 
+def stacked(files: Mapping[str, str]) -> VirtualRaster:
+    """Return the bands of files as one raster, where they have the names that the files have here.
+
+    What the first file masks is masked. Raises SceneError for files that are not on one grid.
+    """
+    with ExitStack() as resources:
+        sources = {name: resources.enter_context(opened(file)) for name, file in files.items()}
+        (first, leading), *others = sources.items()
+        grid, alpha = _grid_of(leading), band_facts(leading).alpha
+        for name, src in others:
+            if not grid.is_same(_grid_of(src)):
+                raise SceneError(
+                    f"{files[first]} and {files[name]} are not on one grid; resample them, for "
+                    "instance with gdalbuildvrt -separate"
+                )
+        virtual = VirtualRaster(_gdal_name(leading, files[first]), grid)
+        virtual.tag(leading.tags())
+        for name, src in sources.items():
+            path, facts = _gdal_name(src, files[name]), band_facts(src)
+            for band in facts.data:
+                own = facts.descriptions[band - 1] or str(band)
+                called = name if len(facts.data) == 1 else f"{name} {own}"
+                dtype, nodata = facts.dtypes[band - 1], src.nodatavals[band - 1]
+                virtual.add_band(band, dtype, nodata, called, path=path)
+        if alpha:
+            virtual.add_alpha(alpha, leading.dtypes[alpha - 1])
+        elif _has_mask(leading, 1):
+            virtual.add_alpha("mask,1")
+        return virtual
+
+
 def _gdal_name(src: Any, source: str) -> str:
     """Return the name by which GDAL itself opens the source (rasterio also takes URIs)."""
+    if is_stack(source):
+        return str(src.name)
     if "://" in source and source.startswith(_URI_SCHEMES):
         return str(src.files[0]) if src.files else source
     return os.path.abspath(source) if os.path.exists(source) else source

@@ -24,6 +24,9 @@ _GDAL_TYPES = {
     "float16": "Float32",  # GDAL knows halves from 3.11 on
     "float32": "Float32",
     "float64": "Float64",
+    "complex_int16": "CInt16",
+    "complex64": "CFloat32",
+    "complex128": "CFloat64",
 }
 _ALPHA = {"ColorInterp": "Alpha"}
 
@@ -31,10 +34,10 @@ Colour = tuple[int, int, int]
 
 
 class VirtualRaster:
-    """A VRT over one file, built band by band; ``text`` is what ``rasterio.open`` takes."""
+    """A VRT, built band by band; ``text`` is what ``rasterio.open`` takes."""
 
     def __init__(self, path: str, grid: Grid) -> None:
-        """``path`` is a name that GDAL knows, absolute or virtual."""
+        """``path`` is where bands are taken from: a name that GDAL knows, absolute or virtual."""
         self._path = path
         size = {"rasterXSize": str(grid.width), "rasterYSize": str(grid.height)}
         self._root = ET.Element("VRTDataset", size)
@@ -74,8 +77,9 @@ class VirtualRaster:
         description: str = "",
         colours: Sequence[Colour] = (),
         categories: Sequence[str] = (),
+        path: str | None = None,
     ) -> None:
-        """Add a band as it is, with what labels it."""
+        """Add a band as it is, with what labels it; maybe from another ``path``, on this grid."""
         band = self._band(_GDAL_TYPES[dtype])
         if description:
             ET.SubElement(band, "Description").text = description
@@ -91,7 +95,7 @@ class VirtualRaster:
             names = ET.SubElement(band, "CategoryNames")
             for category in categories:
                 ET.SubElement(names, "Category").text = category
-        self._source(band, "SimpleSource", source_band)
+        self._source(band, "SimpleSource", source_band, path)
 
     def add_amplitude(self, source_band: int, dtype: str, nodata: float | None = None) -> None:
         """Add the absolute value of a complex band, float32; ``nodata`` is the band's own."""
@@ -136,9 +140,11 @@ class VirtualRaster:
             ET.SubElement(band, "ColorInterp").text = interpretation
         return band
 
-    def _source(self, band: ET.Element, kind: str, source_band: int | str) -> ET.Element:
+    def _source(
+        self, band: ET.Element, kind: str, source_band: int | str, path: str | None = None
+    ) -> ET.Element:
         source = ET.SubElement(band, kind)
-        ET.SubElement(source, "SourceFilename", {"relativeToVRT": "0"}).text = self._path
+        ET.SubElement(source, "SourceFilename", {"relativeToVRT": "0"}).text = path or self._path
         ET.SubElement(source, "SourceBand").text = str(source_band)
         return source
 
