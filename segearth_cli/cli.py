@@ -160,7 +160,8 @@ def segment_command(
         typer.Argument(
             metavar="INPUT",
             show_envvar=False,
-            help="Rasters: paths, GDAL paths or URLs; folders, tile indexes, STAC Items; "
+            help="Rasters: paths, GDAL paths or URLs; folders, tile indexes, STAC Items; bands in "
+            'files of their own as {"red": "B4.tif", "green": "B3.tif", "blue": "B2.tif"}; '
             "- reads them from stdin, one a line.",
         ),
     ],

@@ -107,7 +107,7 @@ Speckle: TypeAlias = Annotated[
 Asset: TypeAlias = Annotated[
     str | None,
     many_option(
-        metavar="NAME",
+        metavar="NAME[,NAME...]",
         help="The asset of STAC Items to read, or several that are a band each, as red,green,blue. "
         "Default: visual, or its only raster.",
     ),

@@ -10,14 +10,14 @@ import re
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.stack import band_files, is_stack, stack_name
+from segearth_cli.names import files_named, public_name, stack_files, stack_name
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
 _INDEX_SUFFIXES = (".shp", ".fgb", ".gpkg")
@@ -42,7 +42,7 @@ class Input:
 
     @classmethod
     def of(cls, source: str | Input) -> Input:
-        """The input of a path, GDAL virtual path or URL."""
+        """The input of a scene's name (see `names`)."""
         return source if isinstance(source, Input) else cls(source, stem_of(source))
 
 
@@ -84,8 +84,8 @@ def _expanded(name: str, asset: str | None) -> list[Input]:
         raise UsageError("the name of a scene is empty; check the variable that it comes from")
     if "\0" in name:
         raise UsageError("the name of a scene holds a zero byte; separate names by lines")
-    if is_stack(name):
-        return [Input.of(name)]
+    if (stack := stack_files(name)) is not None:
+        return [Input.of(stack_name(stack))]
     if os.path.isdir(name):
         return _in_folder(Path(name))
     suffix = PurePosixPath(_place(name)).suffix.lower()
@@ -106,23 +106,8 @@ def stem_of(source: str) -> str:
     Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` the file's; of bands in files of
     their own the first one's.
     """
-    source = next(iter(band_files(source).values()))
-    return safe_name(PurePosixPath(_place(public_name(source)).replace("\\", "/")).stem)
-
-
-def public_name(source: str) -> str:
-    """A scene's name for others to read: its URLs without user, password and query.
-
-    They are looked for inside GDAL's names too, as ``/vsicurl?url=...`` and ``NETCDF:"..."``.
-    """
-
-    def url(options: re.Match[str]) -> str:
-        return f"/vsicurl/{dict(parse_qsl(options[1])).get('url', '')}"
-
-    plain = re.sub(r'/vsicurl(?:_streaming)?\?([^"}]*)', url, source)
-    if "://" not in plain:
-        return plain
-    return re.sub(r'\?[^"}]*', "", re.sub(r'://[^/?"\s]*@', "://", plain))
+    first = public_name(files_named(source)[0])
+    return safe_name(PurePosixPath(_place(first).replace("\\", "/")).stem)
 
 
 def _place(source: str) -> str:
@@ -239,19 +224,18 @@ def _in_document(document: Any, name: str, asset: str | None) -> Iterator[Input]
 def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
     label = str(item.get("id") or "without id")
     assets = {key: a for key, a in item["assets"].items() if isinstance(a, dict) and a.get("href")}
-    found = _rasters(assets)
+    rasters = _rasters(assets)
     if asset is not None:
-        chosen = [asset] if asset in assets else [part.strip() for part in asset.split(",")]
+        chosen = _asked(asset, assets)
+        lacking = [part for part in chosen if part not in assets]
+        problem = f"no asset {', '.join(lacking)}" if lacking else ""
     else:
-        chosen = [_USUAL_ASSET] if _USUAL_ASSET in found else found
-    lacking = [part for part in chosen if part not in assets]
-    problem = f"no asset {', '.join(lacking)}" if lacking else ""
-    if asset is None and len(chosen) != 1:
-        problem = "several rasters" if chosen else "no asset with a raster"
+        chosen = [_USUAL_ASSET] if _USUAL_ASSET in rasters else rasters
+        problem = {0: "no asset with a raster", 1: ""}.get(len(chosen), "several rasters")
     if problem:
         raise UsageError(
             f"{name}: item {label} has {problem}; choose with --asset among "
-            f"{', '.join(found or assets)} (of one band each: --asset red,green,blue)"
+            f"{', '.join(rasters or assets)} (of one band each: --asset red,green,blue)"
         )
     files = {part: _href(str(assets[part]["href"]), name) for part in chosen}
     source = stack_name(files) if len(files) > 1 else files[chosen[0]]
@@ -259,6 +243,14 @@ def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
     acquired = properties.get("datetime") if isinstance(properties, dict) else None
     stem = safe_name(label) if item.get("id") else stem_of(source)
     return Input(source, stem, _moment(acquired, f"{name}: item {label}"))
+
+
+def _asked(asset: str, assets: Collection[str]) -> list[str]:
+    """The assets that ``--asset`` names: one, or several with commas between."""
+    names = [asset] if asset in assets else [part.strip() for part in asset.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise UsageError(f"--asset {asset!r} names nothing, or one asset twice; try red,green,blue")
+    return names
 
 
 def _href(href: str, item: str) -> str:

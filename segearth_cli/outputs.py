@@ -18,8 +18,8 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record, to_tags
 from segearth_cli.geo.writer import Legend
+from segearth_cli.names import files_named, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
-from segearth_cli.stack import band_files, title_of
 from segearth_cli.staging import Staging, files_of
 
 STDOUT = "-"
@@ -70,7 +70,7 @@ FileId = tuple[int, int]  # device and number on it
 def file_ids(sources: Iterable[str]) -> frozenset[FileId]:
     """The files among the sources, however they are called."""
     found = set()
-    for file in chain.from_iterable(band_files(source).values() for source in sources):
+    for file in chain.from_iterable(map(files_named, sources)):
         with contextlib.suppress(OSError, ValueError):
             stat = os.stat(file)
             found.add((stat.st_dev, stat.st_ino))

@@ -21,10 +21,10 @@ from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.recorded import Record
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.writer import RowWriter
-from segearth_cli.inputs import public_name
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings
 from segearth_cli.model.weights import found_model, resolve_model
+from segearth_cli.names import public_name
 from segearth_cli.options import SegmentOptions
 from segearth_cli.outputs import (
     STDOUT,
@@ -115,7 +115,7 @@ def segment(
     """Segment one scene into the outputs that the options name.
 
     Args:
-        source: a path, GDAL virtual path or URL.
+        source: the scene's name (see `names`).
         options: what to look for and what to write.
         load: the model for the scene's sensor, which many scenes can share. Who gives it has
             checked the options.

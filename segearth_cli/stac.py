@@ -22,9 +22,9 @@ from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.grid import Grid, is_on_earth
 from segearth_cli.geo.recorded import KEY, Record
 from segearth_cli.geo.writer import Legend
+from segearth_cli.names import files_named
 from segearth_cli.options import STAC_SUFFIX, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.plain import plain
-from segearth_cli.stack import band_files
 from segearth_cli.staging import shown
 
 EXTENSIONS = tuple(
@@ -98,7 +98,7 @@ def item_of(
         },
         "links": [
             {"rel": "derived_from", "href": _relative(file, path.parent)}
-            for file in band_files(source).values()
+            for file in files_named(source)
         ],
         "assets": _assets(options, path.parent, _classes(legend, counts)),
     }

@@ -29,8 +29,8 @@ from segearth_cli.model.mosaic import blended_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
 from segearth_cli.model.windows import MARGIN, Strip
+from segearth_cli.names import title_of
 from segearth_cli.options import SegmentOptions
-from segearth_cli.stack import title_of
 from segearth_cli.stages import stage
 
 PERCENT_NODATA = 255

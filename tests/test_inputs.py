@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from segearth_cli.batch import segment_all
 from segearth_cli.cli import app
 from segearth_cli.errors import SceneError, SegEarthError, UsageError
-from segearth_cli.inputs import Input, expand_inputs, public_name, safe_name, stem_of
+from segearth_cli.inputs import Input, expand_inputs, safe_name, stem_of
+from segearth_cli.names import public_name
 from segearth_cli.segment import segment
 
 TAKEN = "2024-05-06T07:08:09Z"

@@ -12,7 +12,7 @@ from PIL import Image
 from scenes import write_scene
 
 from segearth_cli.training import mini, mini_sar
-from segearth_cli.training.mini_augment import crop, looks_of, overgrown, relit, repeated
+from segearth_cli.training.mini_augment import copy_pasted, crop, looks_of, relit, repeated
 from segearth_cli.training.mini_data import Batches, Source, read_sources
 from segearth_cli.training.mini_network import (
     architecture,
@@ -184,7 +184,7 @@ def test_copied_plants_are_seen_where_they_are_labelled():
     ground, plants = np.full((112, 112, 3), 200, np.uint8), np.full((112, 112, 3), 90, np.uint8)
     covered = []
     for _ in range(20):
-        image, label = overgrown(ground, np.ones((56, 56), np.uint8), plants, 3, rng)
+        image, label = copy_pasted(ground, np.ones((56, 56), np.uint8), plants, 3, rng)
         seen = image.min(-1)[1::2, 1::2] < 150  # plants get no lighter than they are, or hardly
         assert set(np.unique(label)) <= {1, 3}
         assert ((label == 3) == seen).mean() > 0.9  # edges are soft

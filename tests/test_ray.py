@@ -287,7 +287,8 @@ def test_scenes_of_a_node_that_dies_are_made_by_others(
                 os.kill(worker, signal.SIGSTOP)
         cluster.remove_node(mortal, allow_graceful=False)
         for worker in stopped:
-            os.kill(worker, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has gone with its node
+                os.kill(worker, signal.SIGKILL)
         killed.set()
 
     threading.Thread(target=kill_when_both_are_busy, daemon=True).start()

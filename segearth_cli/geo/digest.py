@@ -13,6 +13,7 @@ from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.names import stack_files
 
 _WHOLE = 4 << 20  # bytes: smaller files are read whole
 _END = 1 << 20  # bytes at the head and at the tail of larger ones
@@ -39,13 +40,27 @@ def source_digest(source: str) -> dict[str, Any]:
 def _digest(source: str) -> dict[str, Any]:
     with environment(gdal_settings(source)), opened(source) as src:
         total = hashlib.sha256(_facts(src).encode())
-        files = [file for file in src.files if not file.lower().endswith(_MADE_BY_VIEWERS)]
+        files = [
+            file for file in _files(src, source) if not file.lower().endswith(_MADE_BY_VIEWERS)
+        ]
         if files and all(map(os.path.isfile, files)):
             size = sum(map(os.path.getsize, files))
             covers = _add_files(total, [Path(file) for file in files], source)
         else:
             size, covers = None, _add_pixels(total, src, source)
     return {"sha256": total.hexdigest(), "bytes": size, "covers": covers}
+
+
+def _files(src: Any, source: str) -> list[str]:
+    """All files that a scene is made of; of a stack each band's own, with its mask."""
+    stack = stack_files(source)
+    if stack is None:
+        return list(src.files)
+    found: list[str] = []
+    for file in stack.values():
+        with opened(file) as band:
+            found += band.files or [file]  # what is no file of a disk's stays none
+    return found
 
 
 def _facts(src: Any) -> str:

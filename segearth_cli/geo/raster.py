@@ -302,7 +302,7 @@ def open_scene(
     prefix: str = "",
     radar: Callable[[], SceneOptions] | None = None,
 ) -> Scene:
-    """Open a path, GDAL virtual path or URL as ``options`` say, or on a given grid.
+    """Open a scene by its name (see `names`) as ``options`` say, or on a given grid.
 
     ``reading`` is that of the same scene, opened before by the same options: its values are not
     looked at again. ``prefix`` is that of its options' names in messages, as in ``--sar-bands``.

@@ -15,7 +15,7 @@ from typing import TypeVar
 import rasterio
 
 from segearth_cli.errors import SceneError
-from segearth_cli.stack import band_files
+from segearth_cli.names import files_named
 
 _WEB = ("http://", "https://", "ftp://")
 _STORES = {"s3": "/vsis3", "gs": "/vsigs", "az": "/vsiaz", "oss": "/vsioss"}
@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 def is_remote(source: str) -> bool:
     """Whether GDAL reads the source over a network."""
     stores = (f"{scheme}://" for scheme in _STORES)
-    return any(part in source for part in (*_WEB, *stores, *_REMOTE_VSI))  # in an archive too
+    places = (*_WEB, *stores, *_REMOTE_VSI)
+    return any(part in file for file in files_named(source) for part in places)  # in archives too
 
 
 def retry_settings() -> dict[str, str]:
@@ -68,7 +69,7 @@ def patiently(source: str, attempt: Callable[[], T]) -> T:
         if give_up.wait(pause):
             break
         try:
-            names = ":".join(map(_gdal_name, band_files(source).values()))
+            names = ":".join(map(_gdal_name, files_named(source)))
             with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=names):
                 return attempt()
         except SceneError as error:

@@ -27,8 +27,8 @@ from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, window_of_box
 from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
+from segearth_cli.names import files_named, stack_files
 from segearth_cli.options import SceneOptions
-from segearth_cli.stack import band_files, is_stack
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
 _URI_SCHEMES = ("http", "ftp", "s3", "gs", "az", "oss", "zip", "tar", "gzip", "file")
@@ -68,8 +68,8 @@ def gdal_settings(source: str) -> dict[str, Any]:
 @contextmanager
 def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
     """Open a raster, or what is made of it; raises SceneError for what is none."""
-    if virtual is None and is_stack(source):
-        virtual = stacked(band_files(source))
+    if virtual is None and (files := stack_files(source)) is not None:
+        virtual = band_stack(files)
     try:
         src = rasterio.open(virtual.text if virtual else source)
     except (*GDAL_ERRORS, ValueError) as error:
@@ -89,6 +89,11 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
 
 
 def _why_not(source: str, error: BaseException) -> str:
+    if source.lstrip().startswith("{") and not os.path.exists(source):
+        return (
+            'it is no JSON object of band names and files, as {"red": "B04.tif", ...}; write '
+            "backslashes twice, or as slashes"
+        )
     local = not source.startswith("/vsi") and "://" not in source
     if local and not os.path.exists(source) and ":" not in source:
         return "there is no such file"
@@ -107,7 +112,7 @@ def check_claim(source: str, window: Window) -> None:
 
     Raises SceneError: going through them would take days, of nothing.
     """
-    for file in band_files(source).values():
+    for file in files_named(source):
         if not file.lower().endswith((".tif", ".tiff")) or not os.path.isfile(file):
             continue
         pixels, size = int(window.width) * int(window.height), os.path.getsize(file)
@@ -128,26 +133,27 @@ def band_facts(src: Any) -> sensors.BandFacts:
     )
 
 
-def _grid_of(src: Any) -> Grid:
+def _grid_of(src: Any, source: str) -> Grid:
     gcps, gcps_crs = src.gcps
     placed_by_gcps = bool(gcps) and src.crs is None and src.transform.is_identity
-    return Grid(
+    grid = Grid(
         width=src.width,
         height=src.height,
         transform=src.transform,
         crs=(gcps_crs or None) if placed_by_gcps else (src.crs or None),
         gcps=tuple(gcps) if placed_by_gcps else (),
     )
-
-
-def file_grid(src: Any, source: str) -> Grid:
-    """Return the file's grid, with a warning where it has no place on the ground."""
-    grid = _grid_of(src)
     if not grid.is_sound:
         raise SceneError(
             f"cannot place {source}: its geotransform {tuple(grid.transform)[:6]} gives pixels no "
             "size on the ground; correct it, for instance with gdal_edit"
         )
+    return grid
+
+
+def file_grid(src: Any, source: str) -> Grid:
+    """Return the file's grid, with a warning where it has no place on the ground."""
+    grid = _grid_of(src, source)
     if grid.crs is None:
         logger.warning(
             "%s has %s: working in pixel coordinates, without areas in square metres",
@@ -159,40 +165,60 @@ def file_grid(src: Any, source: str) -> Grid:
     return grid
 
 
-def stacked(files: Mapping[str, str]) -> VirtualRaster:
-    """Return the bands of files as one raster, where they have the names that the files have here.
+def band_stack(files: Mapping[str, str]) -> VirtualRaster:
+    """Return the bands of files on one grid as one raster, each called as its file is here.
 
-    What the first file masks is masked. Raises SceneError for files that are not on one grid.
+    Raises SceneError for files that do not make one.
     """
     with ExitStack() as resources:
         sources = {name: resources.enter_context(opened(file)) for name, file in files.items()}
-        (first, leading), *others = sources.items()
-        grid, alpha = _grid_of(leading), band_facts(leading).alpha
-        for name, src in others:
-            if not grid.is_same(_grid_of(src)):
-                raise SceneError(
-                    f"{files[first]} and {files[name]} are not on one grid; resample them, for "
-                    "instance with gdalbuildvrt -separate"
-                )
-        virtual = VirtualRaster(_gdal_name(leading, files[first]), grid)
-        virtual.tag(leading.tags())
+        grids = {name: _grid_of(src, files[name]) for name, src in sources.items()}
+        first = next(iter(files))
+        virtual = VirtualRaster("", grids[first])
+        virtual.tag(sources[first].tags())
         for name, src in sources.items():
-            path, facts = _gdal_name(src, files[name]), band_facts(src)
+            facts, path = band_facts(src), _gdal_name(src, files[name])
+            _check_stackable(files, grids, sources, name)
             for band in facts.data:
                 own = facts.descriptions[band - 1] or str(band)
-                called = name if len(facts.data) == 1 else f"{name} {own}"
-                dtype, nodata = facts.dtypes[band - 1], src.nodatavals[band - 1]
-                virtual.add_band(band, dtype, nodata, called, path=path)
-        if alpha:
-            virtual.add_alpha(alpha, leading.dtypes[alpha - 1])
-        elif _has_mask(leading, 1):
-            virtual.add_alpha("mask,1")
+                virtual.add_band(
+                    band,
+                    facts.dtypes[band - 1],
+                    src.nodatavals[band - 1],
+                    name if len(facts.data) == 1 else f"{name} {own}",
+                    path=path,
+                    bits=src.tags(band, ns="IMAGE_STRUCTURE").get("NBITS"),
+                    masked=facts.alpha is not None or _has_mask(src, band),
+                )
         return virtual
+
+
+def _check_stackable(
+    files: Mapping[str, str], grids: Mapping[str, Grid], sources: Mapping[str, Any], name: str
+) -> None:
+    """Refuse a file whose bands do not go with those of the first file."""
+    (first, leading), src = next(iter(sources.items())), sources[name]
+    if name.isdigit():
+        raise SceneError(f"a band is called {name!r}, as if it were a number; say what it shows")
+    if "palette" in band_facts(src).colours:
+        raise SceneError(
+            f"{files[name]} has a colour table: it is no band of a scene; name it alone"
+        )
+    if not grids[name].is_same(grids[first]):
+        raise SceneError(
+            f"{files[first]} and {files[name]} are not on one grid; put them on one with gdalwarp"
+        )
+    missing = {repr(value) for value in (*leading.nodatavals, *src.nodatavals)}
+    if len(missing) > 1:
+        raise SceneError(
+            f"{files[first]} and {files[name]} have different nodata values: "
+            f"{', '.join(sorted(missing))}; give them one with gdal_translate -a_nodata"
+        )
 
 
 def _gdal_name(src: Any, source: str) -> str:
     """Return the name by which GDAL itself opens the source (rasterio also takes URIs)."""
-    if is_stack(source):
+    if stack_files(source) is not None:
         return str(src.name)
     if "://" in source and source.startswith(_URI_SCHEMES):
         return str(src.files[0]) if src.files else source

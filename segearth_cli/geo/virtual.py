@@ -29,6 +29,7 @@ _GDAL_TYPES = {
     "complex128": "CFloat64",
 }
 _ALPHA = {"ColorInterp": "Alpha"}
+_MASK = {"dataType": "Byte"}
 
 Colour = tuple[int, int, int]
 
@@ -78,9 +79,17 @@ class VirtualRaster:
         colours: Sequence[Colour] = (),
         categories: Sequence[str] = (),
         path: str | None = None,
+        bits: str | None = None,
+        masked: bool = False,
     ) -> None:
-        """Add a band as it is, with what labels it; maybe from another ``path``, on this grid."""
+        """Add a band as it is, with what labels it; maybe from another ``path``, on this grid.
+
+        ``bits`` are those in use, as GDAL's NBITS; ``masked`` takes the band's mask too.
+        """
         band = self._band(_GDAL_TYPES[dtype])
+        if bits:
+            structure = ET.SubElement(band, "Metadata", {"domain": "IMAGE_STRUCTURE"})
+            ET.SubElement(structure, "MDI", {"key": "NBITS"}).text = bits
         if description:
             ET.SubElement(band, "Description").text = description
         if nodata is not None:
@@ -96,6 +105,9 @@ class VirtualRaster:
             for category in categories:
                 ET.SubElement(names, "Category").text = category
         self._source(band, "SimpleSource", source_band, path)
+        if masked:
+            mask = ET.SubElement(ET.SubElement(band, "MaskBand"), "VRTRasterBand", _MASK)
+            self._source(mask, "SimpleSource", f"mask,{source_band}", path)
 
     def add_amplitude(self, source_band: int, dtype: str, nodata: float | None = None) -> None:
         """Add the absolute value of a complex band, float32; ``nodata`` is the band's own."""

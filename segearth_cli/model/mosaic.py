@@ -133,6 +133,6 @@ class Windows:
         if self._before is not None:
             with stage("sum"):
                 for index, (logits,) in sorted(self._before.results.items()):
-                    weighed = logits * self._sums.window_weight
-                    self._sums.add(self._before.row, self._grid.columns[index], weighed)
+                    logits *= self._sums.window_weight
+                    self._sums.add(self._before.row, self._grid.columns[index], logits)
         self._before = None

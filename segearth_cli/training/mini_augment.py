@@ -90,7 +90,7 @@ def through(image: Pixels, ramp: npt.NDArray[np.floating]) -> Pixels:
     return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
 
 
-def overgrown(
+def copy_pasted(
     image: Pixels, label: Pixels, plants: Pixels, number: int, rng: np.random.Generator
 ) -> tuple[Pixels, Pixels]:
     """A window in which a random shape shows plants of elsewhere, labelled with that number.

@@ -17,9 +17,9 @@ from segearth_cli.training.mini_augment import (
     Pixels,
     augmented,
     chip_part,
+    copy_pasted,
     crop,
     looks_of,
-    overgrown,
     relit,
     repeated,
     resized,
@@ -29,7 +29,7 @@ IGNORE = 255
 SMALL_CHIPS = 0.6  # share of the steps whose chips are half as large
 SMALL_WINDOWS = 0.7  # the same of the windows, for patches so small that half a window is enough
 RELIT = 0.4  # share of the windows that take on another image's colours
-OVERGROWN = 0.35  # share of the windows of photographs that show plants of elsewhere
+COPY_PASTE = 0.35  # share of the windows of photographs that show plants of elsewhere
 TOKENS = 196  # of an image that counts as one: of larger windows there are fewer in a batch
 
 DUBAI_HELD_OUT = ("tile5", "tile6")
@@ -52,7 +52,7 @@ class Source:
     negatives: tuple[str, ...] = ()  # surely absent
     plants: tuple[int, ...] = ()  # classes that show plants well enough to copy them elsewhere
     rest: int | None = None  # the class that has no word of its own
-    overgrown: int | None = None  # the class that plants copied from elsewhere are of
+    pasted: int | None = None  # the class that plants copied from elsewhere are of
 
     @property
     def is_chips(self) -> bool:
@@ -161,7 +161,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             *read_dubai(data / "dubai"),
             share=0.36,
             negatives=("baseballdiamond", "airplane"),
-            overgrown=3,
+            pasted=3,
         ),
         Source(
             "buildings",
@@ -171,7 +171,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             loss_weight=0.7,
             negatives=absent,
             rest=0,
-            overgrown=0,
+            pasted=0,
         ),
     ]
     green = {
@@ -269,11 +269,11 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
             pick = int(rng.integers(len(source.images)))
             image, label = crop(source.images[pick], source.labels[pick], side, points, rng)
             look = self.looks[number][pick]
-        if source.overgrown is not None and self.plants and rng.random() < OVERGROWN:
+        if source.pasted is not None and self.plants and rng.random() < COPY_PASTE:
             chips = self.plants[int(rng.integers(len(self.plants)))]
             plants = chip_part(chips[int(rng.integers(len(chips)))], rng)
             plants = repeated(plants, side, int(rng.integers(1, 4)))
-            image, label = overgrown(image, label, plants, source.overgrown, rng)
+            image, label = copy_pasted(image, label, plants, source.pasted, rng)
         if rng.random() < RELIT:
             other = self.looks[int(rng.choice(list(self.looks)))]
             image = relit(image, look, other[int(rng.integers(len(other)))], rng.uniform(0, 1))

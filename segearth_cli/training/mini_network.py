@@ -177,10 +177,9 @@ def start_from(model: CLIP, trained: CLIP) -> None:
 
 
 def pixel_weights(source: Source) -> Tensor:
-    """A weight per class, mildly higher for the rare: 1 / sqrt(share), mean 1 over the pixels.
+    """A weight per class, mildly higher for the rare: 1 / sqrt(share), with a mean of 1.
 
-    What has no word of its own counts as much as any pixel, or less: where two classes meet it is
-    taken for that too often as it is.
+    The class without a word of its own gets 1 at most: borders of classes pass for it too often.
     """
     if source.is_chips:
         return torch.ones(len(source.classes))

@@ -17,13 +17,17 @@ from typer.testing import CliRunner
 
 from segearth_cli.cli import app
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.remote import is_remote
 from segearth_cli.inputs import expand_inputs
+from segearth_cli.names import files_named, public_name, stack_files, stack_name, title_of
 from segearth_cli.options import SceneOptions
 from segearth_cli.segment import segment
-from segearth_cli.stack import band_files, is_stack, stack_name, title_of
 
 NAMES = ("red", "green", "blue")
+NOWHERE = """<VRTDataset rasterXSize="130" rasterYSize="100">
+<GeoTransform>0,0,0,0,0,0</GeoTransform><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>"""
 
 
 def write_item(path, hrefs):
@@ -72,7 +76,7 @@ def test_bands_of_an_item_give_the_map_of_one_file(item, tiny_model, asset):
     links = json.loads(Path("LC09.stac.json").read_text())["links"]
     assert [link["href"] for link in links] == [f"./{n.strip()}.tif" for n in asset.split(",")]
     told = json.loads(run("info", "LC09.gpkg", "--json").stdout)
-    assert set(band_files(told["source"])) == set(NAMES)
+    assert set(stack_files(told["source"])) == set(NAMES)
     assert told["source_digest"]["covers"] == "everything"
     before = read("LC09.tif")
     again = shlex.split(told["command"])
@@ -99,6 +103,8 @@ def test_a_batch_goes_on_where_it_stopped_and_replaces_no_band(item, tiny_model)
     [
         ("red,nir,swir", "no asset nir, swir; choose with --asset among red, green, blue"),
         (None, "several rasters; choose .* red, green, blue .of one band each"),
+        ("red,", "--asset 'red,' names nothing, or one asset twice"),
+        ("red,red", "names nothing, or one asset twice; try red,green,blue"),
     ],
 )
 def test_assets_that_an_item_lacks_are_named(item, asset, message):
@@ -113,14 +119,22 @@ def test_assets_that_an_item_lacks_are_named(item, asset, message):
             {"transform": Affine(4, 0, 500_000, 0, -4, 5_400_000)},
             "red.tif and green.tif are not on",
         ),
-        ({"crs": "EPSG:32634"}, "red.tif and green.tif are not on one grid; resample them"),
+        ({"crs": "EPSG:32634"}, "red.tif and green.tif are not on one grid; put them on one"),
+        ({"nodata": 7}, "green.tif have different nodata values: 7.0, None; give them one with"),
+        (NOWHERE, "cannot place green.tif: its geotransform"),
+        ({"photometric": "palette"}, "green.tif has a colour table: it is no band"),
         (None, "cannot open green.tif: there is no such file"),
     ],
 )
 def test_bands_that_do_not_fit_are_one_line(item, tiny_model, profile, message):
     Path("green.tif").unlink()
-    if profile is not None:
+    if isinstance(profile, str):
+        Path("green.tif").write_text(profile)
+    elif profile is not None:
         write_scene(Path("green.tif"), blocks(1), **profile)
+    if profile == {"photometric": "palette"}:
+        with rasterio.open("green.tif", "r+") as dst:
+            dst.write_colormap(1, {n: (n, 0, 0, 255) for n in range(256)})
     result = run("segment", item, "--asset", "red,green,blue", "--classes", "a", "--model",
                  tiny_model, "-o", "map.tif", "-q")  # fmt: skip
     assert result.exit_code == 1
@@ -130,22 +144,44 @@ def test_bands_that_do_not_fit_are_one_line(item, tiny_model, profile, message):
 
 
 @pytest.mark.parametrize("kind", ["nodata", "mask", "alpha"])
-def test_what_the_files_leave_out_is_left_out(tmp_path, kind):
+def test_what_the_first_chosen_file_leaves_out_is_left_out(tmp_path, kind):
     image = blocks()
     image[:, 20:40, 30:60] = 0
     hole = image[0] == 0
     files = write_bands(tmp_path, image, **({"nodata": 0} if kind == "nodata" else {}))
-    first = tmp_path / "red.tif"
+    green = tmp_path / "green.tif"
     if kind == "mask":
-        with rasterio.open(first, "r+") as dst:
+        with rasterio.open(green, "r+") as dst:
             dst.write_mask(~hole)
     if kind == "alpha":
-        both = np.stack([image[0], np.where(hole, 0, 255).astype(np.uint8)])
-        write_scene(first, both, photometric="minisblack", alpha="yes")
+        both = np.stack([image[1], np.where(hole, 0, 255).astype(np.uint8)])
+        write_scene(green, both, photometric="minisblack", alpha="yes")
     source = stack_name({name: str(tmp_path / file) for name, file in files.items()})
-    pixels, valid = image_of(source)
+    pixels, valid = image_of(source, bands=("green", "red", "blue"))
     assert pixels.shape == image.shape
     assert (valid == ~hole).all()
+    warped = image_of(source, bands=("green",), gsd=1.0)[1]
+    assert (warped[1::2, 1::2] == ~hole).mean() > 0.99
+    assert image_of(source, bands=("red",))[1].all() == (kind != "nodata")
+
+
+def test_a_scene_is_another_one_when_a_mask_beside_a_band_changes(tmp_path):
+    files = write_bands(tmp_path)
+    source = stack_name({name: str(tmp_path / file) for name, file in files.items()})
+    digests = set()
+    for share in (0, 50):
+        with rasterio.open(tmp_path / "blue.tif", "r+") as dst:
+            dst.write_mask(np.arange(100)[:, None] >= np.full((100, 130), share))
+        digests.add(source_digest(source)["sha256"])
+    assert len(digests) == 2
+
+
+def test_bits_in_use_are_those_of_the_files(tmp_path):
+    image = blocks().astype(np.uint16) * 16
+    files = write_bands(tmp_path, image, nbits=12)
+    source = stack_name({name: str(tmp_path / file) for name, file in files.items()})
+    pixels, _ = image_of(source, stretch="none")
+    np.testing.assert_allclose(pixels, image / 4095, atol=1e-6)
 
 
 def test_values_are_those_of_the_files(tmp_path):
@@ -190,7 +226,7 @@ def test_bands_on_a_server(item, tmp_path, tiny_model):
     address = f"http://127.0.0.1:{server.server_port}"
     try:
         (found,) = expand_inputs([f"{address}/item.json"], asset="red,green,blue")
-        assert band_files(found.source) == {name: f"{address}/{name}.tif" for name in NAMES}
+        assert stack_files(found.source) == {name: f"{address}/{name}.tif" for name in NAMES}
         segment(found.source, options_for(tiny_model, "there.tif"))
         absent = found.source.replace("blue.tif", "absent.tif")
         with pytest.raises(SceneError, match=r"cannot open http://\S*/absent.tif: HTTP.* 404"):
@@ -202,8 +238,43 @@ def test_bands_on_a_server(item, tmp_path, tiny_model):
     assert (read("there.tif") == read("here.tif")).all()
 
 
-@pytest.mark.parametrize("name", ["{a}.tif", "{", "{}", '{"a": 1}', '{"a": ""}', "[1]", "a.tif"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{a}.tif",
+        "{",
+        "{}",
+        '{"a": 1}',
+        '{"a": ""}',
+        '{"": "a.tif"}',
+        "[1]",
+        "a.tif",
+        '{"a":' * 3000,
+    ],
+)
 def test_other_names_that_look_like_bands_are_files(name):
-    assert not is_stack(name)
-    assert band_files(name) == {"": name}
-    assert title_of(f"in/{name}") == name
+    assert stack_files(name) is None
+    assert files_named(name) == [name]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (r'{"red": "C:\data\B04.tif"}', "it is no JSON object of band names and files"),
+        ('{"1": "rgb.tif", "2": "rgb.tif"}', "a band is called '1', as if it were a number"),
+    ],
+)
+def test_names_that_are_no_scenes_are_one_line(item, tiny_model, source, message):
+    result = run("segment", source, "--classes", "a", "--model", tiny_model, "-o", "m.tif", "-q")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_nobody_reads_what_an_address_keeps_secret():
+    escaped = r'{"red": "http:\/\/me:pass@h.org\/a.tif?sig=\"1", "green": "what?.tif"}'
+    assert stack_files(public_name(escaped)) == {"red": "http://h.org/a.tif", "green": "what?.tif"}
+    assert is_remote(escaped)
+    assert title_of(escaped) == "a.tif, what?.tif"
+    many = stack_name({f"b{n}": f"https://h.org/{n}.tif?key=1" for n in range(10)})
+    assert title_of(many) == "0.tif, 1.tif, 2.tif and 7 more"

@@ -1,0 +1,64 @@
+"""What scenes are called, and what others may read of it.
+
+A scene is named by a path, a GDAL virtual path or a URL. One whose bands are files of their own is
+named by a JSON object of bands and files:
+
+    {"red": "B04.tif", "green": "B03.tif", "blue": "B02.tif"}
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+_MOST_IN_TITLE = 3
+
+
+def stack_name(files: Mapping[str, str]) -> str:
+    """The name of the scene whose bands, called so, are in these files."""
+    return json.dumps(files, ensure_ascii=False)
+
+
+def stack_files(source: str) -> dict[str, str] | None:
+    """The files of a scene by the names of their bands; none for a scene in one file."""
+    if not source.lstrip().startswith("{"):
+        return None
+    try:
+        files = json.loads(source)
+    except (ValueError, RecursionError):
+        return None
+    named = all(name and isinstance(file, str) and file for name, file in files.items())
+    return files if files and named else None
+
+
+def files_named(source: str) -> list[str]:
+    """The files, GDAL paths or URLs that a scene's name holds."""
+    return list((stack_files(source) or {"": source}).values())
+
+
+def public_name(source: str) -> str:
+    """A scene's name for others to read: its URLs without user, password and query.
+
+    They are looked for inside GDAL's names too, as ``/vsicurl?url=...`` and ``NETCDF:"..."``.
+    """
+    stack = stack_files(source)
+    if stack is not None:
+        return stack_name({name: public_name(file) for name, file in stack.items()})
+
+    def url(options: re.Match[str]) -> str:
+        return f"/vsicurl/{dict(parse_qsl(options[1])).get('url', '')}"
+
+    plain = re.sub(r'/vsicurl(?:_streaming)?\?([^"}]*)', url, source)
+    if "://" not in plain:
+        return plain
+    is_url = re.match(r"(/vsi\w+/)*\w+://", plain)
+    query = r"\?.*" if is_url else r'\?[^"}]*'
+    return re.sub(query, "", re.sub(r'://[^/?"\s]*@', "://", plain), flags=re.DOTALL)
+
+
+def title_of(source: str) -> str:
+    """What a scene is called where there is little room: its files without their folders."""
+    files = [Path(public_name(file)).name for file in files_named(source)]
+    more = len(files) - _MOST_IN_TITLE
+    return ", ".join(files[:_MOST_IN_TITLE]) + (f" and {more} more" if more > 0 else "")
