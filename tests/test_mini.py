@@ -11,8 +11,16 @@ from open_clip.model import CLIP
 from PIL import Image
 from scenes import write_scene
 
-from segearth_cli.training import mini, mini_sar
-from segearth_cli.training.mini_augment import copy_pasted, crop, looks_of, relit, repeated
+from segearth_cli.training import mini, mini_data, mini_sar
+from segearth_cli.training.mini_augment import (
+    crop,
+    dimmed,
+    looks_of,
+    pasted,
+    random_shape,
+    relit,
+    repeated,
+)
 from segearth_cli.training.mini_data import Batches, Source, read_sources
 from segearth_cli.training.mini_network import (
     architecture,
@@ -184,13 +192,34 @@ def test_copied_plants_are_seen_where_they_are_labelled():
     ground, plants = np.full((112, 112, 3), 200, np.uint8), np.full((112, 112, 3), 90, np.uint8)
     covered = []
     for _ in range(20):
-        image, label = copy_pasted(ground, np.ones((56, 56), np.uint8), plants, 3, rng)
+        cover = random_shape(112, rng)
+        image, label = pasted(ground, np.ones((56, 56), np.uint8), dimmed(plants, rng), cover, 3)
         seen = image.min(-1)[1::2, 1::2] < 150  # plants get no lighter than they are, or hardly
         assert set(np.unique(label)) <= {1, 3}
         assert ((label == 3) == seen).mean() > 0.9  # edges are soft
         covered.append((label == 3).mean())
     assert 0.02 < min(covered) < 0.3 < max(covered) < 0.75
     assert (ground == 200).all()
+
+
+def test_copied_buildings_are_seen_where_they_are_labelled(monkeypatch):
+    monkeypatch.setattr(mini_data, "BUILT_UP", 1.0)
+    monkeypatch.setattr(mini_data, "RELIT", 0.0)
+    label = np.zeros((200, 200), np.uint8)
+    label[60:120, 40:140] = 1
+    white = np.full((200, 200, 3), 250, np.uint8)
+    roofs = np.where(label[..., None] == 1, np.uint8([250, 20, 20]), white)
+    places = Source("a", ("building", "land"), [white], [label * 0 + 1], share=1, planted=1)
+    donors = Source("b", ("rest", "building"), [roofs], [label], share=0)
+    batches = Batches([places, donors], 4, 8, 0)
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(10):
+        image, own = batches._window(0, 112, 56, rng)
+        red = (image[..., 0] > image[..., 1] + 100.0)[1::2, 1::2]
+        assert (red == (own == 0)).mean() > 0.97
+        found += int(red.sum())
+    assert found > 500
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

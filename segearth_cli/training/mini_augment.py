@@ -90,25 +90,32 @@ def through(image: Pixels, ramp: npt.NDArray[np.floating]) -> Pixels:
     return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
 
 
-def copy_pasted(
-    image: Pixels, label: Pixels, plants: Pixels, number: int, rng: np.random.Generator
+def pasted(
+    image: Pixels, label: Pixels, other: Pixels, cover: npt.NDArray[np.float32], number: int
 ) -> tuple[Pixels, Pixels]:
-    """A window in which a random shape shows plants of elsewhere, labelled with that number.
+    """A window with parts of another one, labelled with a number (copy-paste, Ghiasi et al. 2021).
 
-    Copied in and relabelled as by Ghiasi et al. (2021); as dark and grey as plants get.
+    ``cover`` is the other's share of each pixel, H W.
     """
-    side, points = len(image), len(label)
-    shape = torch.from_numpy(rng.normal(size=(1, 1, *rng.integers(2, 7, 2)))).float()
-    shape = F.interpolate(shape, (side, side), mode="bicubic")[0, 0]
-    edge = torch.quantile(shape, rng.uniform(0.3, 0.95)) - shape
+    mixed = image + cover[..., None] * (other.astype(np.float32) - image)
+    step = len(image) // len(label)
+    inside = cover[step // 2 :: step, step // 2 :: step] > 0.5
+    return mixed.astype(np.uint8), np.where(inside, np.uint8(number), label)
+
+
+def random_shape(side: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A cover of blobs with soft edges, side side."""
+    noise = torch.from_numpy(rng.normal(size=(1, 1, *rng.integers(2, 7, 2)))).float()
+    height = F.interpolate(noise, (side, side), mode="bicubic")[0, 0]
+    above = height - torch.quantile(height, rng.uniform(0.3, 0.95))
+    return np.asarray((above / rng.uniform(0.01, 0.1)).sigmoid().numpy())
+
+
+def dimmed(plants: Pixels, rng: np.random.Generator) -> Pixels:
+    """Plants as dark and grey as they get."""
     (look,) = looks_of([plants])
     grey = look + rng.uniform(0, 1) * (look.mean(1, keepdims=True) - look)
-    dark = relit(plants, look, grey * np.exp(rng.uniform(np.log(0.4), 0.1)), 1.0)
-    cover = (-edge / rng.uniform(0.01, 0.1)).sigmoid().numpy()[..., None]
-    image = (image + cover * (dark.astype(np.float32) - image)).astype(np.uint8)
-    step = side // points
-    inside = (edge < 0).numpy()[step // 2 :: step, step // 2 :: step]
-    return image, np.where(inside, np.uint8(number), label)
+    return relit(plants, look, grey * np.exp(rng.uniform(np.log(0.4), 0.1)), 1.0)
 
 
 def repeated(image: Pixels, side: int, times: int) -> Pixels:

@@ -17,21 +17,27 @@ from segearth_cli.training.mini_augment import (
     Pixels,
     augmented,
     chip_part,
-    copy_pasted,
     crop,
+    dimmed,
     looks_of,
+    pasted,
+    random_shape,
     relit,
     repeated,
     resized,
 )
 
+Look = npt.NDArray[np.float32]  # of an image: mean and standard deviation of 3 channels
+
 IGNORE = 255
 SMALL_CHIPS = 0.6  # share of the steps whose chips are half as large
 SMALL_WINDOWS = 0.7  # the same of the windows, for patches so small that half a window is enough
 RELIT = 0.4  # share of the windows that take on another image's colours
-COPY_PASTE = 0.35  # share of the windows of photographs that show plants of elsewhere
+PLANTED = 0.35  # share of the windows of photographs that show plants of elsewhere
+BUILT_UP = 0.2  # share of them that show buildings of elsewhere
 TOKENS = 196  # of an image that counts as one: of larger windows there are fewer in a batch
 
+BUILDING = "building"
 DUBAI_HELD_OUT = ("tile5", "tile6")
 BUILDINGS_HELD_OUT = ("kampala",)
 SCENE_CLASSES = ("rest", "building", "road", "water", "tree", "grass", "cropland", "bare ground")
@@ -52,7 +58,7 @@ class Source:
     negatives: tuple[str, ...] = ()  # surely absent
     plants: tuple[int, ...] = ()  # classes that show plants well enough to copy them elsewhere
     rest: int | None = None  # the class that has no word of its own
-    pasted: int | None = None  # the class that plants copied from elsewhere are of
+    planted: int | None = None  # the class that plants copied from elsewhere are of
 
     @property
     def is_chips(self) -> bool:
@@ -161,7 +167,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             *read_dubai(data / "dubai"),
             share=0.36,
             negatives=("baseballdiamond", "airplane"),
-            pasted=3,
+            planted=3,
         ),
         Source(
             "buildings",
@@ -171,7 +177,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             loss_weight=0.7,
             negatives=absent,
             rest=0,
-            pasted=0,
+            planted=0,
         ),
     ]
     green = {
@@ -266,18 +272,50 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
             image, label = mosaic(source, side, points, rng)
             (look,) = looks_of([image])
         else:
-            pick = int(rng.integers(len(source.images)))
-            image, label = crop(source.images[pick], source.labels[pick], side, points, rng)
-            look = self.looks[number][pick]
-        if source.pasted is not None and self.plants and rng.random() < COPY_PASTE:
-            chips = self.plants[int(rng.integers(len(self.plants)))]
-            plants = chip_part(chips[int(rng.integers(len(chips)))], rng)
-            plants = repeated(plants, side, int(rng.integers(1, 4)))
-            image, label = copy_pasted(image, label, plants, source.pasted, rng)
+            image, label, look = self._cut(number, side, points, rng)
+        if source.planted is not None:
+            if rng.random() < BUILT_UP:
+                image, label = self._built_up(number, image, label, rng)
+            if self.plants and rng.random() < PLANTED:
+                plants = self._plants(side, rng)
+                image, label = pasted(image, label, plants, random_shape(side, rng), source.planted)
         if rng.random() < RELIT:
-            other = self.looks[int(rng.choice(list(self.looks)))]
-            image = relit(image, look, other[int(rng.integers(len(other)))], rng.uniform(0, 1))
+            image = relit(image, look, self._look(rng), rng.uniform(0, 1))
         return image, label
+
+    def _cut(
+        self, number: int, side: int, points: int, rng: np.random.Generator
+    ) -> tuple[Pixels, Pixels, Look]:
+        """A window of a source with label rasters, and how its image looks as a whole."""
+        source = self.sources[number]
+        pick = int(rng.integers(len(source.images)))
+        image, label = crop(source.images[pick], source.labels[pick], side, points, rng)
+        return image, label, self.looks[number][pick]
+
+    def _look(self, rng: np.random.Generator) -> Look:
+        """That of any image with a label raster."""
+        looks = self.looks[int(rng.choice(list(self.looks)))]
+        return looks[int(rng.integers(len(looks)))]
+
+    def _plants(self, side: int, rng: np.random.Generator) -> Pixels:
+        """Plants all over a window, of chips that show nothing else."""
+        chips = self.plants[int(rng.integers(len(self.plants)))]
+        part = chip_part(chips[int(rng.integers(len(chips)))], rng)
+        return dimmed(repeated(part, side, int(rng.integers(1, 4))), rng)
+
+    def _built_up(
+        self, number: int, image: Pixels, label: Pixels, rng: np.random.Generator
+    ) -> tuple[Pixels, Pixels]:
+        """A window with the buildings of another source's window."""
+        donors = [n for n in self.looks if n != number and BUILDING in self.sources[n].classes]
+        if not donors:
+            return image, label
+        donor = int(rng.choice(donors))
+        other, places, look = self._cut(donor, len(image), len(label), rng)
+        other = relit(other, look, self._look(rng), rng.uniform(0, 1))
+        cover = places == self.sources[donor].classes.index(BUILDING)
+        cover = np.kron(cover, np.ones([len(image) // len(label)] * 2)).astype(np.float32)
+        return pasted(image, label, other, cover, self.sources[number].classes.index(BUILDING))
 
     def _size(
         self, small: float, rng: np.random.Generator, most: int | None = None
