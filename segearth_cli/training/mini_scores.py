@@ -53,6 +53,12 @@ SCENES = Dataset(
     tuple(("background",) if name == "rest" else (name,) for name in SCENE_CLASSES),
     (Layout(".", ".", ".tif", "_labels.tif"),),
 )
+NAMED = replace(  # what is left are cars and the like, smaller than a patch
+    SCENES,
+    name="rendered scenes, named",
+    classes=SCENES.classes[1:],
+    reduce_zero_label=True,
+)
 FLOODS = Dataset(
     "Sen1Floods11, radar",
     (("land",), ("water",)),
@@ -73,7 +79,7 @@ def held_out_samples(
         (KAMPALA, _of(find_samples(KAMPALA, data / "buildings"), BUILDINGS_HELD_OUT)),
     ]
     if scenes is not None:
-        found.append((SCENES, find_samples(SCENES, scenes)))
+        found += [(scored, find_samples(scored, scenes)) for scored in (SCENES, NAMED)]
     return found
 
 
