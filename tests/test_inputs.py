@@ -4,16 +4,13 @@ import json
 import os
 import re
 import shutil
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import geopandas
 import pytest
 import rasterio
 from rasterio import Affine
-from scenes import blocks, names_in, options_for, write_scene
+from scenes import blocks, names_in, options_for, served, write_scene
 from shapely import box
 from typer.testing import CliRunner
 
@@ -238,25 +235,15 @@ def test_further_pages_are_not_left_out_in_silence(place, caplog):
     assert "items.json has further pages" in caplog.text
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 def test_items_on_a_server_name_rasters_beside_them(place, tiny_model):
     write_json("in/item.json", item("far/../away", {"visual": asset("b.tif")}))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(place)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/in"
-    try:
+    with served(place) as host:
+        address = f"{host}/in"
         (found,) = expand_inputs([f"{address}/item.json"])
         assert found == Input(f"{address}/b.tif", "far_.._away", TAKEN)
         segment(found.source, options_for(tiny_model, "map.gpkg"))
         with pytest.raises(SceneError, match=r"cannot read .*absent\.json: File not found"):
             expand_inputs([f"{address}/absent.json"])
-    finally:
-        server.shutdown()
-        server.server_close()
     with pytest.raises(SceneError, match=r"cannot read .*refused"):
         expand_inputs([f"{address}/item.json"])
 

@@ -2,17 +2,14 @@
 
 import json
 import shlex
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
 import rasterio
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
-from scenes import blocks, options_for, read, write_scene
+from scenes import blocks, options_for, read, served, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli.cli import app
@@ -215,25 +212,14 @@ def test_polarisations_of_a_radar_scene_placed_by_points(tmp_path):
         assert scene.reading.bands == (2,)
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 def test_bands_on_a_server(item, tmp_path, tiny_model):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served(tmp_path) as address:
         (found,) = expand_inputs([f"{address}/item.json"], asset="red,green,blue")
         assert stack_files(found.source) == {name: f"{address}/{name}.tif" for name in NAMES}
         segment(found.source, options_for(tiny_model, "there.tif"))
         absent = found.source.replace("blue.tif", "absent.tif")
         with pytest.raises(SceneError, match=r"cannot open http://\S*/absent.tif: HTTP.* 404"):
             segment(absent, options_for(tiny_model, "never.tif"))
-    finally:
-        server.shutdown()
-        server.server_close()
     segment("rgb.tif", options_for(tiny_model, "here.tif"))
     assert (read("there.tif") == read("here.tif")).all()
 

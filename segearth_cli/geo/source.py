@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -165,55 +166,72 @@ def file_grid(src: Any, source: str) -> Grid:
     return grid
 
 
+@dataclass(frozen=True)
+class _BandFile:
+    """An open file of a stack, the name of its bands, and what it says of them."""
+
+    name: str
+    file: str
+    src: Any
+    grid: Grid
+    facts: sensors.BandFacts
+
+    @classmethod
+    def of(cls, name: str, file: str, src: Any) -> "_BandFile":
+        return cls(name, file, src, _grid_of(src, file), band_facts(src))
+
+    def check_beside(self, first: "_BandFile") -> None:
+        """Refuse bands that do not go with those of the first file."""
+        if self.name.isdigit():
+            raise SceneError(
+                f"a band is called {self.name!r}, as if it were a number; say what it shows"
+            )
+        if "palette" in self.facts.colours:
+            raise SceneError(
+                f"{self.file} has a colour table: it is no band of a scene; name it alone"
+            )
+        both = f"{first.file} and {self.file}"
+        if not self.grid.is_same(first.grid):
+            raise SceneError(f"{both} are not on one grid; put them on one with gdalwarp")
+        missing = {repr(value) for value in (*first.src.nodatavals, *self.src.nodatavals)}
+        if len(missing) > 1:
+            raise SceneError(
+                f"{both} have different nodata values: {', '.join(sorted(missing))}; give them "
+                "one with gdal_translate -a_nodata"
+            )
+
+    def add_to(self, virtual: VirtualRaster) -> None:
+        """Add its bands, as it describes them."""
+        path, facts = _gdal_name(self.src, self.file), self.facts
+        for band in facts.data:
+            own = facts.descriptions[band - 1] or str(band)
+            virtual.add_band(
+                band,
+                facts.dtypes[band - 1],
+                self.src.nodatavals[band - 1],
+                self.name if len(facts.data) == 1 else f"{self.name} {own}",
+                path=path,
+                bits=self.src.tags(band, ns="IMAGE_STRUCTURE").get("NBITS"),
+                masked=facts.alpha is not None or _has_mask(self.src, band),
+            )
+
+
 def band_stack(files: Mapping[str, str]) -> VirtualRaster:
     """Return the bands of files on one grid as one raster, each called as its file is here.
 
     Raises SceneError for files that do not make one.
     """
     with ExitStack() as resources:
-        sources = {name: resources.enter_context(opened(file)) for name, file in files.items()}
-        grids = {name: _grid_of(src, files[name]) for name, src in sources.items()}
-        first = next(iter(files))
-        virtual = VirtualRaster("", grids[first])
-        virtual.tag(sources[first].tags())
-        for name, src in sources.items():
-            facts, path = band_facts(src), _gdal_name(src, files[name])
-            _check_stackable(files, grids, sources, name)
-            for band in facts.data:
-                own = facts.descriptions[band - 1] or str(band)
-                virtual.add_band(
-                    band,
-                    facts.dtypes[band - 1],
-                    src.nodatavals[band - 1],
-                    name if len(facts.data) == 1 else f"{name} {own}",
-                    path=path,
-                    bits=src.tags(band, ns="IMAGE_STRUCTURE").get("NBITS"),
-                    masked=facts.alpha is not None or _has_mask(src, band),
-                )
+        parts = [
+            _BandFile.of(name, file, resources.enter_context(opened(file)))
+            for name, file in files.items()
+        ]
+        virtual = VirtualRaster("", parts[0].grid)
+        virtual.tag(parts[0].src.tags())
+        for part in parts:
+            part.check_beside(parts[0])
+            part.add_to(virtual)
         return virtual
-
-
-def _check_stackable(
-    files: Mapping[str, str], grids: Mapping[str, Grid], sources: Mapping[str, Any], name: str
-) -> None:
-    """Refuse a file whose bands do not go with those of the first file."""
-    (first, leading), src = next(iter(sources.items())), sources[name]
-    if name.isdigit():
-        raise SceneError(f"a band is called {name!r}, as if it were a number; say what it shows")
-    if "palette" in band_facts(src).colours:
-        raise SceneError(
-            f"{files[name]} has a colour table: it is no band of a scene; name it alone"
-        )
-    if not grids[name].is_same(grids[first]):
-        raise SceneError(
-            f"{files[first]} and {files[name]} are not on one grid; put them on one with gdalwarp"
-        )
-    missing = {repr(value) for value in (*leading.nodatavals, *src.nodatavals)}
-    if len(missing) > 1:
-        raise SceneError(
-            f"{files[first]} and {files[name]} have different nodata values: "
-            f"{', '.join(sorted(missing))}; give them one with gdal_translate -a_nodata"
-        )
 
 
 def _gdal_name(src: Any, source: str) -> str:

@@ -278,7 +278,7 @@ class Cells:
         same_channels(upper, lower)
         for cells in self._wanted(upper, lower):
             sources: dict[Quarter, Tensor] = {}
-            weights: dict[Quarter, Tensor] = {}  # cells x h x w x 1
+            weights: dict[Quarter, Tensor] = {}  # (cells x) h x w x 1
             bias: dict[Quarter, Tensor] = {}  # cells x Q
             for down, row in ((0, lower), (1, upper)):
                 if row is not None:
@@ -304,11 +304,13 @@ class Cells:
             self._sums.add(self._top(upper, lower), column, total.permute(3, 1, 0, 2).flatten(2))
 
     def _weight(self, down: int, across: int, there: list[bool]) -> Tensor:
-        """What a quarter of windows counts, which is nothing where there is none: n x h x w x 1."""
+        """What a quarter of windows counts, nothing where there is none: (n x) h x w x 1."""
         size = self._grid.stride
         weight = self._sums.window_weight
-        own = weight[down * size : (down + 1) * size, across * size : (across + 1) * size]
-        return own[..., None] * torch.tensor(there, device=own.device)[:, None, None, None]
+        own = weight[down * size : (down + 1) * size, across * size : (across + 1) * size, None]
+        if all(there):
+            return own
+        return own * torch.tensor(there, device=own.device)[:, None, None, None]
 
     def _top(self, upper: SharedRow | None, lower: SharedRow | None) -> int:
         """First row of pixels of the cells between two rows of windows."""

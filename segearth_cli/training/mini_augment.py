@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 Pixels = npt.NDArray[np.uint8]
+Look = npt.NDArray[np.float32]  # of an image: mean and standard deviation of 3 channels, 2 3
 
 WINDOW = 224
 
@@ -75,10 +76,8 @@ def looks_of(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
     return np.stack([np.stack([part.mean(0), part.std(0)]) for part in thinned])
 
 
-def relit(
-    image: Pixels, look: npt.NDArray[np.float32], other: npt.NDArray[np.float32], strength: float
-) -> Pixels:
-    """A window of an image that looks so (2 3), moved towards the look of another."""
+def relit(image: Pixels, look: Look, other: Look, strength: float) -> Pixels:
+    """A window of an image that looks so, moved towards the look of another."""
     (mean, spread), (new_mean, new_spread) = look, look + strength * (other - look)
     gain = (new_spread / np.maximum(spread, 0.02)).clip(0.5, 2.0)
     return through(image, (np.linspace(0, 1, 256)[:, None] - mean) * gain + new_mean)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from segearth_cli.training.mini_augment import (
     WINDOW,
+    Look,
     Pixels,
     augmented,
     chip_part,
@@ -26,8 +27,6 @@ from segearth_cli.training.mini_augment import (
     repeated,
     resized,
 )
-
-Look = npt.NDArray[np.float32]  # of an image: mean and standard deviation of 3 channels
 
 IGNORE = 255
 SMALL_CHIPS = 0.6  # share of the steps whose chips are half as large
