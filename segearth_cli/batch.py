@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
 
 STEM = "{stem}"
+PLACEHOLDER = re.compile(r"\{(\w*)\}")
 DEFAULTS = BatchOptions()
 
 logger = logging.getLogger(__name__)
@@ -58,12 +60,18 @@ class Skipped:
 def options_per_scene(
     sources: Sequence[str | Input], options: SegmentOptions
 ) -> list[SegmentOptions]:
-    """The options of each scene, ``{stem}`` in its outputs replaced by its file's stem.
+    """The options of each scene; in its outputs ``{stem}`` and ``{parent}`` are the file's.
 
     Raises:
-        UsageError: several scenes would write the same output.
+        UsageError: several scenes would write the same output, or it has other placeholders.
     """
-    fixed = [name for name in options.written if STEM not in name and name != "-"]
+    for name in options.written:
+        if strange := set(PLACEHOLDER.findall(name)) - {"stem", "parent"}:
+            raise UsageError(
+                f"{name!r} holds {{{min(strange)}}}; only {STEM}, a scene's name, and {{parent}}, "
+                "its folder's, are known"
+            )
+    fixed = [n for n in options.written if not PLACEHOLDER.search(n) and n != "-"]
     if len(sources) > 1 and fixed:
         raise UsageError(
             f"{len(sources)} scenes cannot all be written to {fixed[0]!r}; put {STEM} into the "
@@ -73,8 +81,8 @@ def options_per_scene(
     every = [
         replace(
             options,
-            outputs=tuple(name.replace(STEM, own.stem) for name in options.outputs),
-            probabilities=options.probabilities and options.probabilities.replace(STEM, own.stem),
+            outputs=tuple(own.named(name) for name in options.outputs),
+            probabilities=options.probabilities and own.named(options.probabilities),
             acquired=options.acquired or own.acquired,
         )
         for own in inputs
@@ -99,8 +107,8 @@ def _refuse_shared(inputs: Sequence[Input], every: Sequence[SegmentOptions]) -> 
                         f"{i.source} (stem {i.stem!r})" for i in (inputs[owner], inputs[number])
                     )
                     raise UsageError(
-                        f"{first} and {second} would both write {file}; rename one, or give it a "
-                        "command of its own"
+                        f"{first} and {second} would both write {file}; put {{parent}}, the "
+                        "folder's name, into the outputs', or rename one"
                     )
 
 

@@ -18,9 +18,11 @@ from rasterio import Affine
 from rasterio.windows import Window
 
 from segearth_cli.device import pass_size, peak_memory, reset_peak_memory, synchronize, use_threads
-from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.errors import SceneError
 from segearth_cli.geo.raster import open_scene
-from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.card import ModelCard
+from segearth_cli.model.convert import plain_config
+from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import JBUOne
 from segearth_cli.options import BenchOptions, SegmentOptions
 from segearth_cli.segment import segment
@@ -133,13 +135,7 @@ def random_model(arch: str, folder: Path) -> Path:
     """
     import open_clip
 
-    config = open_clip.get_model_config(arch)
-    plain = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
-    if config is None or not {"vision_cfg", "text_cfg"} <= set(config) <= plain:
-        raise UsageError(
-            f"--arch {arch!r} is no plain CLIP architecture of open_clip's; use one such as "
-            "ViT-B-16-quickgelu, ViT-B-32 or ViT-L-14"
-        )
+    config = plain_config(arch)
     preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     torch.manual_seed(0)
     clip = open_clip.CLIP(**config)

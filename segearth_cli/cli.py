@@ -13,8 +13,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from segearth_cli import __version__, terminal
+from segearth_cli import __version__, stdout, terminal
+from segearth_cli.cli_bench import bench_command
 from segearth_cli.cli_evaluate import evaluate_command
+from segearth_cli.cli_info import info_command
+from segearth_cli.cli_models import models_app
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
 from segearth_cli.cli_tune import tune_command
 from segearth_cli.errors import SegEarthError, Stopped, Terminated, UsageError
@@ -52,19 +55,8 @@ from segearth_cli.flags import (
     option,
     scene_option,
 )
-from segearth_cli.options import (
-    SENSORS,
-    BatchOptions,
-    BenchOptions,
-    ModelOptions,
-    SegmentOptions,
-    parse_bands,
-    parse_bbox,
-    parse_memory,
-    parse_pairs,
-    parse_shard,
-    parse_size,
-)
+from segearth_cli.options import SENSOR_CHOICES, BatchOptions, ModelOptions, SegmentOptions
+from segearth_cli.parse import parse_bands, parse_bbox, parse_memory, parse_pairs, parse_shard
 
 PARTLY_FAILED = 3
 INTERRUPTED = 130
@@ -88,6 +80,10 @@ def terminated_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
+# what typer raises for an unknown option, a value of the wrong kind, a missing argument
+WRONG_USAGE: Any = typer.BadParameter.__bases__[0]
+
+
 class ErrorBoundary(TyperGroup):
     """Prints expected errors as one line on stderr; anything else is a bug and keeps its trace."""
 
@@ -98,26 +94,46 @@ class ErrorBoundary(TyperGroup):
             vars(param).update(show_envvar=False, allow_from_autoenv=False)
         return params
 
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the program and exit with its code."""
+        stdout.speak_utf8()
+        try:
+            status = super().main(*args, **{**more, "standalone_mode": False})
+        except SegEarthError as error:
+            terminal.print_error(str(error))
+            status = error.exit_code
+        except WRONG_USAGE as error:
+            if message := error.format_message():  # empty where the help has been shown instead
+                terminal.print_error(wrong_usage(error, message))
+            status = error.exit_code
+        finally:
+            stdout.let_go()
+        sys.exit(status or 0)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; turn its expected errors into exit codes."""
-        terminal.speak_utf8()
+        """Run a command; turn its being stopped into exit codes."""
         try:
             with terminated_as_exit():
                 return super().invoke(ctx)
-        except SegEarthError as error:
-            terminal.print_error(str(error))
-            sys.exit(error.exit_code)
         except Stopped as stop:
             if str(stop):
                 terminal.print_error(str(stop))
-            sys.exit(INTERRUPTED)
+            sys.exit(128 + stop.number)
         except KeyboardInterrupt as interrupt:
             terminal.print_error(str(interrupt) or "interrupted; nothing unfinished was written")
             sys.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has gone: `| head`
             sys.exit(1)
-        finally:
-            terminal.finish_stdout()
+
+
+def wrong_usage(error: Any, message: str) -> str:
+    """What typer says, where the value came from, and where to read on."""
+    context, parameter = error.ctx, getattr(error, "param", None)
+    where = f"see {context.command_path} --help" if context else "see segearth --help"
+    if parameter is not None and context.get_parameter_source(parameter.name).name == "ENVIRONMENT":
+        variable = f"{context.auto_envvar_prefix}_{parameter.name.upper()}"
+        where = f"it comes from {variable}; {where}"
+    return f"{message[0].lower()}{message[1:].rstrip('.')}; {where}"
 
 
 app = typer.Typer(
@@ -126,14 +142,13 @@ app = typer.Typer(
     context_settings={"auto_envvar_prefix": "SEGEARTH", "help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(no_args_is_help=True)
 app.add_typer(models_app, name="models", help="List, fetch and find models.")
 
 
 def show_version(wanted: bool) -> None:
     """Print the version and stop."""
     if wanted:
-        print(f"segearth {__version__}")
+        stdout.print_lines(f"segearth {__version__}")
         raise typer.Exit
 
 
@@ -206,7 +221,9 @@ def segment_command(
             metavar="0..1", help="Less certain pixels become 0. Default: 0, or the preset's."
         ),
     ] = None,
-    sensor: Annotated[str, scene_option(metavar="|".join(SENSORS), help="Kind of image.")] = "auto",
+    sensor: Annotated[
+        str, scene_option(metavar="|".join(SENSOR_CHOICES), help="Kind of image.")
+    ] = "auto",
     bands: Bands = None,
     stretch: Stretch = "auto",
     nodata: Nodata = None,
@@ -362,135 +379,9 @@ def segment_command(
         raise typer.Exit(failures[0].exit_code if len(failures) == len(jobs) else PARTLY_FAILED)
 
 
-@app.command("bench", epilog=environment("bench"))
-def bench_command(
-    scene: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="SCENE", show_envvar=False, help="A raster. Left out: a synthetic one."
-        ),
-    ] = None,
-    size: Annotated[
-        str, scene_option(metavar="WIDTHxHEIGHT", help="Pixels of the synthetic scene.")
-    ] = "1500x1200",
-    classes: Annotated[
-        str, class_option(metavar="A,B|C,...", help="What to look for; background is added.")
-    ] = "building,road,water,tree,grass,car,sand,field",
-    model: ModelName = "auto",
-    arch: Annotated[
-        str | None,
-        model_option(
-            metavar="NAME",
-            help="An architecture of open_clip instead, as ViT-B-16-quickgelu: random weights, "
-            "with a random SimFeatUp.",
-        ),
-    ] = None,
-    attention: Attention = None,
-    upsampler: UpsamplerName = "auto",
-    window: Window = None,
-    stride: Stride = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSize = None,
-    exact: Exact = False,
-    max_memory: MaxMemory = None,
-    threads: Threads = None,
-    vector: Annotated[
-        bool, map_option("--vector", help="Write polygons too, beside the class raster.")
-    ] = False,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure how fast segment is on this machine, stage by stage; nothing is kept.
-
-    Example: segearth bench --arch ViT-B-16-quickgelu
-    """
-    from segearth_cli.bench import bench
-    from segearth_cli.model.prompts import choose_classes
-
-    terminal.log_to_stderr(verbose, quiet)
-    wanted = choose_classes(classes, None, None)
-    options = BenchOptions(
-        scene=scene,
-        size=parse_size(size),
-        arch=arch,
-        vector=vector,
-        segment=SegmentOptions(
-            classes=wanted.classes,
-            background=wanted.background,
-            threads=threads,
-            max_memory=parse_memory(max_memory),
-            model=ModelOptions(
-                model=model,
-                attention=attention,
-                upsampler=upsampler,
-                window=window,
-                stride=stride,
-                device=device,
-                precision=precision,
-                batch_size=batch_size,
-                exact=exact,
-            ),
-        ),
-    )
-    terminal.show_bench(bench(options), json)
-
-
-@app.command("info")
-def info_command(
-    output: Annotated[
-        Path, typer.Argument(metavar="OUT", show_envvar=False, help="A map that segearth made.")
-    ],
-    json: Json = False,
-) -> None:
-    """Tell how a map was made, and the command that makes it again.
-
-    Example: segearth info map.gpkg
-    """
-    from segearth_cli.info import map_info
-
-    terminal.log_to_stderr(False, False)
-    terminal.show_info(map_info(output), json)
-
-
+app.command("bench", epilog=environment("bench"))(bench_command)
+app.command("info")(info_command)
 app.command("evaluate", epilog=environment("evaluate"))(evaluate_command)
 app.command("tune", epilog=environment("tune"))(tune_command)
 app.command("train-upsampler", epilog=environment("train-upsampler"))(train_upsampler_command)
 app.command("distill-sar", epilog=environment("distill-sar"))(distill_sar_command)
-
-
-@models_app.command("list")
-def models_list(json: Json = False) -> None:
-    """Show every model by name, and where its weights are."""
-    from segearth_cli.model.weights import list_models
-
-    terminal.show_models(list_models(), json)
-
-
-@models_app.command("pull")
-def models_pull(
-    name: Annotated[str, typer.Argument(help="For instance vit-b-16.", show_envvar=False)],
-    file: Annotated[
-        list[Path] | None,
-        option(metavar="FILE", help="A file of the model that you have already; repeatable."),
-    ] = None,
-    force: Annotated[bool, option("--force", help="Fetch again.")] = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Download a model, check it and keep it for offline use; prints its folder."""
-    from segearth_cli.model.weights import pull
-
-    terminal.log_to_stderr(verbose, quiet)
-    print(pull(name, force=force, files=file or ()).path)
-
-
-@models_app.command("path")
-def models_path(
-    name: Annotated[str, typer.Argument(help="For instance mini.", show_envvar=False)],
-) -> None:
-    """Print the folder of a model that is on this machine."""
-    from segearth_cli.model.weights import model_path
-
-    print(model_path(name))

@@ -1,9 +1,13 @@
-"""``segearth evaluate``: options become a dataclass, then one call."""
+"""``segearth evaluate``: options become a dataclass, then one call, then a table."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+from rich.table import Table
+from rich.text import Text
 
 from segearth_cli import terminal
 from segearth_cli.errors import UsageError
@@ -28,17 +32,20 @@ from segearth_cli.flags import (
     model_option,
     scene_option,
 )
-from segearth_cli.options import (
-    ATTENTIONS,
-    CompareOptions,
-    EvaluateOptions,
-    SceneOptions,
+from segearth_cli.options import ATTENTIONS, CompareOptions, EvaluateOptions, SceneOptions
+from segearth_cli.parse import (
     parse_bands,
     parse_label_values,
     parse_list,
     parse_numbers,
     parse_whole,
 )
+from segearth_cli.stdout import print_json, print_table, table_form
+
+if TYPE_CHECKING:
+    from segearth_cli.compare import CompareResult
+    from segearth_cli.evaluate import EvaluateResult, Row
+    from segearth_cli.scores import Scores
 
 
 def evaluate_command(
@@ -128,7 +135,7 @@ def evaluate_command(
     Example: segearth evaluate --pred map.tif --label labels.tif
     """
     terminal.log_to_stderr(verbose, quiet, pictures=not verbose)
-    form = terminal.table_form(json, csv, markdown)
+    form = table_form(json, csv, markdown)
     of_maps = {
         "--label": label,
         "--classes": classes,
@@ -178,7 +185,7 @@ def evaluate_command(
             threads=threads,
             progress=not quiet,
         )
-        terminal.show_evaluation(evaluate(options), form, quiet)
+        show_evaluation(evaluate(options), form, quiet)
         return
     if pred is None or label is None:
         raise UsageError(f"--pred {pred} needs labels to be measured against: --label FILE")
@@ -192,4 +199,87 @@ def evaluate_command(
         ignore=parse_whole("--ignore", ignore),
         progress=not quiet,
     )
-    terminal.show_comparison(compare(comparison), form, quiet)
+    show_comparison(compare(comparison), form, quiet)
+
+
+def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> None:
+    """How settings score on a dataset: classes of a single one, else a row each."""
+    if form == "json":
+        print_json(asdict(result), nan=None)
+    columns, rows = _comparison_table(result)
+    if form in ("csv", "markdown"):
+        print_table(form, columns, rows)
+    if quiet:
+        return
+    out = terminal.console()
+    title = f"{result.dataset}: {_counted(result.images, 'image')}"
+    if len(result.rows) == 1:
+        out.print(_class_table(title, result.rows[0].scores))
+        score = result.rows[0].scores.of(result.metric)
+        out.print(Text(f"{_setting_of(result.rows[0])}: {result.metric} {terminal.percent(score)}"))
+    else:
+        few = len(columns) - len(result.rows[0].scores.classes)  # a terminal is narrow
+        out.print(terminal.table(title, columns[:few], [row[:few] for row in rows]))
+    if result.paper_score is not None:
+        out.print(Text(f"the paper's model: {result.metric} {result.paper_score}"))
+    out.print(Text(f"in {result.seconds:.0f} s"))
+
+
+def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> None:
+    """How maps score against labels, class by class."""
+    if form == "json":
+        print_json(asdict(result), nan=None)
+    if form in ("csv", "markdown"):
+        print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
+    if not quiet:
+        terminal.console().print(_class_table(_counted(result.maps, "map"), result.scores))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
+
+
+def _class_rows(scores: Scores) -> list[list[str]]:
+    rows = [
+        [c.name, *map(terminal.percent, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
+        for c in scores.classes
+    ]
+    means = (scores.miou, scores.mean_f1, None, scores.mean_accuracy)
+    return [*rows, ["mean", *map(terminal.percent, means), str(scores.pixels)]]
+
+
+def _class_table(title: str, scores: Scores) -> Table:
+    made = terminal.table(title, CLASS_COLUMNS, _class_rows(scores))
+    made.caption = f"right: {terminal.percent(scores.accuracy)} % of the pixels"
+    made.caption_justify = "left"
+    return made
+
+
+def _comparison_table(result: EvaluateResult) -> tuple[list[str], list[list[str]]]:
+    """A row for each setting, with the IoU of every class."""
+    names = [scores.name for scores in result.rows[0].scores.classes]
+    columns = ["model", "attention", "upsampler", "lambda", "long side", result.metric, *names]
+    rows = [
+        [
+            row.model,
+            row.attention + (f" x{row.modulated_blocks}" if row.modulated_blocks > 1 else ""),
+            row.upsampler,
+            f"{row.global_bias:g}",
+            str(row.long_side or "own"),
+            terminal.percent(row.scores.of(result.metric)),
+            *(terminal.percent(scores.iou) for scores in row.scores.classes),
+        ]
+        for row in result.rows
+    ]
+    return columns, rows
+
+
+def _setting_of(row: Row) -> str:
+    size = f"long side {row.long_side}" if row.long_side else "images as they are"
+    return (
+        f"{row.model}, attention {row.attention}, upsampler {row.upsampler}, "
+        f"lambda {row.global_bias:g}, threshold {row.threshold:g}, {size}"
+    )

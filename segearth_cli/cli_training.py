@@ -44,14 +44,14 @@ from segearth_cli.flags import (
     scene_option,
 )
 from segearth_cli.options import (
-    SENSORS,
+    SENSOR_CHOICES,
     UPSAMPLED,
     DistillOptions,
     SceneOptions,
     TrainOptions,
     UpsamplerOptions,
-    parse_bands,
 )
+from segearth_cli.parse import parse_bands
 
 
 def shared(given: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def train_upsampler_command(
     sensor: Annotated[
         str,
         scene_option(
-            metavar="|".join(SENSORS), help="How images are read; auto: as those of the model."
+            metavar="|".join(SENSOR_CHOICES),
+            help="How images are read; auto: as those of the model.",
         ),
     ] = "auto",
     bands: Bands = None,

@@ -37,14 +37,9 @@ from segearth_cli.flags import (
     run_option,
     scene_option,
 )
-from segearth_cli.options import (
-    SENSORS,
-    ModelOptions,
-    SegmentOptions,
-    TuneOptions,
-    parse_bands,
-    parse_labelled,
-)
+from segearth_cli.options import SENSOR_CHOICES, ModelOptions, SegmentOptions, TuneOptions
+from segearth_cli.parse import parse_bands, parse_labelled
+from segearth_cli.stdout import print_json, print_lines
 
 if TYPE_CHECKING:
     from segearth_cli.tune import TuneResult
@@ -90,7 +85,9 @@ def tune_command(
     samples: Annotated[
         int, run_option(metavar="N", help="Labelled pixels of each class used per scene.")
     ] = TuneOptions.samples,
-    sensor: Annotated[str, scene_option(metavar="|".join(SENSORS), help="Kind of image.")] = "auto",
+    sensor: Annotated[
+        str, scene_option(metavar="|".join(SENSOR_CHOICES), help="Kind of image.")
+    ] = "auto",
     bands: Bands = None,
     stretch: Stretch = "auto",
     nodata: Nodata = None,
@@ -166,14 +163,14 @@ def tune_command(
 def show_tuning(result: TuneResult, as_json: bool, quiet: bool) -> None:
     """What labelled scenes chose, class by class; the command that uses it goes to stdout."""
     if as_json:
-        terminal.print_json(asdict(result))
+        print_json(asdict(result))
     if not quiet:
         out = terminal.console()
         out.print(_tuning_table(result))
         for name, value in _tuned_settings(result).items():
             out.print(Text(f"{name}: {value}"))
     if not as_json:
-        print(result.command, flush=True)
+        print_lines(result.command)
 
 
 def _tuning_table(result: TuneResult) -> Table:

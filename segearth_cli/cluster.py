@@ -25,17 +25,18 @@ from segearth_cli import __version__
 from segearth_cli.batch import Failure, Job, Scenes, outcome_of, remove_left
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import ModelError, OutputError, SegEarthError, UsageError
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.geo.writer import Legend
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings
 from segearth_cli.model.weights import found_model, resolve_model
 from segearth_cli.options import SENSORS, BatchOptions, SegmentOptions
-from segearth_cli.outputs import output_paths, writing_to
+from segearth_cli.outputs import output_paths
 from segearth_cli.pool import Pool, Process, Report, Task, cluster_room, connected
 from segearth_cli.resume import is_complete
 from segearth_cli.segment import SegmentResult, open_for_model, segment
+from segearth_cli.stdout import writing_to
 from segearth_cli.stream import (
     Panels,
     Rows,
@@ -299,7 +300,6 @@ def traits(options: SegmentOptions) -> dict[str, str]:
         **{
             f"{sensor} model": found_model(options.model.model, sensor).digest()
             for sensor in SENSORS
-            if sensor != "auto"
         },
     }
 

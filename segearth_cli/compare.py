@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from segearth_cli.geo.labels import class_names, on_grid
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED, Confusion, Scores
+
+logger = logging.getLogger(__name__)
 
 ROWS = 512  # read at once
 BEYOND = 256  # stands for a label's values that no class has and that say nothing
@@ -41,14 +44,16 @@ class Meaning:
     Attributes:
         names: of the map's values 0, 1, ...
         class_of_label: the map's value for each of the label's 256, and for what lies beyond.
-        class_of_map: the map's own values, with nodata and unknown ones ignored.
-        known: which of them have a meaning, if only to be ignored.
+        class_of_map: the map's own values, with nodata ignored.
+        known: which of the label's have a meaning, if only to be ignored.
+        known_of_map: which of the map's.
     """
 
     names: tuple[str, ...]
     class_of_label: NDArray[np.uint8]
     class_of_map: NDArray[np.uint8]
     known: NDArray[np.bool_]
+    known_of_map: NDArray[np.bool_]
 
 
 def compare(options: CompareOptions) -> CompareResult:
@@ -71,7 +76,7 @@ def compare(options: CompareOptions) -> CompareResult:
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
         for truth, predicted in aligned_rows(made, label, options.ignore):
-            check_values(truth, meaning, label)
+            check_values(truth, predicted, meaning, made, label)
             confusion.add(meaning.class_of_label[truth], meaning.class_of_map[predicted])
     assert confusion is not None
     scores = confusion.scores(names)
@@ -118,7 +123,15 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
         UsageError: the map names no classes, and nobody else does.
     """
     own, nodata = class_names(str(made))
-    own = dict(enumerate(options.classes)) or own
+    if own and options.classes:
+        raise UsageError(
+            f"{made} names its own classes ({', '.join(own.values())}); leave --classes out"
+        )
+    own = own or dict(enumerate(options.classes))
+    if own and max(own) > 255:
+        raise UsageError(
+            f"{made} has classes beyond 255; evaluate takes maps of 8 bits, of 255 classes at most"
+        )
     if not own:
         raise UsageError(
             f"{made} does not name its classes; name those of its values 0, 1, ... with --classes"
@@ -127,17 +140,24 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
     labelled, label_nodata = class_names(str(label))
     class_of_label = np.full(BEYOND + 1, IGNORED, np.uint8)
     if options.label_values:
-        for old, new in sorted(options.label_values, key=lambda pair: pair[0] is not None):
+        values = [(old, _said(new, own, made)) for old, new in options.label_values]
+        for old, new in sorted(values, key=lambda pair: pair[0] is not None):
             class_of_label[slice(BEYOND) if old is None else old] = new
-    elif labelled and not options.classes:
+    elif labelled:
         for value in labelled.keys() & range(256):
             class_of_label[value] = _value_of(labelled[value], names)
+        _warn_of_names([labelled[value] for value in sorted(labelled)], names)
     else:
         class_of_label[: len(names)] = range(len(names))
+        if not options.classes:
+            shown = ", ".join(f"{value} {name}" for value, name in enumerate(names))
+            logger.warning(
+                "labels do not name their classes: their values are taken as the map's (%s); "
+                "--label-values says otherwise",
+                shown,
+            )
     class_of_map = np.full(256, IGNORED, np.uint8)
     class_of_map[[*own.keys() & range(256)]] = [*own.keys() & range(256)]
-    if strange := [new for _, new in options.label_values if new not in own]:
-        raise UsageError(f"--label-values: {made} has no class {strange[0]}; it has {sorted(own)}")
     for table, empty in ((class_of_label, label_nodata), (class_of_map, nodata)):
         if empty is not None and 0 <= empty < 256:
             table[int(empty)] = IGNORED
@@ -147,11 +167,49 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
     for said in (IGNORED, label_nodata, *options.ignore, *labelled):
         if said is not None and 0 <= said < 256:
             known[int(said)] = True
-    return Meaning(names, class_of_label, class_of_map, known)
+    known_of_map = class_of_map != IGNORED
+    known_of_map[
+        [IGNORED, *([int(nodata)] if nodata is not None and 0 <= nodata < 256 else [])]
+    ] = True
+    return Meaning(names, class_of_label, class_of_map, known, known_of_map)
 
 
-def check_values(truth: NDArray[np.integer], meaning: Meaning, label: Path) -> None:
-    """Refuse values of the label that nobody has given a meaning: they would go unnoticed.
+def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
+    """A value of the map's, by its number or name.
+
+    Raises:
+        UsageError: the map has no such class.
+    """
+    by_name = {name.casefold(): value for value, name in own.items()}
+    value = by_name.get(new.casefold(), -1) if isinstance(new, str) else new
+    if value not in own:
+        shown = ", ".join(f"{number} {name}" for number, name in sorted(own.items()))
+        raise UsageError(f"--label-values: {made} has no class {new}; it has {shown}")
+    return value
+
+
+def _warn_of_names(labelled: Sequence[str], names: Sequence[str]) -> None:
+    """Say which classes one of the two files does not have."""
+    of_map, of_label = ({name.casefold() for name in each} for each in (names, labelled))
+    lost = [name for name in labelled if name.casefold() not in of_map | BACKGROUND_NAMES]
+    if lost:
+        fate = (
+            "count as its background" if names[0].casefold() in BACKGROUND_NAMES else "are left out"
+        )
+        logger.warning("the map has no class %s: such pixels %s", ", ".join(lost), fate)
+    idle = [name for name in names if name.casefold() not in of_label | BACKGROUND_NAMES]
+    if idle:
+        logger.warning("the label has no class %s: they can only be wrong", ", ".join(idle))
+
+
+def check_values(
+    truth: NDArray[np.integer],
+    predicted: NDArray[np.uint8],
+    meaning: Meaning,
+    made: Path,
+    label: Path,
+) -> None:
+    """Refuse values that nobody has given a meaning: they would go unnoticed.
 
     Raises:
         UsageError: there is one.
@@ -161,6 +219,13 @@ def check_values(truth: NDArray[np.integer], meaning: Meaning, label: Path) -> N
         raise UsageError(
             f"{label} holds {strange[0]}, which is no class of the map; say --label-values "
             f"{strange[0]}=CLASS or --ignore {strange[0]}"
+        )
+    counted = meaning.class_of_label[truth] != IGNORED
+    strange_of_map = predicted[counted & ~meaning.known_of_map[predicted]]
+    if strange_of_map.size:
+        raise UsageError(
+            f"{made} holds {strange_of_map[0]}, and its classes are {', '.join(meaning.names)}; "
+            "name all of its values with --classes"
         )
 
 

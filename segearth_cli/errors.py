@@ -1,5 +1,7 @@
 """The errors a user can cause: each message says what is wrong and what to do next."""
 
+from signal import SIGINT
+
 
 class SegEarthError(Exception):
     """Root of every expected error; the command line prints it as one line and exits 1."""
@@ -30,7 +32,16 @@ class TrainingError(SegEarthError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was interrupted, and saved; the message says how to go on, if this process says it."""
+    """A run was interrupted, and saved; the message says how to go on, if this process says it.
+
+    Args:
+        message: empty where another process says it.
+        number: of the signal that stopped it.
+    """
+
+    def __init__(self, message: str, number: int = SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class Terminated(KeyboardInterrupt):

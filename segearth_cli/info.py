@@ -1,4 +1,4 @@
-"""What ``segearth info`` tells of a map: the record in it, and the command that makes it again."""
+"""What ``segearth info`` tells: of a map how it was made, of a scene how it would be read."""
 
 import json
 import os
@@ -7,9 +7,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from segearth_cli.errors import SegEarthError
-from segearth_cli.geo.recorded import Record, is_probabilities, read_record
-from segearth_cli.options import STAC_SUFFIX
+from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.recorded import READERS, Record, is_probabilities, read_record
+from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
+from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX, SceneOptions
 from segearth_cli.record import command_again
+
+SCENE_SUFFIXES = (*RASTER_SUFFIXES, ".png")  # of maps, and of scenes as well
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,70 @@ class MapInfo:
     output: str
     record: Record
     command: str | None  # None: made from Python, with classes that no command line can say
+
+
+@dataclass(frozen=True)
+class SceneInfo:
+    """A raster, and how `segment` would read it."""
+
+    source: str
+    width: int
+    height: int
+    crs: str | None
+    gsd_m: float | None
+    bounds: tuple[float, float, float, float]  # left, bottom, right, top in its own coordinates
+    bands: tuple[str, ...]  # data type, and description or colour
+    nodata: float | None
+    sensor: str
+    reading: str  # sensor, bands, scaling
+
+
+def told(name: str) -> MapInfo | SceneInfo:
+    """What there is to know of a map or, if it is no map of segearth's, of a scene.
+
+    Raises:
+        SegEarthError: it is neither.
+    """
+    path = Path(name)
+    if is_map_name(path) and (path.suffix.lower() not in SCENE_SUFFIXES or read_record(path)):
+        return map_info(path)
+    return scene_info(name)
+
+
+def is_map_name(path: Path) -> bool:
+    """Whether a file has a name as segearth's maps have."""
+    is_item = path.name.endswith(STAC_SUFFIX)
+    return path.is_file() and (is_item or path.suffix.lower() in READERS)
+
+
+def scene_info(source: str) -> SceneInfo:
+    """What a raster is, and how `segment` would read it with the built-in model.
+
+    Raises:
+        SceneError: it is none.
+    """
+    with environment(gdal_settings(source)), opened(source) as src:
+        facts = band_facts(src)
+        nodata = src.nodata
+    names = (
+        description or ("" if colour in ("gray", "undefined") else colour)
+        for description, colour in zip(facts.descriptions, facts.colours, strict=True)
+    )
+    with open_scene(source, SceneOptions()) as scene:
+        return SceneInfo(
+            source=source,
+            width=scene.grid.width,
+            height=scene.grid.height,
+            crs=scene.grid.crs and scene.grid.crs.to_string(),
+            gsd_m=scene.grid.gsd_m,
+            bounds=scene.grid.bounds,
+            bands=tuple(
+                f"{dtype} {name}".strip() for dtype, name in zip(facts.dtypes, names, strict=True)
+            ),
+            nodata=nodata,
+            sensor=scene.sensor,
+            reading=scene.description,
+        )
 
 
 def map_info(output: Path) -> MapInfo:

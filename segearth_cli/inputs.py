@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Input:
-    """A scene, and the name that its outputs get for ``{stem}``."""
+    """A scene, and the name that its outputs get for ``{stem}``; for ``{parent}`` its folder's."""
 
     source: str
     stem: str
@@ -44,6 +44,11 @@ class Input:
     def of(cls, source: str | Input) -> Input:
         """The input of a scene's name (see `names`)."""
         return source if isinstance(source, Input) else cls(source, stem_of(source))
+
+    def named(self, pattern: str) -> str:
+        """An output's name for this scene."""
+        values = {"{stem}": self.stem, "{parent}": parent_of(self.source)}
+        return re.sub(r"\{\w*\}", lambda match: values.get(match[0], match[0]), pattern)
 
 
 def expand_inputs(
@@ -106,8 +111,19 @@ def stem_of(source: str) -> str:
     Of a URL it is its path's; of GDAL's ``FORMAT:"file":part`` the file's; of bands in files of
     their own the first one's.
     """
+    return safe_name(_path_of(source).stem)
+
+
+def parent_of(source: str) -> str:
+    """The name of the folder that a scene lies in, fit for a file's name."""
+    path = _path_of(source)
+    return safe_name(path.parent.name or Path.cwd().name)
+
+
+def _path_of(source: str) -> PurePosixPath:
+    """Where a scene lies, or the first of its files."""
     first = public_name(files_named(source)[0])
-    return safe_name(PurePosixPath(_place(first).replace("\\", "/")).stem)
+    return PurePosixPath(_place(first).replace("\\", "/"))
 
 
 def _place(source: str) -> str:

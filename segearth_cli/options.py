@@ -12,7 +12,8 @@ ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_BACKGROUND = ("background",)
 BACKGROUND_NAMES = frozenset({"background", "other", "others", "clutter"})
-SENSORS = ("auto", "optical", "sar")
+SENSORS = ("optical", "sar")
+SENSOR_CHOICES = ("auto", *SENSORS)
 SAR_UNITS = ("auto", "power", "amplitude", "decibels")
 RASTER_SUFFIXES = (".tif", ".tiff")
 STAC_SUFFIX = ".stac.json"
@@ -111,7 +112,7 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no raster can be read by."""
-        _one_of("--sensor", self.sensor, SENSORS)
+        _one_of("--sensor", self.sensor, SENSOR_CHOICES)
         _one_of("--sar-unit", self.sar_unit, SAR_UNITS)
         _require(
             self.gsd is None or 0 < self.gsd < math.inf,
@@ -126,8 +127,8 @@ class SceneOptions:
             left, bottom, right, top = self.bbox
             _require(
                 -math.inf < left < right < math.inf and -math.inf < bottom < top < math.inf,
-                f"--bbox {left},{bottom},{right},{top} is empty or endless; "
-                "give left,bottom,right,top",
+                f"--bbox {left:.10g},{bottom:.10g},{right:.10g},{top:.10g} is no box: give "
+                "left,bottom,right,top, with left below right and bottom below top",
             )
         _require(
             self.bbox is None or self.aoi is None, "--bbox and --aoi exclude each other; give one"
@@ -170,6 +171,18 @@ class SegmentOptions(SceneOptions):
         _require(
             0.0 <= self.threshold <= 1.0,
             f"--threshold is {self.threshold}; it must lie between 0 and 1",
+        )
+        _require(
+            self.background is None or len(self.background) > 0,
+            "the background has no words; give it some, or None for no background",
+        )
+        _require(
+            len(self.colours) in (0, len(self.classes)),
+            f"{len(self.colours)} colours for {len(self.classes)} classes; give one each, or none",
+        )
+        _require(
+            self.max_memory is None or self.max_memory >= 1,
+            f"--max-memory is {self.max_memory} bytes; give a size such as 2GB",
         )
         for option, value in (("--min-area", self.min_area), ("--simplify", self.simplify)):
             _require(0 <= value < math.inf, f"{option} is {value}; it must be 0 or a larger number")
@@ -309,13 +322,14 @@ class CompareOptions:
     maps: Path  # a class raster, or a folder of them
     labels: Path
     classes: tuple[str, ...] = ()  # names of the values 0, 1, ...; none: the map's own
-    label_values: tuple[tuple[int | None, int], ...] = ()  # label's value (None: all others), map's
+    # a label's value (None: all others), and the map's or its name
+    label_values: tuple[tuple[int | None, int | str], ...] = ()
     ignore: tuple[int, ...] = ()
     progress: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that no class raster holds."""
-        values = [v for pair in self.label_values for v in pair if v is not None]
+        values = [v for pair in self.label_values for v in pair if isinstance(v, int)]
         for value in values:
             _require(
                 0 <= value <= 255, f"{value} is no value of a class raster; those are 0 to 255"
@@ -492,145 +506,3 @@ class DistillOptions(TrainOptions):
             f"--temperature is {self.temperature}; it must be a positive number",
         )
         _at_least(("--regions", self.regions, 1))
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``"1500x1200"``, or ``"1500"`` for a square, as pixels across and down.
-
-    Raises:
-        UsageError: these are not whole numbers.
-    """
-    try:
-        width, _, height = text.lower().partition("x")
-        return int(width), int(height or width)
-    except ValueError as error:
-        raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT, for instance 20000x2000") from error
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """``"2/8"`` as part and number of parts; all in one for ``None``.
-
-    Raises:
-        UsageError: these are not whole numbers.
-    """
-    if text is None:
-        return 1, 1
-    try:
-        part, parts = (int(number) for number in text.split("/"))
-    except ValueError as error:
-        raise UsageError(f"--shard {text!r} is not PART/PARTS, for instance 2/8") from error
-    return part, parts
-
-
-def parse_memory(text: str | None) -> int | None:
-    """``"2GB"`` or ``"2GiB"`` (both 2 * 2**30), ``"512M"`` or a number of bytes as bytes.
-
-    Raises:
-        UsageError: this is no size.
-    """
-    if text is None:
-        return None
-    plain = text.strip().upper().removesuffix("B").removesuffix("I")
-    units = {"K": 10, "M": 20, "G": 30, "T": 40}
-    number, power = (plain[:-1], units[plain[-1]]) if plain[-1:] in units else (plain, 0)
-    try:
-        size = float(number) * 2**power
-    except ValueError as error:
-        raise UsageError(f"--max-memory {text!r} is no size; give one such as 2GB") from error
-    _require(0 < size < math.inf, f"--max-memory {text!r} is no size; give one such as 2GB")
-    return int(size)
-
-
-def parse_list(text: str | None) -> tuple[str, ...]:
-    """``"a,b"`` as its parts; nothing for ``None``."""
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
-
-
-def parse_numbers(option: str, text: str | None) -> tuple[float, ...]:
-    """``"0,0.3"`` as numbers; nothing for ``None``.
-
-    Raises:
-        UsageError: these are no numbers.
-    """
-    try:
-        return tuple(float(part) for part in parse_list(text))
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no list of numbers such as 0,0.3") from error
-
-
-def parse_whole(option: str, text: str | None) -> tuple[int, ...]:
-    """``"448,896"`` as whole numbers; nothing for ``None``.
-
-    Raises:
-        UsageError: these are no whole numbers.
-    """
-    try:
-        return tuple(int(part) for part in parse_list(text))
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no list of whole numbers") from error
-
-
-def parse_label_values(text: str | None) -> tuple[tuple[int | None, int], ...]:
-    """``"1=2,3=0,*=0"`` as pairs of a label's value, ``None`` for all others, and the map's.
-
-    Raises:
-        UsageError: these are no such pairs.
-    """
-    try:
-        pairs = [part.split("=") for part in parse_list(text)]
-        return tuple((None if old == "*" else int(old), int(new)) for old, new in pairs)
-    except ValueError as error:
-        raise UsageError(
-            f"--label-values {text!r} is not LABEL=MAP,..., for instance 1=1,2=1,*=0"
-        ) from error
-
-
-def parse_labelled(text: str) -> tuple[str, str]:
-    """``"scene.tif=labels.gpkg"`` as its two parts.
-
-    Where there are several ``=``, the last one after which a file's name begins.
-
-    Raises:
-        UsageError: a part is missing.
-    """
-    ends = [index for index, character in enumerate(text) if character == "="]
-    splits = [(text[:end], text[end + 1 :]) for end in ends if text[:end] and text[end + 1 :]]
-    if not splits:
-        raise UsageError(f"{text!r} is not SCENE=LABELS, for instance scene.tif=labels.gpkg")
-    return next((split for split in reversed(splits) if os.path.exists(split[1])), splits[-1])
-
-
-def parse_bands(text: str | None) -> tuple[str, ...]:
-    """``"4,3,2"`` or ``"B04,B03,B02"`` as band names; nothing for ``None``."""
-    return tuple(part.strip() for part in text.split(",")) if text else ()
-
-
-def parse_bbox(text: str | None) -> tuple[float, float, float, float] | None:
-    """``"left,bottom,right,top"`` as numbers.
-
-    Raises:
-        UsageError: these are not four numbers.
-    """
-    if text is None:
-        return None
-    try:
-        left, bottom, right, top = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(
-            f"--bbox {text!r} is not four numbers; give left,bottom,right,top"
-        ) from error
-    return left, bottom, right, top
-
-
-def parse_pairs(texts: list[str]) -> tuple[tuple[str, str], ...]:
-    """``NAME=VALUE`` creation options as pairs.
-
-    Raises:
-        UsageError: there is no ``=``.
-    """
-    pairs = []
-    for text in texts:
-        name, equals, value = text.partition("=")
-        _require(bool(name and equals), f"--co {text!r} is not NAME=VALUE")
-        pairs.append((name, value))
-    return tuple(pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -13,14 +13,15 @@ from typing import Any, TextIO
 
 from segearth_cli import report, stac
 from segearth_cli.errors import OutputError
-from segearth_cli.geo import vector, writer
+from segearth_cli.geo import cog, vector, writer
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record, to_tags
-from segearth_cli.geo.writer import Legend
 from segearth_cli.names import files_named, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
-from segearth_cli.staging import Staging, files_of
+from segearth_cli.staging import files_of
+from segearth_cli.stdout import writing_to
 
 STDOUT = "-"
 PREVIEW_SIDE = 1000  # pixels
@@ -109,12 +110,13 @@ def output_paths(options: SegmentOptions) -> list[Path]:
     return [Path(name) for name in options.written if name != STDOUT]
 
 
-def write_outputs(scene: Scene, class_map: ClassMap, staging: Staging) -> dict[Path, Path]:
-    """Write every output beside its destination; returns finished file -> final place."""
+def write_outputs(
+    scene: Scene, class_map: ClassMap, places: Mapping[Path, Path]
+) -> dict[Path, Path]:
+    """Write every output where ``places`` says; returns finished file -> final place."""
     options = class_map.options
     finished: dict[Path, Path] = {}
-    for path in output_paths(options):
-        place = staging.beside(path) / path.name
+    for path, place in places.items():
         kind = "probabilities" if path == Path(options.probabilities or "") else path.suffix.lower()
         for file in WRITERS[kind](scene, class_map, place):
             finished[file] = path.with_name(file.name)
@@ -132,25 +134,8 @@ def write_features(class_map: ClassMap, stream: TextIO) -> None:
         vector.write_features(class_map.polygons, stream)
 
 
-@contextlib.contextmanager
-def writing_to(stream: TextIO) -> Iterator[None]:
-    """Whatever the block writes to stdout arrives, or is an expected error.
-
-    Raises:
-        OutputError: it takes no more.
-        BrokenPipeError: its reader has gone.
-    """
-    try:
-        yield
-        stream.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
-
-
 def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
-    return writer.write_class_raster(
+    return cog.write_class_raster(
         class_map.classes,
         place,
         class_map.legend,
@@ -162,7 +147,7 @@ def _write_raster(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
 def _write_probabilities(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]:
     legend = class_map.legend
     names = legend.names if class_map.options.background is not None else legend.names[1:]
-    return writer.write_probabilities(
+    return cog.write_probabilities(
         class_map.probabilities,
         place,
         names,

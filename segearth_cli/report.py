@@ -1,5 +1,6 @@
 """What a person looks at after a run: the preview picture."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from segearth_cli.errors import OutputError
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import KEY, to_json
-from segearth_cli.geo.writer import Legend
 from segearth_cli.staging import shown
 
 _LONGEST = 1600  # pixels, of the whole picture
@@ -28,6 +29,17 @@ _MAP_ALPHA = 0.5
 _BORDER_ALPHA = 0.9
 _PAPER, _INK, _FAINT = (255, 255, 255), (33, 37, 41), (134, 142, 150)
 _NO_DATA = (222, 226, 230)
+
+_FONTS = (  # by Pillow's search of the system's folders
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "LiberationSans-Regular.ttf",
+    "arial.ttf",
+    "Arial Unicode.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "msyh.ttc",
+    "PingFang.ttc",
+)
 
 _Colour = tuple[int, int, int]
 
@@ -133,7 +145,7 @@ def _page(
     page = Image.new("RGB", (max(right, _SMALLEST) + _GAP, bottom + _GAP), _PAPER)
     for picture, corner in zip(pictures, corners, strict=True):
         page.paste(picture, corner)
-    font = ImageFont.load_default(20)
+    font = _font(20, title)
     text = _shortened(title, font, page.width - 2 * _GAP)
     ImageDraw.Draw(page).text((_GAP, _GAP - 4), text, _INK, font)
     return page
@@ -162,7 +174,7 @@ def _overlay(
 
 def _legend_picture(rows: list[_Row], most_width: int) -> Image.Image:
     """Return swatches, names and shares, in as many columns as fit the width (at least one)."""
-    font = ImageFont.load_default(15)
+    font = _font(15, "".join(name for _, name, _ in rows))
     named = [(colour, _shortened(name, font, _NAME_WIDTH), share) for colour, name, share in rows]
     names = max(math.ceil(font.getlength(name)) for _, name, _ in named)
     column = _SWATCH + 10 + names + 80
@@ -180,6 +192,24 @@ def _legend_picture(rows: list[_Row], most_width: int) -> Image.Image:
         draw.text((x + _SWATCH + 10, y + _LINE // 2), name, _INK, font, anchor="lm")
         draw.text((x + column, y + _LINE // 2), share, _INK, font, anchor="rm")
     return picture
+
+
+def _font(size: int, text: str) -> Any:
+    """Return a font for a text: Pillow's own, and beyond ASCII the system's that has most of it."""
+    own = ImageFont.load_default(size)
+    if text.isascii():
+        return own
+    fonts = [own]
+    for name in _FONTS:
+        with contextlib.suppress(OSError):  # not on this system
+            fonts.append(ImageFont.truetype(name, size))
+    return max(fonts, key=lambda font: _drawn(text, font))
+
+
+def _drawn(text: str, font: Any) -> int:
+    """Return how many letters of a text the font has."""
+    missing = bytes(font.getmask("\U0010fffe"))
+    return sum(bytes(font.getmask(letter)) != missing for letter in set(text) if letter.strip())
 
 
 def _shortened(text: str, font: Any, width: float) -> str:

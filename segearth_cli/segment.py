@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import UsageError
-from segearth_cli.geo import writer
+from segearth_cli.geo import cog, writer
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.grid import parse_crs
 from segearth_cli.geo.raster import Scene, open_scene
@@ -138,13 +138,15 @@ def segment(
             scene = stack.enter_context(found.scene)
         logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
-        work = staging.beside(*output_paths(options)[:1])
+        outputs = output_paths(options)
+        work = staging.beside(*outputs[:1])
+        places = {path: staging.beside(path) / path.name for path in outputs}
         model = load(scene.sensor) if load else load_model(options, scene.sensor)
         warn_of_scene(scene, model.settings, options)
         record = describe(scene, model, options, found.digest)
         class_map = write_class_map(scene, model, work, options, record)
         with stage("outputs"):
-            finished = write_outputs(scene, class_map, staging)
+            finished = write_outputs(scene, class_map, places)
         if STDOUT in options.outputs:
             write_features(class_map, stdout or sys.stdout)
         publish(finished)
@@ -281,7 +283,7 @@ def check_options(options: SegmentOptions, here: bool = True) -> None:
     for name, crs in (("--dst-crs", options.dst_crs), ("--bbox-crs", options.bbox_crs)):
         if crs is not None:
             parse_crs(crs, name)
-    writer.check_creation_options(options.creation_options)
+    cog.check_creation_options(options.creation_options)
     if here:
         pick_precision(options.model.precision_wanted, pick_device(options.model.device))
     if options.model.model != "auto":

@@ -20,8 +20,8 @@ from pyproj.exceptions import ProjError
 
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.grid import Grid, is_on_earth
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import KEY, Record
-from segearth_cli.geo.writer import Legend
 from segearth_cli.names import files_named
 from segearth_cli.options import STAC_SUFFIX, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.plain import plain
@@ -112,7 +112,7 @@ def parse_time(text: str) -> str:
     """
     try:
         # Python 3.10 reads three or six digits of a second
-        exact = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.strip())
+        exact = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.strip().upper())
         moment = datetime.fromisoformat(exact.replace("Z", "+00:00"))
         moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
     except (ValueError, OverflowError) as error:

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from segearth_cli.device import memory_guard, pass_size
 from segearth_cli.errors import UsageError
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.geo.writer import TILE, Legend
+from segearth_cli.geo.writer import TILE
 from segearth_cli.model.mosaic import blended_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
@@ -108,7 +109,19 @@ def load_model(options: SegmentOptions, sensor: str) -> Model:
         settings.precision,
         segmenter.device,
     )
+    warn_of_words(settings, vocabulary)
     return Model(segmenter, settings, vocabulary, class_legend(vocabulary))
+
+
+def warn_of_words(settings: ModelSettings, vocabulary: Vocabulary) -> None:
+    """Say so when a model that knows few words is asked for others."""
+    unread = settings.folder.card.unread(vocabulary.queries)
+    if unread:
+        logger.warning(
+            "%s has never read %s: expect an arbitrary map, or an empty one, of such words",
+            settings.name,
+            ", ".join(unread),
+        )
 
 
 def class_legend(vocabulary: Vocabulary) -> Legend:
@@ -148,9 +161,14 @@ def memory_estimate(grid: WindowGrid, queries: int, windows: int, coordinates: i
     return BASE_MEMORY + 4 * (image + logits + halves + at_once + scored)  # float32
 
 
+def panel_width(grid: WindowGrid, count: int) -> int:
+    """Of at most ``count`` panels of equal width, in whole tiles of the map."""
+    return -(-grid.width // (TILE * count)) * TILE
+
+
 def panels_across(grid: WindowGrid, count: int) -> list[WindowGrid]:
-    """The grid in panels of equal width, in whole tiles of the map; at most ``count``."""
-    wide = -(-grid.width // (TILE * count)) * TILE
+    """The grid in panels of equal width; at most ``count``."""
+    wide = panel_width(grid, count)
     return [
         replace(grid, wanted=(first, min(grid.width, first + wide)))
         for first in range(0, grid.width, wide)
@@ -183,7 +201,8 @@ def scene_panels(
     tiles = -(-grid.width // TILE)
     fewest: list[WindowGrid] = []
     least = 0
-    for count in range(1, tiles + 1):
+    fewest_of_width = {panel_width(grid, n): n for n in range(tiles, 0, -1)}
+    for count in sorted(fewest_of_width.values()):
         parts = panels_across(grid, count)
         most = weights + max(memory_estimate(part, queries, windows, channels) for part in parts)
         if most <= limit:

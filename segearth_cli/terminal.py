@@ -1,34 +1,23 @@
-"""What a person reads on stderr, and a pipe on stdout: tables, JSON lines, log lines, errors."""
+"""What a person reads on stderr: tables, log lines, errors; with ``--json`` the same on stdout."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import math
-import os
-import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segearth_cli.errors import OutputError, SegEarthError, UsageError
-from segearth_cli.plain import plain
+from segearth_cli.errors import SegEarthError
+from segearth_cli.stdout import print_json
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure, Skipped
-    from segearth_cli.bench import BenchResult
-    from segearth_cli.compare import CompareResult
-    from segearth_cli.evaluate import EvaluateResult, Row
-    from segearth_cli.info import MapInfo
-    from segearth_cli.model.weights import ModelRow
-    from segearth_cli.scores import Scores
     from segearth_cli.segment import Plan, SegmentResult
     from segearth_cli.training.report import TrainResult
 
@@ -102,34 +91,6 @@ def log_to_stderr(
     level = logging.INFO if verbose and not quiet else logging.WARNING
     logging.getLogger("segearth_cli").setLevel(level)
     logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's chatter about odd tags
-
-
-def speak_utf8() -> None:
-    """Data on stdout is UTF-8 whatever the terminal speaks; odd bytes in file names stay."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-
-
-def finish_stdout() -> None:
-    """Flush stdout, or let go of what it does not take: the interpreter would try again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def print_json(record: dict[str, Any], nan: str | None = "nan") -> None:
-    """One JSON object as a line on stdout; JSON has no number for NaN.
-
-    Raises:
-        OutputError: stdout takes no more, for another reason than that its reader has gone.
-    """
-    try:
-        print(json.dumps(plain(record, nan), ensure_ascii=False), flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -281,178 +242,6 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     console().print(made)
 
 
-def show_info(info: MapInfo, as_json: bool) -> None:
-    """How a map was made, on stdout: it is what was asked for."""
-    record = info.record
-    if as_json:
-        print_json({"output": info.output, "command": info.command, **record})
-        return
-    digest, model = record["source_digest"], record["model"]
-    settings = [f"{name} {value}" for name, value in model.items() if name != "name"]
-    rows = [
-        ["made by", f"segearth {record['version']}"],
-        ["source", record["source"]],
-        ["digest of source", f"sha256 {digest.get('sha256')} ({digest.get('covers')})"],
-        ["read as", str(record.get("scene"))],
-        ["classes", ", ".join("|".join(words) for words in record.get("classes", []))],
-        ["prompts", str(record.get("prompts"))],
-        ["model", str(model.get("name"))],
-        ["digest of model", f"sha256 {record.get('model_digest')}"],
-        ["runs as", ", ".join(settings)],
-        ["command", info.command or "none can say such classes: see options in --json"],
-    ]
-    for name, value in rows:
-        print(f"{name:<17}{value}")
-
-
-def show_bench(result: BenchResult, as_json: bool) -> None:
-    """What one run took, stage by stage."""
-    if as_json:
-        print_json(asdict(result))
-        return
-    whole = result.whole_seconds
-    stages = sorted(result.stage_seconds.items(), key=lambda item: -item[1])
-    rest = whole - sum(result.stage_seconds.values())
-
-    def row(name: str, seconds: float) -> list[str]:
-        return [name, f"{1e3 * seconds:.1f} ms", f"{100 * seconds / whole:.1f} %"]
-
-    made = table(
-        f"{result.scene}: {result.width} x {result.height} pixels, {result.windows} windows, "
-        f"{result.queries} queries",
-        ["stage", "per window", "share"],
-        [
-            row("encoder alone, before and after", result.encoder_seconds),
-            *(row(name, seconds) for name, seconds in stages),
-            row("the rest", rest),
-            row("whole, from file to file", whole),
-            *([*row(f"beside: {name}", s)[:2], ""] for name, s in result.beside_seconds.items()),
-        ],
-    )
-    out = console()
-    out.print(made)
-    threads = f", {result.threads} threads" if result.device == "cpu" else ""
-    area = result.km2_per_second
-    out.print(Text(f"{result.model}: {result.settings} on {result.device}{threads}"))
-    out.print(
-        Text(
-            f"{result.ratio:.2f} times the encoder; {1 / whole:.2f} windows, "
-            f"{result.megapixels_per_second:.3g} megapixels"
-            + (f", {area:.3g} km2" if area is not None else "")
-            + f" per second; {result.seconds:.1f} s in all, {result.load_seconds:.1f} s to load"
-        )
-    )
-    memory = f"peak memory {result.process_bytes / 2**30:.2f} GiB"
-    if result.device_bytes is not None:
-        memory += f", on the device {result.device_bytes / 2**30:.2f} GiB"
-    out.print(Text(memory))
-
-
-def table_form(as_json: bool, as_csv: bool, as_markdown: bool) -> str | None:
-    """The one form in which a table goes to stdout, if any.
-
-    Raises:
-        UsageError: several were asked for.
-    """
-    wanted = {"json": as_json, "csv": as_csv, "markdown": as_markdown}
-    forms = [name for name, is_wanted in wanted.items() if is_wanted]
-    if len(forms) > 1:
-        raise UsageError(f"--{forms[0]} and --{forms[1]} exclude each other; give one")
-    return forms[0] if forms else None
-
-
-def print_table(form: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout as CSV or Markdown."""
-    if form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
-        return
-    for line in (columns, ["---"] * len(columns), *rows):
-        print("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
-
-
-def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> None:
-    """How settings score on a dataset: classes of a single one, else a row each."""
-    if form == "json":
-        print_json(asdict(result), nan=None)
-    columns, rows = _comparison_table(result)
-    if form in ("csv", "markdown"):
-        print_table(form, columns, rows)
-    if quiet:
-        return
-    out = console()
-    title = f"{result.dataset}: {_counted(result.images, 'image')}"
-    if len(result.rows) == 1:
-        out.print(_class_table(title, result.rows[0].scores))
-        score = result.rows[0].scores.of(result.metric)
-        out.print(Text(f"{_setting_of(result.rows[0])}: {result.metric} {percent(score)}"))
-    else:
-        few = len(columns) - len(result.rows[0].scores.classes)  # a terminal is narrow
-        out.print(table(title, columns[:few], [row[:few] for row in rows]))
-    if result.paper_score is not None:
-        out.print(Text(f"the paper's model: {result.metric} {result.paper_score}"))
-    out.print(Text(f"in {result.seconds:.0f} s"))
-
-
-def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> None:
-    """How maps score against labels, class by class."""
-    if form == "json":
-        print_json(asdict(result), nan=None)
-    if form in ("csv", "markdown"):
-        print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
-    if not quiet:
-        console().print(_class_table(_counted(result.maps, "map"), result.scores))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
-
-
-def _class_rows(scores: Scores) -> list[list[str]]:
-    rows = [
-        [c.name, *map(percent, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
-        for c in scores.classes
-    ]
-    means = (scores.miou, scores.mean_f1, None, scores.mean_accuracy)
-    return [*rows, ["mean", *map(percent, means), str(scores.pixels)]]
-
-
-def _class_table(title: str, scores: Scores) -> Table:
-    made = table(title, CLASS_COLUMNS, _class_rows(scores))
-    made.caption = f"right: {percent(scores.accuracy)} % of the pixels"
-    made.caption_justify = "left"
-    return made
-
-
-def _comparison_table(result: EvaluateResult) -> tuple[list[str], list[list[str]]]:
-    """A row for each setting, with the IoU of every class."""
-    names = [scores.name for scores in result.rows[0].scores.classes]
-    columns = ["model", "attention", "upsampler", "lambda", "long side", result.metric, *names]
-    rows = [
-        [
-            row.model,
-            row.attention + (f" x{row.modulated_blocks}" if row.modulated_blocks > 1 else ""),
-            row.upsampler,
-            f"{row.global_bias:g}",
-            str(row.long_side or "own"),
-            percent(row.scores.of(result.metric)),
-            *(percent(scores.iou) for scores in row.scores.classes),
-        ]
-        for row in result.rows
-    ]
-    return columns, rows
-
-
-def _setting_of(row: Row) -> str:
-    size = f"long side {row.long_side}" if row.long_side else "images as they are"
-    return (
-        f"{row.model}, attention {row.attention}, upsampler {row.upsampler}, "
-        f"lambda {row.global_bias:g}, threshold {row.threshold:g}, {size}"
-    )
-
-
 def percent(share: float | None) -> str:
     """A share as a cell of a table."""
     return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
@@ -481,31 +270,6 @@ def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> Non
     if result.skipped:
         out.print(Text(f"{len(result.skipped)} files or pairs were skipped"))
     out.print(Text(f"{result.output} in {result.seconds:.0f} s"))
-
-
-def show_models(models: Sequence[ModelRow], as_json: bool) -> None:
-    """Every model by name: a table, or JSON lines."""
-    if as_json:
-        for model in models:
-            print_json({**asdict(model), "path": model.path and str(model.path)})
-        return
-    made = table(
-        "Models",
-        ["name", "sensor", "where", "size", "what"],
-        [
-            [
-                model.name,
-                model.sensor,
-                model.where,
-                f"{model.size / 1e6:.0f} MB" if model.size else "",
-                model.description,
-            ]
-            for model in models
-        ],
-    )
-    for index in (1, 2, 4):
-        made.columns[index].justify = "left"
-    Console(soft_wrap=False).print(made)
 
 
 def _area(area_m2: float | None) -> str:

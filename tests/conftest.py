@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from scenes import blocks, write_scene
 from trainings import CPU
 
-from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.card import ModelCard
+from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import JBUOne
 from segearth_cli.options import DistillOptions, UpsamplerOptions
 

@@ -43,6 +43,12 @@ def test_outputs_are_named_after_the_scene(tiny_model):
         "maps/east.gpkg",
     ]
     assert {own.outputs[1] for own in named} == {"-"}
+    beside = options_per_scene(
+        ["2024/a.tif", "2025/a.tif"], options_for(tiny_model, "{parent}/a.tif")
+    )
+    assert [own.outputs for own in beside] == [("2024/a.tif",), ("2025/a.tif",)]
+    with pytest.raises(UsageError, match=r"'\{name\}\.tif' holds \{name\}; only \{stem\}"):
+        options_per_scene(["a.tif"], options_for(tiny_model, "{name}.tif"))
     assert named[0].probabilities == "north/p.tif"
 
 

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,21 +228,6 @@ def test_classes_from_a_file_or_a_preset(run, scene):
 # --- usage errors ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--nonsense"], "No such option"),
-        (["--min-area", "abc"], "Invalid value for '--min-area'"),
-        (["--batch-size", "1.5"], "Invalid value for '--batch-size'"),
-    ],
-)
-def test_typers_own_usage_errors_exit_with_2(run, scene, args, message):
-    result = run(scene, "-o", "map.tif", *args)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert result.stdout == ""
-
-
 def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
     assert run("-o", "map.tif").exit_code == 2
     assert run.any("segmet").exit_code == 2
@@ -250,8 +237,8 @@ def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
     ("args", "message"),
     [
         (["--bbox", "1,2,3"], "--bbox '1,2,3' is not four numbers"),
-        (["--bbox", "3,4,1,2"], "--bbox 3.0,4.0,1.0,2.0 is empty"),
-        (["--bbox", "0,0,inf,inf"], "is empty or endless"),
+        (["--bbox", "3,4,1,2"], "--bbox 3,4,1,2 is no box: give left,bottom,right,top"),
+        (["--bbox", "0,0,inf,inf"], "--bbox 0,0,inf,inf is no box"),
         (["--bbox", "0,0,1,1", "--aoi", "x.gpkg"], "--bbox and --aoi exclude each other"),
         (["--bands", "7"], "the scene has no band '7'; it has bands 1 to 3"),
         (["--stretch", "5,1"], "the second number must be above the first"),
@@ -447,3 +434,78 @@ def test_windows_are_blended_as_asked(run, scene, folder):
     wrong = run(scene, "-o", "odd.tif", "--blend", "median")
     assert wrong.exit_code == 2
     assert "--blend is 'median'; choose one of smooth, mean" in wrong.stderr
+
+
+# --- wrong usage, and a stdout that takes nothing ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "said"),
+    [
+        (["segment", "--nope"], {}, "no such option: --nope .*; see .*segment --help"),
+        (["segment"], {}, "missing argument 'INPUT.*'; see .*segment --help"),
+        (["bench", "--stride", "x"], {}, "invalid value for '--stride': .*; see .*bench --help"),
+        (
+            ["segment", "a.tif"],
+            {"SEGEARTH_SEGMENT_THRESHOLD": "abc"},
+            "invalid value for '--threshold': .*; it comes from SEGEARTH_SEGMENT_THRESHOLD; see .*",
+        ),
+        (["models", "path"], {}, "missing argument .*; see .*models path --help"),
+    ],
+)
+def test_wrong_usage_is_one_line(run, words, env, said):
+    result = run.any(*words, env=env)
+    assert result.exit_code == 2
+    assert re.fullmatch(f"error: {said}", only_line(result.stderr))
+
+
+@pytest.mark.parametrize("words", [["--version"], ["models", "list"], ["models", "path", "mini"]])
+def test_a_stdout_that_takes_nothing_is_an_error(words):
+    for stdout, why in (("/dev/full", "No space left"), (None, "it is closed")):
+        closed = "import os, sys; os.close(1); os.execv(sys.executable, sys.argv[1:])"
+        start = command(*words) if stdout else [sys.executable, "-c", closed, *command(*words)]
+        with open(stdout or os.devnull, "w") as stream:
+            done = subprocess.run(
+                start, stdout=stream, stderr=subprocess.PIPE, text=True, env=surroundings()
+            )
+        assert done.returncode == 1
+        assert why in only_line(done.stderr)
+
+
+def test_info_tells_of_a_scene_how_it_is_read(run, scene, tmp_path):
+    said = json.loads(run.any("info", scene, "--json").stdout)
+    assert (said["width"], said["height"], said["crs"]) == (130, 100, "EPSG:32633")
+    assert said["bands"] == ["uint8 red", "uint8 green", "uint8 blue"]
+    table = run.any("info", scene)
+    assert "resolution       2 m\n" in table.stdout
+    assert "read as          optical, bands 1,2,3" in table.stdout
+    missing = run.any("info", tmp_path / "absent.tif")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert "there is no such file" in only_line(missing.stderr)
+
+
+def test_maps_without_a_place_are_told_of_without_python_warnings(run, tmp_path, folder):
+    scene = write_scene(tmp_path / "nowhere.tif", crs=None, transform=Affine.identity())
+    assert run(scene, "-o", "map.tif", "-q").exit_code == 0
+    done = subprocess.run(command("info", "map.tif"), capture_output=True, text=True, check=True,
+                          env=surroundings(), cwd=folder)  # fmt: skip
+    assert "made by" in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_output_that_cannot_be_is_found_before_the_scene_is_read(run, scene, folder):
+    Path("file").touch()
+    result = run(scene, "-o", "map.tif", "-o", "file/map.gpkg", "-v")
+    assert result.exit_code == 1
+    assert "cannot write into file" in result.stderr.splitlines()[-1]
+    assert "model" not in result.stderr
+    assert names_in(folder) == ["file"]
+
+
+def test_words_that_a_model_has_never_read_are_named(run, scene, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "few")
+    card = tmp_path / "few" / "segearth.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "words": ["road", "background"]}))
+    result = run(scene, "-o", "map.tif", model=tmp_path / "few", words=("--classes", "Road,blorp"))
+    assert "tiny has never read blorp: expect an arbitrary map" in " ".join(result.stderr.split())
+    assert result.stderr.count("Road") == 1  # in the table

@@ -182,3 +182,33 @@ def test_values_that_nobody_knows_are_refused(tmp_path, label):
     assert "has no class 9" in beyond.stderr
     odd = write(tmp_path / "odd.tif", read(label), '{"x": "road"}')
     assert "a tag CLASSES that names no classes" in run("--pred", odd, "--label", plain).stderr
+
+
+def test_labels_may_be_named_and_what_does_not_match_is_said(tmp_path, label):
+    made = write(tmp_path / "map.tif", np.minimum(read(label), 1), '{"0": "rest", "1": "road"}')
+    plain = write(tmp_path / "plain.tif", np.minimum(read(label), 1))
+
+    named = run("--pred", made, "--label", plain, "--label-values", "1=road,*=rest")
+    bare = run("--pred", made, "--label", plain)
+    other = run("--pred", made, "--label", label)
+    again = run("--pred", made, "--label", plain, "--classes", "rest,road")
+
+    assert "right: 100.0 %" in named.stderr
+    assert "warning" not in named.stderr
+    assert "labels do not name their classes: their values are taken" in bare.stderr
+    assert "the map has no class water, tree" in other.stderr
+    assert "the label has no class rest" in other.stderr
+    assert again.exit_code == 2
+    assert "names its own classes (rest, road); leave --classes out" in again.stderr
+
+
+def test_values_of_a_map_that_nobody_named_are_refused(tmp_path, label):
+    made = write(tmp_path / "map.tif", read(label))
+    done = run("--pred", made, "--label", label, "--classes", "other,road")
+    assert done.exit_code == 2
+    assert "holds 2, and its classes are other, road" in done.stderr
+    write(tmp_path / "many.tif", read(label), json.dumps({str(n): f"c{n}" for n in range(300)}))
+    assert (
+        "evaluate takes maps of 8 bits"
+        in run("--pred", tmp_path / "many.tif", "--label", label).stderr
+    )

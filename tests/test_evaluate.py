@@ -16,7 +16,8 @@ from segearth_cli.cli import app
 from segearth_cli.evaluate import evaluate
 from segearth_cli.geo.datasets import find_samples, read_dataset, read_label
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.card import ModelCard
+from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.mosaic import image_logits
 from segearth_cli.model.prompts import text_features
 from segearth_cli.model.segmenter import build_segmenter, model_settings

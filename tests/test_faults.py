@@ -19,8 +19,8 @@ from segearth_cli.batch import Failure, segment_all
 from segearth_cli.errors import OutputError, SceneError, SegEarthError
 from segearth_cli.geo import vector
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import read_record
-from segearth_cli.geo.writer import Legend
 from segearth_cli.options import BatchOptions
 from segearth_cli.segment import SegmentResult, segment
 from segearth_cli.stream import load_model

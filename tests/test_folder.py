@@ -10,7 +10,8 @@ import pytest
 from model_server import TINY
 
 from segearth_cli.errors import ModelError, OutputError
-from segearth_cli.model.folder import ModelCard, load_clip, open_model_folder, save_model_folder
+from segearth_cli.model.card import ModelCard
+from segearth_cli.model.folder import load_clip, open_model_folder, save_model_folder
 
 
 class TestFolder:

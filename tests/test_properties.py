@@ -15,13 +15,14 @@ from scenes import options_for, write_scene
 from segearth_cli.errors import UsageError
 from segearth_cli.geo import sensors, vector
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import from_tags, to_tags
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.geo.writer import Legend
 from segearth_cli.inputs import expand_inputs, safe_name
 from segearth_cli.model.mosaic import RollingSums
 from segearth_cli.model.prompts import build_vocabulary, parse_classes
-from segearth_cli.options import BLENDS, BatchOptions, parse_memory, parse_shard, parse_size
+from segearth_cli.options import BLENDS, BatchOptions
+from segearth_cli.parse import parse_memory, parse_shard, parse_size
 from segearth_cli.plain import plain
 from segearth_cli.record import _class_words
 

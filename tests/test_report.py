@@ -6,7 +6,7 @@ from PIL import Image
 
 from segearth_cli import report
 from segearth_cli.errors import OutputError
-from segearth_cli.geo.writer import Legend
+from segearth_cli.geo.legend import Legend
 from segearth_cli.report import write_preview
 
 RED, BLUE = (230, 60, 60), (40, 100, 240)

@@ -21,7 +21,8 @@ from segearth_cli.cli import app
 from segearth_cli.errors import OutputError, SceneError, UsageError
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.geo.remote import give_up, patiently
-from segearth_cli.options import BatchOptions, parse_shard
+from segearth_cli.options import BatchOptions
+from segearth_cli.parse import parse_shard
 from segearth_cli.prefetch import prefetched
 from segearth_cli.segment import SegmentResult, segment
 from segearth_cli.staging import PREFIX, Staging

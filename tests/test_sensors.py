@@ -2,18 +2,20 @@ import numpy as np
 import pytest
 
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.sensors import (
-    NEUTRAL_GREY,
+from segearth_cli.geo.bands import (
     BandFacts,
-    Scaling,
-    Stretch,
     choose_bands,
     named_bands,
+    sensor_by_facts,
+    sensor_by_values,
+)
+from segearth_cli.geo.sensors import (
+    NEUTRAL_GREY,
+    Scaling,
+    Stretch,
     parse_stretch,
     prepare,
     scaling_of,
-    sensor_by_facts,
-    sensor_by_values,
 )
 
 
@@ -36,6 +38,10 @@ RGB = ("red", "green", "blue")
         (("Blue", "Green", "Red", "Red Edge", "NIR"), (3, 2, 1)),
         (("red edge", "red", "green", "blue"), (2, 3, 4)),
         (("B02_10m", "B03_10m", "B04_10m"), (3, 2, 1)),
+        (("Near Infra-Red", "Red", "Green", "Blue"), (2, 3, 4)),
+        (("SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"), (3, 2, 1)),  # Landsat 5
+        (tuple(f"SR_B{n}" for n in range(1, 8)), (4, 3, 2)),  # Landsat 8
+        (tuple(f"sur_refl_b0{n}" for n in range(1, 8)), (1, 4, 3)),
     ],
 )
 def test_descriptions_choose_red_green_blue(descriptions, expected):

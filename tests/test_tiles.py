@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segearth_cli.model.tiles import TileKernels, doubled, inner_maps, runs, tile_maps
+from segearth_cli.model.runs import inner_maps, runs, tile_maps
+from segearth_cli.model.tiles import TileKernels, doubled
 from segearth_cli.model.upsampler import JBU
 
 

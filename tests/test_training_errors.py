@@ -11,7 +11,8 @@ from scenes import blocks, write_scene
 from trainings import run, weights
 
 from segearth_cli.errors import SceneError, TrainingError
-from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.card import ModelCard
+from segearth_cli.model.folder import save_model_folder
 from segearth_cli.training import loop
 from segearth_cli.training.loop import Parts, read_ahead
 from segearth_cli.training.processes import started

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from segearth_cli.choose import Setting, predicted
 from segearth_cli.cli import app
 from segearth_cli.look import look
-from segearth_cli.options import ModelOptions, SegmentOptions, TuneOptions, parse_labelled
+from segearth_cli.options import ModelOptions, SegmentOptions, TuneOptions
+from segearth_cli.parse import parse_labelled
 from segearth_cli.tune import space_of, tune
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"

@@ -24,13 +24,13 @@ from rasterio.features import rasterize
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo import outlines
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.vector import (
     polygons,
     require_vector_support,
     write_features,
     write_vector,
 )
-from segearth_cli.geo.writer import Legend
 
 UTM = CRS.from_epsg(32633)
 NAMES = ("background", "building", "road", "water")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.geo.tiling import window_offsets
-from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES
+from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES, SENSORS
 from segearth_cli.presets import read_presets
 from segearth_cli.scores import IGNORED
 from segearth_cli.words import Words
@@ -26,7 +26,6 @@ else:
     import tomli as tomllib
 
 METRICS = ("mIoU", "foreground IoU")
-SENSORS = ("optical", "sar")
 GREY_OF_COLOURS = 3  # bands from which on a label is an RGB picture
 
 
@@ -151,7 +150,7 @@ def _dataset(content: dict[str, Any], origin: str) -> Dataset:
         if dataset.background_index is None:
             dataset = replace(dataset, background_index=_background(dataset.names))
         _check(dataset, origin)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"{origin} does not describe a dataset ({error}); give classes, images and labels"
         ) from error
@@ -180,10 +179,30 @@ def _check(dataset: Dataset, origin: str) -> None:
         ),
         "threshold lies between 0 and 1": 0 <= dataset.threshold <= 1,
         "foreground IoU is of two classes": dataset.metric == "mIoU" or classes == 2,
+        "palette is at most one red,green,blue a class": len(dataset.palette) <= classes
+        and all(_are_whole(colour, 3, 255) for colour in dataset.palette),
+        "colours are red,green,blue,class each": all(
+            _are_whole(colour, 4, 255) and (colour[3] < classes or colour[3] == IGNORED)
+            for colour in dataset.colours
+        ),
+        "modulated_blocks is a whole number from 1 on": dataset.modulated_blocks is None
+        or _are_whole((dataset.modulated_blocks - 1,), 1),
+        "patch is two whole numbers, with a smaller overlap": all(
+            layout.patch is None
+            or (_are_whole(layout.patch, 2) and 0 <= layout.overlap < min(layout.patch))
+            for layout in dataset.layouts
+        ),
     }
     for message, holds in checks.items():
         if not holds:
             raise UsageError(f"{origin}: {message}")
+
+
+def _are_whole(numbers: Any, count: int, most: int | None = None) -> bool:
+    """Whether these are so many whole numbers from 0 to ``most``."""
+    return len(numbers) == count and all(
+        type(n) is int and 0 <= n and (most is None or n <= most) for n in numbers
+    )
 
 
 def _words(words: Any) -> tuple[str, ...]:

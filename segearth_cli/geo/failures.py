@@ -19,6 +19,13 @@ def reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "GDAL failed"
 
 
+def damage(error: BaseException) -> str:
+    """Return why a raster cannot be read, with the likeliest cause where GDAL does not name it."""
+    message = reason(error)
+    is_missing = "No such file" in message  # of a VRT, one that it is made of
+    return message if is_missing else f"{message}; the file may be damaged or cut short"
+
+
 def disk_is_full(folder: Path, error: BaseException) -> bool:
     """Whether writing into a folder failed for want of room: GDAL itself does not say so."""
     cause = error.__cause__ or error

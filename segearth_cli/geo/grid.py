@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyproj
+import rasterio
 from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 from rasterio import Affine
@@ -26,6 +27,7 @@ _EDGE = 1e-4  # pixels: how far a box may miss a pixel's edge by rounding
 _FARTHEST = 1e15  # CRS units
 _FINEST = 1e-14  # of the largest coordinate: a pixel's side in float64
 _FLATTEST = 1e-9  # sine of the angle between rows and columns
+_FINER = 100  # pixels that --gsd may make of one, along a side
 _STRETCH = 0.01  # a projection's scale error that is not worth correcting (UTM's is 0.0004)
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -169,7 +171,8 @@ def _ring(box: Box, steps: int = 21) -> tuple[NDArray[Any], NDArray[Any]]:
 def parse_crs(text: str, option: str) -> CRS:
     """Read ``EPSG:32633``, WKT or PROJ text; raises UsageError that names the option."""
     try:
-        return CRS.from_user_input(text)
+        with rasterio.Env():  # which keeps PROJ's own lines off stderr
+            return CRS.from_user_input(text)
     except (CRSError, ValueError):
         raise UsageError(
             f"{option} is {text!r}, which is no coordinate system; give for instance EPSG:32633"
@@ -246,13 +249,13 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
         min(box[3], bounds[3]),
     )
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        raise SceneError(_apart(shown))
+        raise SceneError(_box_apart(shown, box_crs))
     cols, rows = grid.pixels(*_ring(inside))
     left, top = (max(0, math.floor(v.min() + _EDGE)) for v in (cols, rows))
     right = min(grid.width, math.ceil(cols.max() - _EDGE))
     bottom = min(grid.height, math.ceil(rows.max() - _EDGE))
     if left >= right or top >= bottom:
-        raise SceneError(_apart(shown))
+        raise SceneError(_box_apart(shown, box_crs))
     return Window(left, top, right - left, bottom - top)
 
 
@@ -270,15 +273,18 @@ def _related(bounds: Box, crs: CRS, box: Box, box_crs: CRS) -> tuple[Box, Box]:
     try:
         return shown, transform_bounds(box_crs, crs, *box, densify_pts=21)
     except GDAL_ERRORS:
-        raise SceneError(_apart(shown)) from None
+        raise SceneError(_box_apart(shown, box_crs)) from None
 
 
-def _apart(bounds: Box) -> str:
+def apart(asked: str, bounds: Box) -> str:
+    """Return the message that a part of a scene does not lie in it."""
     corners = ",".join(f"{value:.10g}" for value in bounds)
-    return (
-        f"the box does not touch the scene, whose bounds in that coordinate system are {corners}; "
-        "for a box in degrees say --bbox-crs EPSG:4326"
-    )
+    return f"{asked} does not touch the scene, whose bounds in that coordinate system are {corners}"
+
+
+def _box_apart(bounds: Box, box_crs: CRS | None) -> str:
+    hint = "" if box_crs else "; for a box in degrees say --bbox-crs EPSG:4326"
+    return apart("the box", bounds) + hint
 
 
 def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
@@ -301,6 +307,16 @@ def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
     left, bottom, right, top = start.bounds
     metres_x, metres_y = metres_per_unit(crs, (left + right) / 2, (bottom + top) / 2)
     step_x, step_y = gsd_m / metres_x, gsd_m / metres_y
+    if step_x > right - left or step_y > top - bottom:
+        raise SceneError(
+            f"--gsd {gsd_m:g} is more than the scene is wide or high: "
+            f"{(right - left) * metres_x:.3g} x {(top - bottom) * metres_y:.3g} m"
+        )
+    if start.gsd_m is not None and gsd_m < start.gsd_m / _FINER:
+        raise SceneError(
+            f"--gsd {gsd_m:g} would make more than {_FINER} x {_FINER} pixels of each pixel, which "
+            f"has {start.gsd_m:.3g} m; give a larger one"
+        )
     return Grid(
         width=max(1, math.ceil((right - left) / step_x - _EDGE)),
         height=max(1, math.ceil((top - bottom) / step_y - _EDGE)),

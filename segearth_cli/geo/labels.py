@@ -15,14 +15,9 @@ from typing import Any
 
 import geopandas
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataSourceError
-from pyproj.exceptions import CRSError as ProjectionError
-from pyproj.exceptions import ProjError
 from rasterio import Affine
-from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.features import rasterize
 from rasterio.vrt import WarpedVRT
@@ -30,7 +25,14 @@ from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.grid import Grid, is_on_earth
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.shapes import (
+    PLACING_ERRORS,
+    are_placed,
+    in_crs_of,
+    layer_names,
+    read_shapes,
+)
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.scores import IGNORED
 
@@ -199,14 +201,7 @@ def open_labels(
 
 def _is_vector(path: str) -> bool:
     """Whether a file holds a layer of geometries: a GeoPackage may hold either kind."""
-    return path.lower().endswith(".parquet") or bool(_layers(path))
-
-
-def _layers(path: str) -> list[str]:
-    try:
-        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
-    except DataSourceError:  # nothing that has layers
-        return []
+    return path.lower().endswith(".parquet") or bool(layer_names(path))
 
 
 def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -> Reader:
@@ -295,7 +290,7 @@ def _places(grid: Grid) -> list[tuple[float, ...]]:
 
 def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None) -> Reader:
     """Rows of points and polygons: a polygon labels the pixels whose centre lies in it."""
-    frame = _read_frame(path)
+    frame = read_shapes(path, path)
     column = _class_column(frame, path, column)
     frame = frame[~frame.geometry.isna() & ~frame.geometry.is_empty]
     unnamed = frame[column].isna()
@@ -337,21 +332,6 @@ def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None)
     return read
 
 
-def _read_frame(path: str) -> geopandas.GeoDataFrame:
-    layers = _layers(path)
-    if len(layers) > 1:
-        raise SceneError(
-            f"{path} holds several layers ({', '.join(layers)}); save the one with the labels as "
-            "a file of its own"
-        )
-    try:
-        if path.lower().endswith(".parquet"):
-            return geopandas.read_parquet(path)
-        return geopandas.read_file(path, layer=layers[0])
-    except Exception as error:  # any of three libraries', and of the formats' own
-        raise SceneError(f"cannot read {path}: {reason(error)}") from error
-
-
 def _class_column(frame: geopandas.GeoDataFrame, path: str, wanted: str | None) -> str:
     columns = [str(name) for name in frame.columns if name != frame.geometry.name]
     shown = ", ".join(columns) or "none"
@@ -368,16 +348,7 @@ def _class_column(frame: geopandas.GeoDataFrame, path: str, wanted: str | None) 
 
 def _in_pixels(frame: geopandas.GeoDataFrame, path: str, grid: Grid) -> NDArray[Any]:
     """Geometries in columns and rows of the scene."""
-    placed = [crs is not None and is_on_earth(crs) for crs in (frame.crs, grid.crs)]
-    if frame.crs is None and grid.crs is not None:
-        logger.warning("%s has no coordinate system: taking the scene's", path)
-    elif grid.crs is None and frame.crs is not None:
-        logger.warning("the scene has no coordinate system: taking %s as it is", path)
-    elif any(placed) and not all(placed):
-        raise SceneError(
-            f"{path} cannot be placed on the scene: one of the two is in a local or geocentric "
-            "coordinate system"
-        )
+    placed = are_placed(frame, grid, path)
     upside_down = grid.crs is None and grid.transform.is_identity  # as maps of such scenes are
 
     def to_pixels(places: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -385,9 +356,8 @@ def _in_pixels(frame: geopandas.GeoDataFrame, path: str, grid: Grid) -> NDArray[
         return np.column_stack([xs, -ys] if upside_down else grid.pixels(xs, ys))
 
     try:
-        if all(placed):
-            frame = frame.to_crs(CRS.from_user_input(grid.crs).to_wkt())
-        shapes = shapely.transform(shapely.force_2d(frame.geometry.to_numpy()), to_pixels)
-    except (ProjectionError, ProjError, shapely.errors.ShapelyError) as error:
+        own = in_crs_of(frame.geometry, grid) if placed else frame.geometry
+        shapes = shapely.transform(shapely.force_2d(own.to_numpy()), to_pixels)
+    except PLACING_ERRORS as error:
         raise SceneError(f"{path} cannot be placed on the scene: {reason(error)}") from error
     return np.asarray(shapes)

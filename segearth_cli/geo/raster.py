@@ -1,8 +1,7 @@
 """Scenes: any GDAL raster as rows of a 3-channel image and a validity mask."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,15 +11,20 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio import Affine
-from rasterio.enums import Resampling
-from rasterio.features import geometry_mask
 from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo import sensors
-from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.aoi import region_asked
+from segearth_cli.geo.bands import (
+    BandFacts,
+    choose_bands,
+    named_bands,
+    sensor_by_facts,
+    sensor_by_values,
+)
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.region import Region, Sample
 from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import (
     band_facts,
@@ -31,136 +35,15 @@ from segearth_cli.geo.source import (
     is_silent_on_nodata,
     opened,
     picked_bands,
-    region_asked,
     undeclared_nodata,
     warped,
 )
 from segearth_cli.geo.speckle import LeeFilter
 from segearth_cli.options import SceneOptions
 
-_LATTICE = 16  # windows along each side that a large scene's statistics come from
-_SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most files
-_SAMPLE_PIXELS = (_LATTICE * _SAMPLE_SIDE) ** 2  # a scene of as many is sampled whole
-_TOO_FEW = 0.01  # valid share of the windows below which data may lie between them
 _ZERO_SHARE = 0.01  # undeclared zeros worth a word
 
-_Sample = tuple[NDArray[Any], NDArray[np.bool_]]  # raw and valid, both [B, H, W]
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Region:
-    """An open dataset's window, and the polygons (in pixels of that window) that count."""
-
-    source: str
-    dataset: Any
-    window: Window
-    channels: int
-    alpha: int | None
-    shapes: tuple[Any, ...] | None
-    speckle: LeeFilter | None = None
-
-    def read(self, window: Window, shape: tuple[int, int]) -> _Sample:
-        """Return raw and validity, both [B, h, w], of a window, decimated to a shape.
-
-        Without speckle if so asked, unless decimated.
-        """
-        if self.speckle is None or shape != (window.height, window.width):
-            return self._read(window, shape)
-        margin = self.speckle.margin
-        top, left = (max(0, int(off) - margin) for off in (window.row_off, window.col_off))
-        bottom = min(int(self.window.height), int(window.row_off) + shape[0] + margin)
-        right = min(int(self.window.width), int(window.col_off) + shape[1] + margin)
-        raw, valid = self._read(
-            Window(left, top, right - left, bottom - top), (bottom - top, right - left)
-        )
-        before = (margin - int(window.row_off) + top, margin - int(window.col_off) + left)
-        whole = tuple(side + 2 * margin for side in shape)
-        padding = [(0, 0)] + [
-            (first, side - first - there)
-            for first, side, there in zip(before, whole, raw.shape[1:], strict=True)
-        ]
-        raw, valid = np.pad(raw, padding), np.pad(valid, padding)
-        return self.speckle(raw, valid), valid[:, margin:-margin, margin:-margin]
-
-    def _read(self, window: Window, shape: tuple[int, int]) -> _Sample:
-        indexes = list(range(1, self.channels + 1))
-        absolute = Window(
-            window.col_off + self.window.col_off,
-            window.row_off + self.window.row_off,
-            window.width,
-            window.height,
-        )
-        options = {"window": absolute, "resampling": Resampling.nearest}
-        try:
-            raw = self.dataset.read(indexes, out_shape=(self.channels, *shape), **options)
-            masks = self.dataset.read_masks(indexes, out_shape=(self.channels, *shape), **options)
-            valid: NDArray[np.bool_] = masks > 0
-            if self.alpha:
-                valid &= self.dataset.read(self.alpha, out_shape=shape, **options) > 0
-        except GDAL_ERRORS as error:
-            raise SceneError(
-                f"cannot read {self.source}: {reason(error)}; the file may be damaged or cut short"
-            ) from error
-        if self.shapes is not None:
-            valid &= self._inside(window, shape)
-        return raw, valid
-
-    def _inside(self, window: Window, shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """Return which pixels have their centre inside the polygons."""
-        if not self.shapes:
-            return np.zeros(shape, bool)
-        step_x, step_y = window.width / shape[1], window.height / shape[0]
-        transform = Affine(step_x, 0.0, window.col_off, 0.0, step_y, window.row_off)
-        inside: NDArray[np.bool_] = geometry_mask(self.shapes, shape, transform, invert=True)
-        return inside
-
-    def decimated(self, height: int, width: int) -> _Sample:
-        """Return raw and valid of the whole region as at most height x width pixels."""
-        window = Window(0, 0, self.window.width, self.window.height)
-        return self.read(window, (min(height, window.height), min(width, window.width)))
-
-    def sample(self) -> _Sample:
-        """Return raw and valid of pixels from all over the region, about a million at most.
-
-        Whole windows at full resolution: what overviews a file has changes nothing, and little of
-        it is read. Where too few of them hold data, single pixels of every part are looked at.
-        """
-        height, width = int(self.window.height), int(self.window.width)
-        if height * width <= _SAMPLE_PIXELS:
-            return self.decimated(height, width)
-        raw, valid = _joined(self.read(w, (w.height, w.width)) for w in self._lattice())
-        if valid.any(axis=0).mean() > _TOO_FEW:
-            return raw, valid
-        step = math.ceil(math.sqrt(height * width / _SAMPLE_PIXELS))
-        rows = (self.read(Window(0, row, width, 1), (1, width)) for row in range(0, height, step))
-        return _joined((raw[..., ::step], valid[..., ::step]) for raw, valid in rows)
-
-    def _lattice(self) -> Iterator[Window]:
-        """Yield windows spread evenly over the region."""
-        side_y, rows = _offsets(self.window.row_off, self.window.height)
-        side_x, cols = _offsets(self.window.col_off, self.window.width)
-        for row in rows:
-            for col in cols:
-                yield Window(col, row, side_x, side_y)
-
-
-def _offsets(start: int, length: int) -> tuple[int, list[int]]:
-    """Return the side of windows along one axis and where they begin, relative to ``start``.
-
-    Beginnings are multiples of the side in the file, so that a window lies within one tile.
-    """
-    side = min(_SAMPLE_SIDE, int(length))
-    count = min(_LATTICE, int(length) // side)
-    middles = (int((i + 0.5) * length / count) - side // 2 + int(start) for i in range(count))
-    return side, [max(0, middle // side * side - int(start)) for middle in middles]
-
-
-def _joined(parts: Iterable[_Sample]) -> _Sample:
-    """Return parts of equal height side by side."""
-    raws, valids = zip(*parts, strict=True)
-    return np.concatenate(raws, axis=2), np.concatenate(valids, axis=2)
 
 
 @dataclass(frozen=True)
@@ -187,7 +70,7 @@ class Scene:
 
     def __init__(
         self,
-        region: _Region,
+        region: Region,
         grid: Grid,
         reading: Reading,
         settings: dict[str, Any],
@@ -232,8 +115,9 @@ class Scene:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return image float32 [3, rows, cols] in [0, 1] and valid [rows, cols] of some rows.
 
-        All columns, unless some are named. Invalid pixels are a neutral grey. Raises SceneError
-        when the file cannot be read.
+        All columns, unless some are named. Pixels without data are a neutral grey; around the
+        polygons of ``--aoi`` the image is as it is, and invalid. Raises SceneError when the file
+        cannot be read.
         """
         cols = self.grid.width - col_off if cols is None else cols
         for first, count, size in (
@@ -242,9 +126,7 @@ class Scene:
         ):
             if not (0 <= first and 0 < count and first + count <= size):
                 raise ValueError(f"pixels {first}..{first + count} of {size}")
-        window = Window(col_off, row_off, cols, rows)
-        raw, valid = self._patiently(lambda region: region.read(window, (rows, cols)))
-        return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
+        return self._prepared(Window(col_off, row_off, cols, rows), (rows, cols))
 
     def overview(self, max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return image [3, h, w] and valid [h, w] of the whole scene, at most ``max_side`` long."""
@@ -252,14 +134,22 @@ class Scene:
         height, width = (
             max(1, round(side / factor)) for side in (self.grid.height, self.grid.width)
         )
-        raw, valid = self._patiently(lambda region: region.decimated(height, width))
-        return sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
+        window = Window(0, 0, self.grid.width, self.grid.height)
+        return self._prepared(window, (height, width))
 
-    def _patiently(self, read: Callable[[_Region], _Sample]) -> _Sample:
+    def _prepared(
+        self, window: Window, shape: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return image and valid of a window, decimated to a shape."""
+        raw, valid = self._patiently(lambda region: region.read(window, shape))
+        image, holds_data = sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
+        return image, holds_data & self._region.inside(window, shape)
+
+    def _patiently(self, read: Callable[[Region], Sample]) -> Sample:
         """What is read, from the scene opened anew where a server stopped answering."""
         failed = False
 
-        def attempt() -> _Sample:
+        def attempt() -> Sample:
             nonlocal failed
             if failed:
                 self._reopen()
@@ -272,7 +162,7 @@ class Scene:
     def _reopen(self) -> None:
         fresh = self._again()
         self._resources.callback(fresh.close)
-        if (fresh.grid, fresh.scaling) != (self.grid, self.scaling):
+        if not fresh.grid.is_same(self.grid):
             raise SceneError(f"{self.source} changed while it was read; segment it again")
         self._region = fresh._region
 
@@ -329,23 +219,25 @@ def _open_once(
             known = _known_sensor(facts, options)
             if known == "sar" and radar is not None:
                 options = radar()
-            bands = sensors.choose_bands(facts, options.bands, known, prefix, options.polarisation)
+            bands = choose_bands(facts, options.bands, known, prefix, options.polarisation)
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
             virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, nodata)
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
         dataset = resources.enter_context(opened(source, virtual))
+        own = grid
         if options.gsd is not None or options.dst_crs is not None or onto is not None:
             dataset, grid = warped(resources, dataset, grid, options, onto)
             alpha = dataset.count
         window, shapes = region_asked(grid, options)
-        check_claim(source, window)
+        share = window.width * window.height / (grid.width * grid.height)
+        check_claim(source, own, share)
         grid = grid.crop(window)
-        region = _Region(source, dataset, window, channels, alpha, shapes)
+        region = Region(source, dataset, window, channels, alpha, shapes)
         if reading is None:
             sample = region.sample()
-            sensor = known or sensors.sensor_by_values(*sample)
+            sensor = known or sensor_by_values(*sample)
             if known is None and sensor == "sar" and radar is not None:
                 options = radar()
             doubtful = options.nodata is None and (silent or sensor == "sar")
@@ -360,9 +252,9 @@ def _open_once(
 
 
 def _found_reading(
-    region: _Region,
-    sample: _Sample,
-    facts: sensors.BandFacts,
+    region: Region,
+    sample: Sample,
+    facts: BandFacts,
     bands: tuple[int, ...],
     sensor: str,
     bits: int | None,
@@ -388,8 +280,8 @@ def _found_reading(
 
 def _radar_unit(
     source: str,
-    sample: _Sample,
-    facts: sensors.BandFacts,
+    sample: Sample,
+    facts: BandFacts,
     bands: tuple[int, ...],
     dtype: str,
     said: str,
@@ -409,15 +301,15 @@ def _radar_unit(
     return said
 
 
-def _speckle_filter(sample: _Sample, unit: str, size: int) -> LeeFilter:
+def _speckle_filter(sample: Sample, unit: str, size: int) -> LeeFilter:
     """Return the Lee filter for a radar scene."""
     lee = LeeFilter(size, "amplitude" if unit == "auto" else unit)  # 8 bits: grey values
     return replace(lee, looks=lee.looks_of(*sample))
 
 
 def _settled(
-    region: _Region, bands: tuple[int, ...], sample: _Sample, sensor: str, options: SceneOptions
-) -> tuple[_Region, tuple[int, ...], _Sample]:
+    region: Region, bands: tuple[int, ...], sample: Sample, sensor: str, options: SceneOptions
+) -> tuple[Region, tuple[int, ...], Sample]:
     """Drop the second band of what turned out not to be SAR: grey needs one."""
     if sensor == "sar" or len(bands) != 2:
         return region, bands, sample
@@ -430,18 +322,18 @@ def _settled(
     return replace(region, channels=1), bands[:1], (sample[0][:1], sample[1][:1])
 
 
-def _known_sensor(facts: sensors.BandFacts, options: SceneOptions) -> str | None:
+def _known_sensor(facts: BandFacts, options: SceneOptions) -> str | None:
     if options.sensor != "auto":
         return options.sensor
-    wanted = sensors.named_bands(facts, options.bands)
+    wanted = named_bands(facts, options.bands)
     if len(wanted) == 3:
         return "optical"
-    return sensors.sensor_by_facts(facts, wanted)
+    return sensor_by_facts(facts, wanted)
 
 
 def _warn_about_values(
-    sample: _Sample,
-    facts: sensors.BandFacts,
+    sample: Sample,
+    facts: BandFacts,
     bands: tuple[int, ...],
     source: str,
     assumed: float | None,
@@ -455,7 +347,7 @@ def _warn_about_values(
     raw, valid = sample
     zeros, covered = (raw == 0).all(axis=0), valid.any(axis=0)
     if not covered.any():
-        logger.warning("%s has no valid pixel in the region asked for", source)
+        logger.warning("%s has no valid pixel to be segmented", source)
     elif assumed is not None and zeros.any():
         logger.warning(
             "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "

@@ -6,6 +6,7 @@ no place for it (shapefiles, lines of GeoJSON) have a file beside them.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyogrio
 import rasterio
 from PIL import Image, UnidentifiedImageError
 from pyogrio.errors import DataLayerError, DataSourceError
+from rasterio.errors import NotGeoreferencedWarning
 
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.failures import GDAL_ERRORS
@@ -84,8 +86,7 @@ def read_record(path: Path) -> Record | None:
 
 def _raster_record(path: Path) -> Record | None:
     try:
-        with rasterio.open(path) as src:
-            return from_tags(src.tags())
+        return from_tags(_tags(path))
     except (*GDAL_ERRORS, UnicodeError):  # the name of a file may be no text
         return None  # whatever it is, it is no map of ours
 
@@ -94,8 +95,16 @@ def is_probabilities(path: Path) -> bool:
     """Whether an output is a raster of probabilities, which names no classes by value."""
     if path.suffix.lower() not in RASTER_SUFFIXES:
         return False
-    with rasterio.open(path) as src:
-        return "CLASSES" not in src.tags()
+    return "CLASSES" not in _tags(path)
+
+
+def _tags(path: Path) -> dict[str, str]:
+    """A raster's own tags, wherever it lies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as src:
+            tags: dict[str, str] = src.tags()
+            return tags
 
 
 def _layer_record(path: Path) -> Record | None:

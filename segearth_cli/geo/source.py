@@ -1,9 +1,8 @@
-"""A file as the scene reads it: opened, its bands picked, warped, and its region found.
+"""A file as the scene reads it: opened, its bands picked, warped.
 
 Everything that depends on how GDAL names, opens and resamples files is here.
 """
 
-import json
 import logging
 import math
 import os
@@ -15,17 +14,14 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError
-from segearth_cli.geo import sensors
-from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.grid import Grid, is_on_earth, parse_crs, warp_target, window_of_box
+from segearth_cli.geo.bands import BandFacts
+from segearth_cli.geo.failures import GDAL_ERRORS, damage, reason
+from segearth_cli.geo.grid import Grid, parse_crs, warp_target
 from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.names import files_named, stack_files
@@ -102,31 +98,30 @@ def _why_not(source: str, error: BaseException) -> str:
         return f"it is a folder; name the rasters in it, for instance {source.rstrip('/')}/*.tif"
     if local and os.path.isfile(source) and os.path.getsize(source) == 0:
         return "the file is empty (0 bytes)"
-    message = reason(error)
-    if "not recognized as being in a supported file format" in message:
+    if "not recognized as being in a supported file format" in reason(error):
         return "it is not a raster that GDAL can read"
-    return f"{message}; the file may be damaged or cut short"
+    return damage(error)
 
 
-def check_claim(source: str, window: Window) -> None:
-    """Refuse a GeoTIFF that claims far more pixels than a file of its size can hold.
+def check_claim(source: str, grid: Grid, share: float) -> None:
+    """Refuse a GeoTIFF of whose grid a share claims more pixels than a file of its size can hold.
 
     Raises SceneError: going through them would take days, of nothing.
     """
     for file in files_named(source):
         if not file.lower().endswith((".tif", ".tiff")) or not os.path.isfile(file):
             continue
-        pixels, size = int(window.width) * int(window.height), os.path.getsize(file)
+        pixels, size = grid.width * grid.height * share, os.path.getsize(file)
         if pixels > _PLAUSIBLE and pixels > _DENSEST * size:
             raise SceneError(
-                f"{file} claims {window.width} x {window.height} pixels in {size} bytes: it is "
+                f"{file} claims {grid.width} x {grid.height} pixels in {size} bytes: it is "
                 "empty or damaged; name a part of it with --bbox"
             )
 
 
-def band_facts(src: Any) -> sensors.BandFacts:
+def band_facts(src: Any) -> BandFacts:
     """Return what the file says about its bands."""
-    return sensors.BandFacts(
+    return BandFacts(
         dtypes=tuple(src.dtypes),
         descriptions=tuple(description or "" for description in src.descriptions),
         colours=tuple(colour.name for colour in src.colorinterp),
@@ -174,7 +169,7 @@ class _BandFile:
     file: str
     src: Any
     grid: Grid
-    facts: sensors.BandFacts
+    facts: BandFacts
 
     @classmethod
     def of(cls, name: str, file: str, src: Any) -> "_BandFile":
@@ -247,7 +242,7 @@ def picked_bands(
     src: Any,
     source: str,
     grid: Grid,
-    facts: sensors.BandFacts,
+    facts: BandFacts,
     bands: tuple[int, ...],
     nodata: float | None,
 ) -> tuple[VirtualRaster, int, int | None]:
@@ -352,69 +347,3 @@ def _warped_view(resources: ExitStack, dataset: Any, settings: dict[str, Any]) -
         return resources.enter_context(WarpedVRT(dataset, add_alpha=not has_alpha, **settings))
     except (*GDAL_ERRORS, OverflowError) as error:
         raise SceneError(f"the scene cannot be resampled: {reason(error)}") from error
-
-
-def region_asked(grid: Grid, options: SceneOptions) -> tuple[Window, tuple[Any, ...] | None]:
-    """Return the window of ``--bbox`` or ``--aoi``, and the latter's polygons in its pixels."""
-    if options.aoi is not None:
-        return _area_of_interest(grid, options.aoi)
-    if options.bbox is None:
-        return Window(0, 0, grid.width, grid.height), None
-    crs = parse_crs(options.bbox_crs, "--bbox-crs") if options.bbox_crs else None
-    return window_of_box(grid, options.bbox, crs), None
-
-
-def _area_of_interest(grid: Grid, path: str) -> tuple[Window, tuple[Any, ...]]:
-    import shapely
-
-    outline = shapely.segmentize(_outline(grid, path), _longest_edge(grid))
-    left, bottom, right, top = (float(value) for value in outline.bounds)
-    window = window_of_box(grid, (left, bottom, right, top), None)
-
-    def to_pixels(places: NDArray[np.float64]) -> NDArray[np.float64]:
-        cols, rows = grid.pixels(places[:, 0], places[:, 1])
-        return np.stack([cols - window.col_off, rows - window.row_off], axis=1)
-
-    pixels = shapely.transform(outline, to_pixels)
-    return window, (json.loads(shapely.to_geojson(pixels)),)
-
-
-def _outline(grid: Grid, path: str) -> Any:
-    """Return the union of a file's polygons in the grid's CRS, as a shapely geometry."""
-    import geopandas
-    import shapely
-    from pyproj.exceptions import CRSError, ProjError
-
-    try:
-        frame = geopandas.read_file(path)
-    except Exception as error:
-        raise SceneError(f"cannot read --aoi {path}: {reason(error)}") from error
-    if not isinstance(frame, geopandas.GeoDataFrame):  # a table
-        raise SceneError(f"--aoi {path} holds no polygons")
-    placed = [crs is not None and is_on_earth(crs) for crs in (frame.crs, grid.crs)]
-    if frame.crs is None:
-        logger.warning("--aoi %s has no coordinate system: taking the scene's", path)
-    elif grid.crs is None:
-        logger.warning("the scene has no coordinate system: taking --aoi %s as it is", path)
-    elif any(placed) and not all(placed):
-        raise SceneError(
-            f"--aoi {path} cannot be placed on the scene: one of the two is in a local or "
-            "geocentric coordinate system"
-        )
-    try:
-        if all(placed):
-            frame = frame.to_crs(CRS.from_user_input(grid.crs).to_wkt())
-        parts = shapely.make_valid(frame.geometry.dropna().to_numpy())
-        parts = shapely.get_parts(shapely.get_parts(parts))  # of collections of multipolygons
-        polygonal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
-        outline = shapely.union_all(parts[polygonal & ~shapely.is_empty(parts)])
-    except (CRSError, ProjError, shapely.errors.ShapelyError) as error:
-        raise SceneError(f"--aoi {path} cannot be placed on the scene: {reason(error)}") from error
-    if outline.is_empty:
-        raise SceneError(f"--aoi {path} holds no polygons")
-    return outline
-
-
-def _longest_edge(grid: Grid) -> float:
-    left, bottom, right, top = grid.bounds
-    return max(right - left, top - bottom) / 50

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from segearth_cli.geo.writer import Legend
+from segearth_cli.geo.legend import Legend
 
 _FILL_ALPHA = 150  # of 255
 _OUTLINE_MM = 0.2

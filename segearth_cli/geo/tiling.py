@@ -1,20 +1,20 @@
 """The window grid over a scene, and its panels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def window_offsets(size: int, window: int, stride: int) -> list[int]:
+def window_offsets(size: int, window: int, stride: int) -> tuple[int, ...]:
     """First pixels of the windows along one side; the last one is shifted inwards to fit.
 
     A side shorter than a window has one window as long as the side.
     """
     if size <= window:
-        return [0]
-    offsets = list(range(0, size - window, stride))
-    return [*offsets, size - window]
+        return (0,)
+    return (*range(0, size - window, stride), size - window)
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class WindowGrid:
     wanted: tuple[int, int] | None = None
     blend: str = "mean"
 
-    @property
-    def rows(self) -> list[int]:
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
         """First row of each row of windows."""
         return window_offsets(self.height, self.window or self.height, self.stride)
 
-    @property
-    def columns(self) -> list[int]:
+    @cached_property
+    def columns(self) -> tuple[int, ...]:
         """First column of each column of windows."""
         offsets = window_offsets(self.width, self.window or self.width, self.stride)
         first, end = self.columns_wanted
-        return [offset for offset in offsets if first - self.window_width < offset < end]
+        return tuple(offset for offset in offsets if first - self.window_width < offset < end)
 
     @property
     def columns_wanted(self) -> tuple[int, int]:
@@ -66,12 +66,12 @@ class WindowGrid:
         """Columns of a window: fewer than ``window`` in a narrower scene."""
         return min(self.window or self.width, self.width)
 
-    @property
+    @cached_property
     def window_weights(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """How much a window counts in each of its rows, and in each of its columns."""
         return _weights(self.window_height, self.blend), _weights(self.window_width, self.blend)
 
-    @property
+    @cached_property
     def weight_per_pixel(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the windows over each row of pixels count together, and over each column."""
         down, across = self.window_weights
@@ -89,7 +89,7 @@ def _weights(size: int, blend: str) -> NDArray[np.float32]:
     return (np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2).astype(np.float32)
 
 
-def _sums(offsets: list[int], weights: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def _sums(offsets: tuple[int, ...], weights: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Of the weights of windows, for each pixel of a side."""
     total = np.zeros(size, np.float32)
     for offset in offsets:

@@ -32,10 +32,10 @@ from pyproj.exceptions import CRSError, ProjError
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.failures import DISK_FULL, disk_is_full
 from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, unit_of
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.outlines import Rings, mean_confidence, noded, simplified, trace
 from segearth_cli.geo.recorded import KEY, Record, to_json, to_tags
 from segearth_cli.geo.style import save_default_style
-from segearth_cli.geo.writer import Legend
 from segearth_cli.staging import companions, files_of, record_beside, shown
 
 logger = logging.getLogger(__name__)

@@ -1,13 +1,10 @@
-"""Rasters that segearth writes: temporary ones by rows, class rasters and probabilities as COG."""
+"""Working rasters, written by rows: the classes of a scene before they become a map."""
 
-import json
-import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 from threading import Lock
@@ -18,29 +15,18 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import sieve as gdal_sieve
-from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from segearth_cli.errors import OutputError, UsageError
+from segearth_cli.errors import OutputError
 from segearth_cli.geo.failures import DISK_FULL, GDAL_ERRORS, disk_is_full
 from segearth_cli.geo.grid import Grid
-from segearth_cli.geo.virtual import Colour, VirtualRaster
-from segearth_cli.staging import companions, files_of, shown
+from segearth_cli.geo.virtual import VirtualRaster
+from segearth_cli.staging import shown
 
 TILE = 256  # pixels; rows are handed to GDAL in whole tiles
-# creation options that would give pixels other values, or another place
-_SPOILING = dict.fromkeys(
-    ("NBITS", "MAX_Z_ERROR", "MAX_Z_ERROR_OVERVIEW"), "it would change the values of classes"
-) | dict.fromkeys(
-    ("TILING_SCHEME", "TARGET_SRS", "RES", "EXTENT", "ZOOM_LEVEL", "ZOOM_LEVEL_STRATEGY"),
-    "the map keeps its scene's grid; --gsd, --bbox and --dst-crs choose another",
-)
-_RESAMPLINGS = ("NEAREST", "MODE")  # that make no class of two
-_OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
 
 
 class _Silent:
@@ -80,27 +66,7 @@ class _Silent:
                 self._kept = None
 
 
-_LIBTIFF_SILENT = _Silent()
-
-
-@dataclass(frozen=True)
-class Legend:
-    """What the values of a class raster mean: 0 is background, 1..K the classes."""
-
-    values: tuple[int, ...]
-    names: tuple[str, ...]
-    colours: tuple[Colour, ...]
-    nodata: int = 255
-    dtype: str = "uint8"
-
-    def __post_init__(self) -> None:
-        """Refuse a legend that a raster cannot carry."""
-        if self.values != tuple(range(len(self.values))):
-            raise ValueError("the values of a legend are 0, 1, ..., K")
-        if not len(self.values) == len(self.names) == len(self.colours):
-            raise ValueError("a legend has one name and one colour per value")
-        if len(self.values) > self.nodata:
-            raise ValueError(f"{len(self.values)} values do not fit beside nodata {self.nodata}")
+LIBTIFF_SILENT = _Silent()
 
 
 class RowWriter:
@@ -126,7 +92,7 @@ class RowWriter:
         self._columns = (0, grid.width)
         self._held = 0
         self._written = 0
-        with _writing(self.path):
+        with writing(self.path):
             self._dataset = rasterio.open(
                 self.path,
                 "w",
@@ -169,7 +135,7 @@ class RowWriter:
     def _flush(self) -> None:
         first, end = self._columns
         window = Window(first, self._written, end - first, self._held)
-        with _writing(self.path), _LIBTIFF_SILENT:
+        with writing(self.path), LIBTIFF_SILENT:
             self._dataset.write(self._rows[:, : self._held, : end - first], window=window)
         self._written += self._held
         self._held = 0
@@ -178,10 +144,10 @@ class RowWriter:
         """Finish the file and check that all of it arrived; raises OutputError if not."""
         if self._dataset.closed:
             return
-        with _writing(self.path), _LIBTIFF_SILENT:
+        with writing(self.path), LIBTIFF_SILENT:
             self._dataset.close()
         self._check_panel()
-        _check_whole(self.path)
+        check_whole(self.path)
 
     def _check_panel(self) -> None:
         if self._written != self._grid.height:
@@ -201,7 +167,7 @@ class RowWriter:
         if kind is None:
             self.close()
         else:
-            with suppress(*GDAL_ERRORS, OSError), _quiet(), _LIBTIFF_SILENT:
+            with suppress(*GDAL_ERRORS, OSError), quiet(), LIBTIFF_SILENT:
                 self._dataset.close()
 
 
@@ -216,7 +182,7 @@ def sieve(path: str | Path, min_pixels: int) -> None:
     path = Path(path)
     raw_path, sieved_path = (path.with_name(f"{path.name}.{end}") for end in ("raw", "sieved"))
     try:
-        with _writing(path), rasterio.open(path) as src:
+        with writing(path), rasterio.open(path) as src:
             grid = grid_of(src)
             min_pixels = min(min_pixels, grid.width * grid.height)  # GDAL takes no more
             out = _mapped(raw_path, src.dtypes[0], src.shape)
@@ -236,7 +202,7 @@ def sieve(path: str | Path, min_pixels: int) -> None:
 def count_values(path: str | Path, values: int) -> NDArray[np.int64]:
     """Return how many pixels of a class raster have each value below ``values``."""
     counts = np.zeros(values, np.int64)
-    with _writing(Path(path)), rasterio.open(path) as src:
+    with writing(Path(path)), rasterio.open(path) as src:
         for row in range(0, src.height, TILE):
             rows = src.read(1, window=Window(0, row, src.width, min(TILE, src.height - row)))
             counts += np.bincount(rows.ravel(), minlength=values)[:values]
@@ -245,7 +211,7 @@ def count_values(path: str | Path, values: int) -> NDArray[np.int64]:
 
 def read_decimated(path: str | Path, shape: tuple[int, int]) -> NDArray[Any]:
     """Return a class raster at another size [h, w], by nearest neighbours."""
-    with _writing(Path(path)), rasterio.open(path) as src:
+    with writing(Path(path)), rasterio.open(path) as src:
         decimated: NDArray[Any] = src.read(1, out_shape=shape)
     return decimated
 
@@ -272,124 +238,6 @@ def _validity(path: Path, grid: Grid, nodata: float | None) -> str:
     return virtual.text
 
 
-def write_class_raster(
-    classes_path: str | Path,
-    destination: str | Path,
-    legend: Legend,
-    tags: Mapping[str, str],
-    creation_options: tuple[tuple[str, str], ...] = (),
-) -> list[Path]:
-    """Write classes as a Cloud-Optimized GeoTIFF with colours, names, tags and overviews.
-
-    Returns the files written: category names may need a ``.aux.xml`` beside the raster, which
-    belongs to it. Raises OutputError.
-    """
-    with _writing(Path(destination)), rasterio.open(classes_path) as src:
-        grid = grid_of(src)
-    virtual = VirtualRaster(os.path.abspath(classes_path), grid)
-    classes = json.dumps(dict(zip(map(str, legend.values), legend.names, strict=True)))
-    virtual.tag({**tags, "CLASSES": classes})
-    virtual.add_band(
-        1, legend.dtype, legend.nodata, "class", colours=legend.colours, categories=legend.names
-    )
-    return _write_cog(virtual, Path(destination), "MODE", creation_options)
-
-
-def write_probabilities(
-    probabilities_path: str | Path,
-    destination: str | Path,
-    names: tuple[str, ...],
-    tags: Mapping[str, str],
-    creation_options: tuple[tuple[str, str], ...] = (),
-) -> list[Path]:
-    """Write percentages (uint8, nodata 255, one band per class) as a COG; returns its files."""
-    with _writing(Path(destination)), rasterio.open(probabilities_path) as src:
-        grid = grid_of(src)
-    virtual = VirtualRaster(os.path.abspath(probabilities_path), grid)
-    virtual.tag(dict(tags))
-    for index, name in enumerate(names, 1):
-        virtual.add_band(index, "uint8", 255, name)
-    return _write_cog(virtual, Path(destination), "AVERAGE", creation_options)
-
-
-def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> None:
-    """Refuse ``--co`` options that GDAL's COG driver would ignore, or that would spoil the map.
-
-    Raises UsageError. GDAL only warns about the first, so a small raster is written in memory.
-    """
-    if not creation_options:
-        return
-    for name, value in creation_options:
-        if name.upper() in _SPOILING:
-            raise UsageError(f"--co {name}: {_SPOILING[name.upper()]}")
-        if name.upper().endswith("RESAMPLING") and value.upper() not in _RESAMPLINGS:
-            raise UsageError(
-                f"--co {name}={value}: it would make classes of others; take "
-                f"{' or '.join(_RESAMPLINGS)}"
-            )
-    grid = Grid(1, 1, Affine.identity())
-    gdal_logger = logging.getLogger(_OPTION_LOGGER)
-    heard = _Heard()
-    level, propagate = gdal_logger.level, gdal_logger.propagate
-    gdal_logger.addHandler(heard)
-    gdal_logger.setLevel(logging.WARNING)
-    gdal_logger.propagate = False
-    try:
-        with _quiet(), MemoryFile() as source, MemoryFile() as copy:
-            with source.open(driver="GTiff", width=1, height=1, count=1, dtype="uint8") as dst:
-                dst.write(np.zeros((1, 1, 1), np.uint8))
-            virtual = VirtualRaster(source.name, grid)
-            virtual.add_band(1, "uint8", 255, colours=((0, 0, 0),))
-            with rasterio.open(virtual.text) as src:
-                options = _cog_options("MODE", creation_options)
-                rasterio.shutil.copy(src, copy.name, driver="COG", **options)
-    except GDAL_ERRORS as error:
-        raise UsageError(f"--co: {error}") from error
-    finally:
-        gdal_logger.removeHandler(heard)
-        gdal_logger.setLevel(level)
-        gdal_logger.propagate = propagate
-    if heard.messages:
-        raise UsageError(f"--co: {heard.messages[0]} (the outputs are Cloud-Optimized GeoTIFF)")
-
-
-class _Heard(logging.Handler):
-    """What GDAL warned about."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message without rasterio's prefix."""
-        self.messages.append(record.getMessage().split(" in ", 1)[-1])
-
-
-def _cog_options(resampling: str, creation_options: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Return the COG driver's options; the user's come last."""
-    return {
-        "COMPRESS": "DEFLATE",
-        "BIGTIFF": "IF_SAFER",
-        "OVERVIEW_RESAMPLING": resampling,
-        **{name.upper(): value for name, value in creation_options},
-    }
-
-
-def _write_cog(
-    virtual: VirtualRaster,
-    destination: Path,
-    resampling: str,
-    creation_options: tuple[tuple[str, str], ...],
-) -> list[Path]:
-    options = _cog_options(resampling, creation_options)
-    for stale in companions(destination):
-        stale.unlink(missing_ok=True)
-    with _writing(destination), rasterio.open(virtual.text) as src, _LIBTIFF_SILENT:
-        rasterio.shutil.copy(src, destination, driver="COG", **options)
-    _check_whole(destination)
-    return files_of(destination)
-
-
 def grid_of(src: Any) -> Grid:
     """Return the grid of an open raster that `RowWriter` wrote."""
     gcps, gcps_crs = src.gcps
@@ -404,16 +252,16 @@ def _placement(grid: Grid) -> dict[str, Any]:
     return placed | ({"crs": grid.crs} if grid.crs else {})
 
 
-def _check_whole(path: Path) -> None:
+def check_whole(path: Path) -> None:
     """Read every pixel once, a row of tiles at a time; raises OutputError for a cut file."""
-    with _writing(path), rasterio.open(path) as src:
+    with writing(path), rasterio.open(path) as src:
         step = src.block_shapes[0][0]
         for row in range(0, src.height, step):
             src.read(window=Window(0, row, src.width, min(step, src.height - row)))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without rasterio's warning about rasters in pixel coordinates."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -421,10 +269,10 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn every way in which writing a file fails into one line about that file."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except (*GDAL_ERRORS, OSError) as error:
         raise OutputError(f"cannot write {shown(path)}: {_reason(path, error)}") from error

@@ -21,18 +21,8 @@ from torch import Tensor
 
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.fast_upsampler import FastUpsampler
-from segearth_cli.model.tiles import (
-    TILE,
-    Block,
-    Chunk,
-    Run,
-    Scratch,
-    TileKernels,
-    inner_maps,
-    reach,
-    repeat_borders,
-    runs,
-)
+from segearth_cli.model.runs import TILE, Block, Chunk, Run, inner_maps, reach, runs
+from segearth_cli.model.tiles import Scratch, TileKernels, repeat_borders
 from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.windows import MARGIN, WindowRow
 from segearth_cli.stages import stage

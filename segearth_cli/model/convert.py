@@ -5,16 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segearth_cli.errors import ModelError, UsageError
-from segearth_cli.model.folder import (
-    CARD,
-    ModelCard,
-    ModelFolder,
-    file_digest,
-    open_model_folder,
-    read_checkpoint,
-    save_model_folder,
-)
+from segearth_cli.errors import ModelError, OutputError, UsageError
+from segearth_cli.model.card import CARD, ModelCard
+from segearth_cli.model.files import file_digest, read_checkpoint
+from segearth_cli.model.folder import ModelFolder, open_model_folder, save_model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,13 +28,7 @@ def folder_of_file(text: str, sensor: str, cache: Path) -> ModelFolder | None:
     file = Path(name).expanduser()
     if not colon or not file.is_file():
         return None
-    import open_clip
-
-    if open_clip.get_model_config(architecture) is None:
-        raise UsageError(
-            f"open_clip has no architecture {architecture!r}; give one such as "
-            f"ViT-B-32:{name} or ViT-B-16-quickgelu:{name}"
-        )
+    plain_config(architecture)
     place = cache / f"{file.stem}-{architecture}-{sensor}-{file_digest(file)[:16]}"
     if (place / CARD).is_file():
         return open_model_folder(place)
@@ -53,7 +41,37 @@ def folder_of_file(text: str, sensor: str, cache: Path) -> ModelFolder | None:
         made_by="converted from ARCH:FILE",
         extra={"architecture": architecture},
     )
-    return save_model_folder(place, state, config, card, overwrite=True)
+    try:
+        return save_model_folder(place, state, config, card, overwrite=place.exists())
+    except OutputError:
+        if (place / CARD).is_file():  # another process was faster
+            return open_model_folder(place)
+        raise
+
+
+def plain_config(architecture: str) -> dict[str, Any]:
+    """open_clip's configuration of a plain CLIP architecture, of a ViT or ResNet.
+
+    Raises:
+        UsageError: open_clip has none of that name, or it is of another kind.
+    """
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(architecture)
+    keys = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+    is_plain = config is not None and {"vision_cfg", "text_cfg"} <= set(config) <= keys
+    if config is None or not is_plain or _is_foreign(config):
+        raise UsageError(
+            f"{architecture!r} is no plain CLIP architecture of open_clip's; give one such as "
+            "ViT-B-16-quickgelu, ViT-B-32 or ViT-L-14"
+        )
+    return config
+
+
+def _is_foreign(config: dict[str, Any]) -> bool:
+    """Whether a tower is another library's."""
+    names = (*config["vision_cfg"], *config["text_cfg"])
+    return any(name.startswith(("hf_", "timm_")) for name in names)
 
 
 def encoder_parts(path: Path, architecture: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,7 +84,7 @@ def encoder_parts(path: Path, architecture: str) -> tuple[dict[str, Tensor], dic
     import torch
 
     state = read_checkpoint(path)
-    model_cfg = open_clip.get_model_config(architecture)
+    model_cfg = plain_config(architecture)
     with torch.device("meta"):  # names and shapes alone
         expected = open_clip.CLIP(**model_cfg).state_dict()
     wrong = [

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segearth_cli.model.coordinates import Coordinates
-from segearth_cli.model.tiles import TILE, TileKernels, doubled, window_sums
+from segearth_cli.model.runs import TILE
+from segearth_cli.model.tiles import TileKernels, doubled, window_sums
 from segearth_cli.model.upsampler import Upsampler
 
 

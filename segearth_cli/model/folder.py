@@ -1,6 +1,5 @@
 """A model folder: open_clip's own layout, plus ``segearth.json`` and ``upsampler.safetensors``."""
 
-import functools
 import hashlib
 import json
 import logging
@@ -8,120 +7,26 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from segearth_cli.errors import ModelError, OutputError
+from segearth_cli.model.card import CARD, ModelCard
 from segearth_cli.model.claim import fewest_parameters
-from segearth_cli.options import ATTENTIONS, SceneOptions
+from segearth_cli.model.files import check_whole, file_digest, first_line, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CARD = "segearth.json"
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first is preferred
 UPSAMPLER = "upsampler.safetensors"
 CHECKPOINT, REPORT = "checkpoint.pt", "training.json"  # of a training in that folder
-SENSORS = ("optical", "sar")
-Scenes = TypeVar("Scenes", bound=SceneOptions)
 REMEDIES = {
     CARD: 'write one, for instance {"name": "my-model", "sensor": "optical"}',
     CONFIG: "copy the open_clip_config.json of the model's architecture there",
 }
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights, OpenAI's
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What ``segearth.json`` says: how a model is meant to run and where it comes from.
-
-    The defaults are the paper's optical settings; ``for_sensor`` gives those of the sensor.
-    """
-
-    name: str
-    sensor: str = "optical"
-    attention: str = "segearth"
-    modulated_blocks: int = 1
-    global_bias: float = 0.3
-    logit_scale: float = 50.0
-    window: int = 224  # pixels; 0 = the whole scene at once
-    stride: int = 112  # pixels
-    gsd_m: tuple[float, float] | None = None  # finest and coarsest pixels it was made for
-    speckle: int = 0  # side of the Lee filter that its radar images went through; 0 = none
-    radar_db: tuple[float, float] | None = None  # decibels it saw as black and white, calibrated
-    polarisation: str = ""  # that its radar images had, such as VH
-    description: str = ""
-    licence: str = ""
-    made_by: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # all other keys
-
-    def __post_init__(self) -> None:
-        """Refuse a card that no model can run by."""
-        wrong = [
-            f"{name} is {value!r}"
-            for name, value, right in (
-                ("name", self.name, isinstance(self.name, str) and bool(self.name)),
-                ("sensor", self.sensor, self.sensor in SENSORS),
-                ("attention", self.attention, self.attention in ATTENTIONS),
-                ("modulated_blocks", self.modulated_blocks, _is_whole(self.modulated_blocks, 1)),
-                ("global_bias", self.global_bias, _is_number(self.global_bias)),
-                (
-                    "logit_scale",
-                    self.logit_scale,
-                    _is_number(self.logit_scale) and self.logit_scale > 0,
-                ),
-                ("window", self.window, _is_whole(self.window, 0)),
-                ("stride", self.stride, _is_whole(self.stride, 1)),
-                (
-                    "speckle",
-                    self.speckle,
-                    self.speckle == 0 or (_is_whole(self.speckle, 3) and self.speckle % 2 == 1),
-                ),
-                ("gsd_m", self.gsd_m, self.gsd_m is None or _is_range(self.gsd_m)),
-                ("polarisation", self.polarisation, isinstance(self.polarisation, str)),
-                ("radar_db", self.radar_db, self.radar_db is None or _is_span(self.radar_db)),
-            )
-            if not right
-        ]
-        if wrong:
-            raise ModelError(f"the model card is wrong: {', '.join(wrong)}; correct {CARD}")
-
-    @classmethod
-    def for_sensor(cls, name: str, sensor: str, **known: Any) -> "ModelCard":
-        """A card with the paper's settings for the sensor, but for what is ``known``."""
-        settings: dict[str, Any] = {"attention": "sclip", "modulated_blocks": 2}
-        return cls(name, sensor, **({**settings, **known} if sensor == "sar" else known))
-
-    @classmethod
-    def read(cls, path: Path) -> "ModelCard":
-        """The card in the file; keys that it does not know are kept in ``extra``."""
-        content = _read_json(path)
-        known = {f.name for f in fields(cls)} - {"extra"}
-        card: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in content.items()
-            if key in known
-        }
-        card.setdefault("name", path.parent.name)
-        try:
-            return cls(**card, extra={k: v for k, v in content.items() if k not in known})
-        except ModelError as error:
-            raise ModelError(f"{path}: {error}") from error
-
-    def radar_read(self, options: Scenes) -> Scenes:
-        """The options of a scene, where they are silent as the model's radar images were read."""
-        speckle = self.speckle if options.speckle is None else options.speckle
-        return replace(
-            options, speckle=speckle, radar_db=self.radar_db, polarisation=self.polarisation
-        )
-
-    def to_json(self) -> str:
-        """The file's content."""
-        content = asdict(self)
-        extra = content.pop("extra")
-        return json.dumps({**content, **extra}, indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -143,7 +48,7 @@ class ModelFolder:
 
     def read_config(self) -> dict[str, Any]:
         """What ``config`` holds."""
-        return _read_json(self.config)
+        return read_json(self.config)
 
     @property
     def embed_dim(self) -> int:
@@ -201,7 +106,7 @@ def open_model_folder(path: Path) -> ModelFolder:
             f"the model folder {path} has no {WEIGHTS[0]}; copy the weights there, or pull the "
             "model again with --force"
         )
-    config = _read_json(path / CONFIG)
+    config = read_json(path / CONFIG)
     towers = config.get("model_cfg")
     if not isinstance(towers, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(towers):
         raise ModelError(
@@ -218,7 +123,7 @@ def open_model_folder(path: Path) -> ModelFolder:
     folder = ModelFolder(path, ModelCard.read(path / CARD))
     for file in folder.files:
         if file.suffix == ".safetensors":
-            _check_whole(file)
+            check_whole(file)
     return folder
 
 
@@ -339,46 +244,6 @@ def _check_claim(folder: ModelFolder) -> None:
         )
 
 
-def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
-    """The weights of a ``.safetensors`` file or of a torch checkpoint, which may not run code.
-
-    Raises:
-        ModelError: damaged, or holds other things than weights.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds more than weights, which could run code, and is refused; save its "
-            "state_dict alone, best as safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise ModelError(f"{path} is not a checkpoint: {first_line(error)}") from error
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not content:
-        raise ModelError(f"{path} holds no weights by name; give a state_dict")
-    state = {
-        name.removeprefix("module."): value
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
-    return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
-
-
-def first_line(error: Exception) -> str:
-    """The error's message, short enough for a message of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
 def _rename_over(staging: Path, destination: Path) -> None:
     """Rename one folder to another, which may exist."""
     old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
@@ -393,70 +258,3 @@ def _owned(tensor: "Tensor") -> "Tensor":
     tensor = tensor.detach().cpu().contiguous()
     shared = tensor.untyped_storage().nbytes() != tensor.nbytes
     return tensor.clone() if shared else tensor
-
-
-def _check_whole(path: Path) -> None:
-    """Refuse a safetensors file whose length is not what its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length) if length < size else b"")
-            ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
-            whole = size == 8 + length + max(ends)
-        except (ValueError, TypeError, AttributeError, LookupError):
-            whole = False
-    if not whole:
-        raise ModelError(
-            f"{path} is not a whole safetensors file ({size} bytes); copy it again, or pull the "
-            "model again with --force"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(
-            f"{path} cannot be read as JSON: {error}; correct or replace it"
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} does not hold a JSON object; correct or replace it")
-    return content
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's content."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Of the file's content; size and time of change make the cache notice a new one."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_range(value: object) -> bool:
-    return _is_pair(value) and 0 < value[0] <= value[1]
-
-
-def _is_span(value: object) -> bool:
-    return _is_pair(value) and value[0] < value[1]
-
-
-def _is_pair(value: object) -> TypeGuard[tuple[float, float]]:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -109,7 +109,9 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
         if own is None:
             background, colour = options.background, BACKGROUND_COLOUR
         else:
-            background, colour = classes.pop(own), colours.pop(own)
+            given = () if options.background == DEFAULT_BACKGROUND else options.background
+            background = tuple(dict.fromkeys((*classes.pop(own), *given)))
+            colour = colours.pop(own)
             colour = colour if options.colours else BACKGROUND_COLOUR
         classes.insert(0, background)
         colours.insert(0, colour)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segearth_cli.errors import ModelError
-from segearth_cli.model.folder import read_checkpoint
+from segearth_cli.model.files import read_checkpoint
 from segearth_cli.model.neighbourhood import similarities, weighted_sum
 
 KEY_DIM = 32

@@ -16,15 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segearth_cli.errors import ModelError, UsageError
+from segearth_cli.model.card import ModelCard
 from segearth_cli.model.convert import encoder_parts, folder_of_file
 from segearth_cli.model.download import RemoteFile, fetch, mismatch
-from segearth_cli.model.folder import (
-    ModelCard,
-    ModelFolder,
-    load_clip,
-    open_model_folder,
-    save_model_folder,
-)
+from segearth_cli.model.folder import ModelFolder, load_clip, open_model_folder, save_model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

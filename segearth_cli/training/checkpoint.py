@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from segearth_cli.errors import OutputError, TrainingError
-from segearth_cli.model.folder import CHECKPOINT, UNLOADABLE, first_line
+from segearth_cli.model.files import first_line
+from segearth_cli.model.folder import CHECKPOINT, UNLOADABLE
 from segearth_cli.options import TrainOptions
 from segearth_cli.training.trainee import Trainee
 

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segearth_cli.geo.sensors import parse_stretch
+from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import read_upsampler_state
 from segearth_cli.options import DistillOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from segearth_cli.device import memory_guard, use_threads
 from segearth_cli.errors import OutputError, SegEarthError, Stopped, TrainingError, UsageError
-from segearth_cli.model.folder import CARD, CHECKPOINT, REPORT, first_line
+from segearth_cli.model.card import CARD
+from segearth_cli.model.files import first_line
+from segearth_cli.model.folder import CHECKPOINT, REPORT
 from segearth_cli.options import TrainOptions
 from segearth_cli.training.checkpoint import Run, identity_of, load_checkpoint, save_checkpoint
 from segearth_cli.training.data import Batch, RandomCrops, collate
@@ -208,7 +210,7 @@ def fit(
                 report.log(run, scalars)
                 if is_measured:
                     measure(run, trainee)
-            stop = run.step < last and agreed(stopping.is_set(), accelerator)
+            stop = run.step < last and agreed(bool(stopping), accelerator)
             if stop or is_measured or run.step == last or run.step % options.save_every == 0:
                 save_checkpoint(options, run, trainee, optimizer, accelerator)
                 if report is not None:  # whatever happens in there, the steps are safe
@@ -219,7 +221,8 @@ def fit(
                     f"stopped at step {run.step} of {run.steps}, and saved; go on with the same "
                     "command and --resume"
                     if report is not None
-                    else ""
+                    else "",
+                    *stopping[:1],
                 )
 
 
@@ -331,22 +334,22 @@ def measure(run: Run, trainee: Trainee) -> None:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C does not wait."""
-    event = threading.Event()
+def stop_requests() -> Iterator[list[int]]:
+    """A list that Ctrl-C and SIGTERM add their numbers to; a second one does not wait."""
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield came
         return
 
     def ask(number: int, frame: Any) -> None:
-        if event.is_set():
+        if came:
             raise KeyboardInterrupt
         logger.warning("stopping after this step; once more stops at once, without saving")
-        event.set()
+        came.append(number)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield event
+        yield came
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)

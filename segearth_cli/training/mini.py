@@ -31,7 +31,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from segearth_cli.device import autocast, pick_precision
-from segearth_cli.model.folder import CARD, CONFIG, WEIGHTS, ModelCard, load_clip
+from segearth_cli.model.card import CARD, ModelCard
+from segearth_cli.model.folder import CONFIG, WEIGHTS, load_clip
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.training.mini_data import Batch, Batches, Source, read_sources
 from segearth_cli.training.mini_network import (
@@ -44,7 +45,7 @@ from segearth_cli.training.mini_network import (
     start_from,
     start_locally,
 )
-from segearth_cli.training.mini_words import learn_words, text_parameters
+from segearth_cli.training.mini_words import learn_words, taught_words, text_parameters
 
 log = logging.getLogger("segearth_cli.training.mini")  # __name__ is __main__ when run
 
@@ -253,6 +254,7 @@ def export(state: State, sources: list[Source], options: MiniOptions) -> None:
         licence="MIT",
         made_by=command(options),
         gsd_m=GSD_M,
+        words=taught_words(),
         extra={
             "training": {
                 "images": state.images,

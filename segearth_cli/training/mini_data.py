@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,7 @@ from segearth_cli.training.mini_augment import (
 )
 
 IGNORE = 255
+CHIPS = 0.5  # for each window of a batch
 SMALL_CHIPS = 0.6  # share of the steps whose chips are half as large
 SMALL_WINDOWS = 0.7  # the same of the windows, for patches so small that half a window is enough
 RELIT = 0.4  # share of the windows that take on another image's colours
@@ -70,7 +72,7 @@ class Batch:
     """Augmented windows with their labels, and chips that show one class each."""
 
     images: torch.Tensor  # B 3 S S uint8; S is 224, or half of it with four times as many images
-    labels: torch.Tensor  # B L L uint8, four by four in a patch; classes of the source by number
+    labels: torch.Tensor  # B L L uint8, some four by four in a patch; classes of the source
     source: torch.Tensor  # B
     chips: torch.Tensor  # C 3 S S uint8; S is 224, or half of it
     chip_source: torch.Tensor  # C
@@ -172,7 +174,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
             "buildings",
             ("rest", "building"),
             *read_buildings(data / "buildings"),
-            share=0.14,
+            share=0.12,
             loss_weight=0.7,
             negatives=absent,
             rest=0,
@@ -183,7 +185,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
         "eurosat": ("Forest", "HerbaceousVegetation", "Pasture"),
         "ucmerced": ("forest", "chaparral"),
     }
-    for name, share in (("eurosat", 0.10), ("ucmerced", 0.12)):
+    for name, share in (("eurosat", 0.08), ("ucmerced", 0.10)):
         images, labels = read_chips(data / name, measuring=False)
         classes = chip_classes(data / name)
         plants = tuple(n for n, c in enumerate(classes) if c in green[name])
@@ -204,7 +206,7 @@ def read_sources(data: Path, scenes: Path | None) -> list[Source]:
                 "scenes",
                 SCENE_CLASSES,
                 *read_scenes(scenes),
-                share=0.28,
+                share=0.34,
                 groups=(("vegetation", (4, 5)), ("land", (7,))),
                 negatives=absent,
                 rest=0,
@@ -245,10 +247,11 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
             side, number = self._size(small_windows, rng)
             counts = rng.multinomial(number, shares)
             picks = np.repeat(np.arange(len(self.sources)), counts).tolist()
-            points = 4 * side // self.patch
+            points = side // round(self.patch / 4)
             windows = [augmented(*self._window(i, side, points, rng), rng) for i in picks]
             images, labels = zip(*windows, strict=True)
             side, number = self._size(SMALL_CHIPS, rng, TOKENS)
+            number = math.ceil(CHIPS * number)
             chip_source = rng.choice(of_chips, number, p=sizes / sizes.sum()).tolist()
             chips, classes = zip(
                 *(chip(self.sources[i], side, rng) for i in chip_source), strict=True

@@ -240,6 +240,12 @@ def phrase(word: str, rng: np.random.Generator) -> str:
     return names[0] if rng.random() < 0.4 else str(rng.choice(names))
 
 
+def taught_words() -> tuple[str, ...]:
+    """Every single word of the names, in alphabetical order."""
+    names = (name for synonyms in SYNONYMS.values() for name in synonyms)
+    return tuple(sorted({word for name in names for word in name.casefold().split()}))
+
+
 def prompt(name: str, rng: np.random.Generator) -> str:
     """A sentence about a name: mostly the ImageNet templates, as they are what is run."""
     if rng.random() < 0.25:

@@ -21,8 +21,9 @@ from torchvision.transforms.functional import gaussian_blur
 
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.sensors import parse_stretch
+from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.folder import ModelCard, save_model_folder
+from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import JBU, JBUOne, JBUStack, Upsampler, least_patches
 from segearth_cli.options import SceneOptions, UpsamplerOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops

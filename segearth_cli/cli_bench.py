@@ -1,0 +1,154 @@
+"""``segearth bench``: options become a dataclass, then one call, then a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from segearth_cli import terminal
+from segearth_cli.flags import (
+    Attention,
+    BatchSize,
+    Device,
+    Exact,
+    Json,
+    MaxMemory,
+    ModelName,
+    Precision,
+    Quiet,
+    Stride,
+    Threads,
+    UpsamplerName,
+    Verbose,
+    Window,
+    class_option,
+    map_option,
+    model_option,
+    scene_option,
+)
+from segearth_cli.options import BenchOptions, ModelOptions, SegmentOptions
+from segearth_cli.parse import parse_memory, parse_size
+from segearth_cli.stdout import print_json
+
+if TYPE_CHECKING:
+    from segearth_cli.bench import BenchResult
+
+
+def bench_command(
+    scene: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SCENE", show_envvar=False, help="A raster. Left out: a synthetic one."
+        ),
+    ] = None,
+    size: Annotated[
+        str, scene_option(metavar="WIDTHxHEIGHT", help="Pixels of the synthetic scene.")
+    ] = "1500x1200",
+    classes: Annotated[
+        str, class_option(metavar="A,B|C,...", help="What to look for; background is added.")
+    ] = "building,road,water,tree,grass,car,sand,field",
+    model: ModelName = "auto",
+    arch: Annotated[
+        str | None,
+        model_option(
+            metavar="NAME",
+            help="An architecture of open_clip instead, as ViT-B-16-quickgelu: random weights, "
+            "with a random SimFeatUp.",
+        ),
+    ] = None,
+    attention: Attention = None,
+    upsampler: UpsamplerName = "auto",
+    window: Window = None,
+    stride: Stride = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = None,
+    exact: Exact = False,
+    max_memory: MaxMemory = None,
+    threads: Threads = None,
+    vector: Annotated[
+        bool, map_option("--vector", help="Write polygons too, beside the class raster.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how fast segment is on this machine, stage by stage; nothing is kept.
+
+    Example: segearth bench --arch ViT-B-16-quickgelu
+    """
+    from segearth_cli.bench import bench
+    from segearth_cli.model.prompts import choose_classes
+
+    terminal.log_to_stderr(verbose, quiet)
+    wanted = choose_classes(classes, None, None)
+    options = BenchOptions(
+        scene=scene,
+        size=parse_size(size),
+        arch=arch,
+        vector=vector,
+        segment=SegmentOptions(
+            classes=wanted.classes,
+            background=wanted.background,
+            threads=threads,
+            max_memory=parse_memory(max_memory),
+            model=ModelOptions(
+                model=model,
+                attention=attention,
+                upsampler=upsampler,
+                window=window,
+                stride=stride,
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                exact=exact,
+            ),
+        ),
+    )
+    show_bench(bench(options), json)
+
+
+def show_bench(result: BenchResult, as_json: bool) -> None:
+    """What one run took, stage by stage."""
+    if as_json:
+        print_json(asdict(result))
+        return
+    whole = result.whole_seconds
+    stages = sorted(result.stage_seconds.items(), key=lambda item: -item[1])
+    rest = whole - sum(result.stage_seconds.values())
+
+    def row(name: str, seconds: float) -> list[str]:
+        return [name, f"{1e3 * seconds:.1f} ms", f"{100 * seconds / whole:.1f} %"]
+
+    made = terminal.table(
+        f"{result.scene}: {result.width} x {result.height} pixels, {result.windows} windows, "
+        f"{result.queries} queries",
+        ["stage", "per window", "share"],
+        [
+            row("encoder alone, before and after", result.encoder_seconds),
+            *(row(name, seconds) for name, seconds in stages),
+            row("the rest", rest),
+            row("whole, from file to file", whole),
+            *([*row(f"beside: {name}", s)[:2], ""] for name, s in result.beside_seconds.items()),
+        ],
+    )
+    out = terminal.console()
+    out.print(made)
+    threads = f", {result.threads} threads" if result.device == "cpu" else ""
+    area = result.km2_per_second
+    out.print(Text(f"{result.model}: {result.settings} on {result.device}{threads}"))
+    out.print(
+        Text(
+            f"{result.ratio:.2f} times the encoder; {1 / whole:.2f} windows, "
+            f"{result.megapixels_per_second:.3g} megapixels"
+            + (f", {area:.3g} km2" if area is not None else "")
+            + f" per second; {result.seconds:.1f} s in all, {result.load_seconds:.1f} s to load"
+        )
+    )
+    memory = f"peak memory {result.process_bytes / 2**30:.2f} GiB"
+    if result.device_bytes is not None:
+        memory += f", on the device {result.device_bytes / 2**30:.2f} GiB"
+    out.print(Text(memory))

@@ -1,0 +1,80 @@
+"""``segearth info``: what a map says of its making, and how a scene would be read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segearth_cli import terminal
+from segearth_cli.flags import Json
+from segearth_cli.stdout import print_json, print_lines
+
+if TYPE_CHECKING:
+    from segearth_cli.info import MapInfo, SceneInfo
+
+
+def info_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MAP|SCENE", show_envvar=False, help="A map that segearth made, or any raster."
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Tell how a map was made, and the command that makes it again; or how a scene is read.
+
+    Example: segearth info map.gpkg
+    """
+    from segearth_cli.info import MapInfo, told
+
+    terminal.log_to_stderr(False, False)
+    info = told(name)
+    if isinstance(info, MapInfo):
+        show_map(info, json)
+    else:
+        show_scene(info, json)
+
+
+def show_map(info: MapInfo, as_json: bool) -> None:
+    """How a map was made, on stdout: it is what was asked for."""
+    record = info.record
+    if as_json:
+        print_json({"output": info.output, "command": info.command, **record})
+        return
+    digest, model = record["source_digest"], record["model"]
+    settings = [f"{name} {value}" for name, value in model.items() if name != "name"]
+    rows = [
+        ["made by", f"segearth {record['version']}"],
+        ["source", record["source"]],
+        ["digest of source", f"sha256 {digest.get('sha256')} ({digest.get('covers')})"],
+        ["read as", str(record.get("scene"))],
+        ["classes", ", ".join("|".join(words) for words in record.get("classes", []))],
+        ["prompts", str(record.get("prompts"))],
+        ["model", str(model.get("name"))],
+        ["digest of model", f"sha256 {record.get('model_digest')}"],
+        ["runs as", ", ".join(settings)],
+        ["command", info.command or "none can say such classes: see options in --json"],
+    ]
+    print_lines(*(f"{name:<17}{value}" for name, value in rows))
+
+
+def show_scene(info: SceneInfo, as_json: bool) -> None:
+    """What a raster is, and how `segment` would read it, on stdout."""
+    if as_json:
+        print_json(asdict(info))
+        return
+    bounds = ", ".join(f"{value:.10g}" for value in info.bounds)
+    rows = [
+        ["source", info.source],
+        ["size", f"{info.width} x {info.height} pixels"],
+        ["resolution", "unknown" if info.gsd_m is None else f"{info.gsd_m:.4g} m"],
+        ["coordinates", info.crs or "none"],
+        ["bounds", bounds],
+        ["bands", ", ".join(info.bands)],
+        ["nodata", "none" if info.nodata is None else f"{info.nodata:g}"],
+        ["read as", info.reading],
+    ]
+    print_lines(*(f"{name:<17}{value}" for name, value in rows))

@@ -1,0 +1,223 @@
+"""Which bands of a scene are red, green and blue, or polarisations; which sensor took them.
+
+Numpy only: what a file says about its bands arrives as `BandFacts`.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segearth_cli.errors import SceneError, UsageError
+
+_POLARISATION = re.compile(r"(?<![a-z])(vv|vh|hh|hv)(?![a-z])", re.IGNORECASE)
+_COLOUR_WORDS = tuple(
+    re.compile(rf"(?<![a-z])(?<!infra[ _-]){word}(?![a-z])(?![ _-]*edge)", re.IGNORECASE)
+    for word in ("red", "green", "blue")
+)
+_BAND_CODE = re.compile(r"(?<![a-z0-9])b0?(\d{1,2})(?![a-z0-9])", re.IGNORECASE)
+_SAR_TAG_NAMES = ("POLARISATION", "POLARISATIONS", "POLARIZATION", "POLARIZATIONS", "SAR_MODE")
+_SAR_TAG_WORDS = re.compile(
+    r"(?<![a-z])(sentinel-?1[a-d]?|sar|terrasar-?x|radarsat(-?[12])?|cosmo-?skymed|iceye|"
+    r"capella|umbra|alos-?2?[ _-]?palsar-?2?|risat|envisat[ _-]asar|grd|slc)(?![a-z])",
+    re.IGNORECASE,
+)
+_SAR_TAG_PLACES = re.compile(
+    r"description|software|mission|sensor|satellite|instrument|platform|"
+    r"product|identifier|title|source",
+    re.IGNORECASE,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BandFacts:
+    """What a file says about its bands, one entry per band; ``colours`` are GDAL's names."""
+
+    dtypes: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    colours: tuple[str, ...]
+    tags: Mapping[str, str]
+
+    @property
+    def count(self) -> int:
+        """How many bands there are, alpha included."""
+        return len(self.dtypes)
+
+    @property
+    def alpha(self) -> int | None:
+        """The 1-based alpha band; a band called near infrared is none, whatever its type says."""
+        for index in range(self.count, 0, -1):
+            named = self.descriptions[index - 1].strip()
+            if self.colours[index - 1] == "alpha" and (not named or "alpha" in named.lower()):
+                return index
+        return None
+
+    @property
+    def data(self) -> tuple[int, ...]:
+        """The 1-based bands that hold measurements."""
+        return tuple(index for index in range(1, self.count + 1) if index != self.alpha)
+
+    def are_complex(self, bands: tuple[int, ...]) -> bool:
+        """Whether some of the bands hold complex numbers."""
+        return any(self.dtypes[band - 1].startswith("complex") for band in bands)
+
+    def polarised(self, *wanted: str) -> tuple[int, ...]:
+        """The bands named VV, VH, HH or HV, or as wanted, alone (a ratio of two names none)."""
+        named = {
+            index: {p.upper() for p in _POLARISATION.findall(self.descriptions[index - 1])}
+            for index in self.data
+        }
+        return tuple(
+            index
+            for index, names in named.items()
+            if len(names) == 1 and (not wanted or names <= set(wanted))
+        )
+
+    def by_description(self) -> tuple[int, ...]:
+        """Red, green and blue by the bands' names, empty unless all three are found."""
+        found = [
+            next((i for i in self.data if word.search(self.descriptions[i - 1])), 0)
+            for word in _COLOUR_WORDS
+        ]
+        return tuple(found) if all(found) and len(set(found)) == 3 else self._by_code()
+
+    def _by_code(self) -> tuple[int, ...]:
+        """Red, green and blue by the numbers that their satellite gives bands."""
+        bands = {
+            int(code[1]): index
+            for index in reversed(self.data)
+            if (code := _BAND_CODE.search(self.descriptions[index - 1]))
+        }
+        numbers = _red_green_blue(set(bands), " ".join(self.descriptions).lower())
+        return tuple(bands[n] for n in numbers) if bands.keys() >= set(numbers) else ()
+
+    def by_colour(self) -> tuple[int, ...]:
+        """Red, green and blue by colour interpretation, empty unless all three are found."""
+        found = tuple(
+            next((i for i in self.data if self.colours[i - 1] == colour), 0)
+            for colour in ("red", "green", "blue")
+        )
+        return found if all(found) else ()
+
+
+def _red_green_blue(numbers: set[int], names: str) -> tuple[int, int, int]:
+    """Return the numbers of red, green and blue of the satellite that has such bands."""
+    if "sur_refl" in names:  # MODIS
+        return 1, 4, 3
+    if {1, 2, 3, 4, 5, 7} == numbers:  # Landsat 4 to 7, without the thermal band
+        return 3, 2, 1
+    if {1, 4} <= numbers and max(numbers) <= 7 and not (6 in numbers and "sr_b" in names):
+        logger.warning(
+            "bands 4, 3, 2 are taken as red, green and blue, as of Landsat 8 and Sentinel-2; of "
+            "Landsat 4 to 7 say --bands 3,2,1"
+        )
+    return 4, 3, 2  # Sentinel-2 and Landsat 8 and 9
+
+
+def named_bands(facts: BandFacts, wanted: tuple[str, ...], prefix: str = "") -> tuple[int, ...]:
+    """Return the 1-based bands that ``--bands`` names by number or description.
+
+    Raises UsageError for a number or name that the scene does not have; ``prefix`` is that of the
+    option's name, here and below.
+    """
+    names = [description.strip().lower() for description in facts.descriptions]
+    indexes = []
+    for entry in wanted:
+        text = entry.strip()
+        if text.isdigit() and 1 <= int(text) <= facts.count:
+            indexes.append(int(text))
+        elif text.lower() in names and text:
+            indexes.append(names.index(text.lower()) + 1)
+        else:
+            known = ", ".join(d for d in facts.descriptions if d)
+            raise UsageError(
+                f"--{prefix}bands: the scene has no band {text!r}; it has bands 1 to {facts.count}"
+                + (f", named {known}" if known else "")
+            )
+    return tuple(indexes)
+
+
+def sensor_by_facts(facts: BandFacts, wanted: tuple[int, ...] = ()) -> str | None:
+    """Return ``"sar"`` or ``"optical"`` where the file's own words settle it, else None."""
+    polarised = facts.polarised()
+    if wanted and set(wanted) <= set(polarised):
+        return "sar"
+    if facts.are_complex(facts.data):
+        return "sar"
+    if facts.by_description() or facts.by_colour() or "palette" in facts.colours:
+        return "optical"
+    if polarised or _tags_say_sar(facts.tags):
+        return "sar"
+    return "optical" if len(facts.data) > 2 else None
+
+
+def sensor_by_values(raw: NDArray[Any], valid: NDArray[np.bool_]) -> str:
+    """Tell float bands in decibels (mostly below zero, above -100) from an optical image.
+
+    ``raw`` and ``valid`` [B, H, W].
+    """
+    if raw.dtype.kind != "f" or raw.shape[0] > 2:
+        return "optical"
+    values = raw[valid & np.isfinite(raw)].astype(np.float64)
+    if values.size == 0:
+        return "optical"
+    low, middle = np.percentile(values, (1, 50))
+    return "sar" if -100.0 < low < middle < -1.0 else "optical"
+
+
+def choose_bands(
+    facts: BandFacts,
+    wanted: tuple[str, ...],
+    sensor: str | None,
+    prefix: str = "",
+    polarisation: str = "",
+) -> tuple[int, ...]:
+    """Return the 1-based bands to read: 1 or 3 for optical, 1 or 2 for SAR.
+
+    ``sensor`` None means that the values will tell. Of radar bands that ``polarisation`` is taken
+    if there is one and no other is wanted. Raises UsageError for a count of ``--bands``
+    that the sensor cannot use, SceneError for a scene without a band of measurements.
+    """
+    if not facts.data:
+        raise SceneError("the scene has no band besides alpha: there is nothing to segment")
+    if wanted:
+        indexes = named_bands(facts, wanted, prefix)
+        allowed = {"sar": (1, 2), "optical": (1, 3), None: (1, 2, 3)}[sensor]
+        if len(indexes) not in allowed:
+            raise UsageError(
+                f"--{prefix}bands names {len(indexes)} bands; give "
+                + ("one or two polarisations" if sensor == "sar" else "one, or red,green,blue")
+            )
+        return indexes
+    if sensor == "sar":
+        return facts.polarised(polarisation)[:1] or (facts.polarised() or facts.data)[:2]
+    return facts.by_description() or facts.by_colour() or _first_bands(facts, sensor)
+
+
+def _first_bands(facts: BandFacts, sensor: str | None) -> tuple[int, ...]:
+    """Return the bands of a file that names no colours: grey, or the first three."""
+    if len(facts.data) <= 2:
+        return facts.data[:1] if sensor == "optical" else facts.data
+    if len(facts.data) > 3:
+        logger.warning(
+            "nothing says which of the %d bands are red, green and blue: using %s; choose with "
+            "--bands (a Sentinel-2 stack that starts at B02 needs --bands 3,2,1)",
+            len(facts.data),
+            ",".join(map(str, facts.data[:3])),
+        )
+    return facts.data[:3]
+
+
+def _tags_say_sar(tags: Mapping[str, str]) -> bool:
+    for name, value in tags.items():
+        if name.upper() in _SAR_TAG_NAMES:
+            return True
+        if _SAR_TAG_PLACES.search(name) and _SAR_TAG_WORDS.search(value):
+            return True
+    return False

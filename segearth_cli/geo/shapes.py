@@ -1,0 +1,79 @@
+"""Files of geometries: read, and brought into a scene's coordinate system."""
+
+from __future__ import annotations
+
+import logging
+
+import geopandas
+import pyogrio
+import shapely
+from pyogrio.errors import DataSourceError
+from pyproj.exceptions import CRSError, ProjError
+from rasterio.crs import CRS
+
+from segearth_cli.errors import SceneError
+from segearth_cli.geo.failures import reason
+from segearth_cli.geo.grid import Grid, is_on_earth
+
+PLACING_ERRORS = (CRSError, ProjError, shapely.errors.ShapelyError)
+
+logger = logging.getLogger(__name__)
+
+
+def layer_names(path: str) -> list[str]:
+    """Layers of geometries in a file: none where it is no vector file."""
+    try:
+        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    except DataSourceError:
+        return []
+
+
+def read_shapes(path: str, shown: str) -> geopandas.GeoDataFrame:
+    """The features of a file's one layer, GeoParquet included.
+
+    Args:
+        path: of any vector format.
+        shown: how messages name the file.
+
+    Raises:
+        SceneError: it cannot be read, or has several layers or none.
+    """
+    layers = layer_names(path)
+    if len(layers) > 1:
+        raise SceneError(
+            f"{shown} holds several layers ({', '.join(layers)}); save the one that is meant as "
+            "a file of its own"
+        )
+    try:
+        if path.lower().endswith(".parquet"):
+            return geopandas.read_parquet(path)
+        frame = geopandas.read_file(path, layer=layers[0] if layers else None)
+    except Exception as error:  # any of three libraries', and of the formats' own
+        raise SceneError(f"cannot read {shown}: {reason(error)}") from error
+    if not isinstance(frame, geopandas.GeoDataFrame):  # a table
+        raise SceneError(f"{shown} holds no geometries")
+    return frame
+
+
+def are_placed(frame: geopandas.GeoDataFrame, grid: Grid, shown: str) -> bool:
+    """Whether features and scene both have a place on the ground; warns where one has none.
+
+    Raises:
+        SceneError: one of the two is in a local or geocentric system.
+    """
+    placed = [crs is not None and is_on_earth(crs) for crs in (frame.crs, grid.crs)]
+    if frame.crs is None and grid.crs is not None:
+        logger.warning("%s has no coordinate system: taking the scene's", shown)
+    elif grid.crs is None and frame.crs is not None:
+        logger.warning("the scene has no coordinate system: taking %s as it is", shown)
+    elif any(placed) and not all(placed):
+        raise SceneError(
+            f"{shown} cannot be placed on the scene: one of the two is in a local or geocentric "
+            "coordinate system"
+        )
+    return all(placed)
+
+
+def in_crs_of(shapes: geopandas.GeoSeries, grid: Grid) -> geopandas.GeoSeries:
+    """Geometries that have a place, in the coordinate system of a scene that has one."""
+    return shapes.to_crs(CRS.from_user_input(grid.crs).to_wkt())

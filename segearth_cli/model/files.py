@@ -1,0 +1,102 @@
+"""Files of weights and descriptions: read, checked, digested."""
+
+import functools
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segearth_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights, OpenAI's
+
+
+def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
+    """The weights of a ``.safetensors`` file or of a torch checkpoint, which may not run code.
+
+    Raises:
+        ModelError: damaged, or holds other things than weights.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} holds more than weights, which could run code, and is refused; save its "
+            "state_dict alone, best as safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise ModelError(f"{path} is not a checkpoint: {first_line(error)}") from error
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not content:
+        raise ModelError(f"{path} holds no weights by name; give a state_dict")
+    state = {
+        name.removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
+
+
+def first_line(error: Exception) -> str:
+    """The error's message, short enough for a message of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a safetensors file whose length is not what its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length) if length < size else b"")
+            ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
+            whole = size == 8 + length + max(ends)
+        except (ValueError, TypeError, AttributeError, LookupError):
+            whole = False
+    if not whole:
+        raise ModelError(
+            f"{path} is not a whole safetensors file ({size} bytes); copy it again, or pull the "
+            "model again with --force"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(
+            f"{path} cannot be read as JSON: {error}; correct or replace it"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} does not hold a JSON object; correct or replace it")
+    return content
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's content."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of the file's content; size and time of change make the cache notice a new one."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,322 @@
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+import shapely
+from rasterio import Affine
+from rasterio.enums import ColorInterp
+from rasters import (
+    GREY,
+    LEGEND,
+    UTM,
+    classes,
+    gcp_scene,
+    make,
+    options,
+    pattern,
+    read_all,
+    scene_of,
+    write_rows,
+)
+
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.cog import write_class_raster
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.writer import grid_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+def test_bbox_is_a_window_of_whole_pixels(tmp_path):
+    array = pattern()
+    path = scene_of(tmp_path, array)
+    with open_scene(path, options(bbox=(500_010, 5_399_900, 500_021, 5_399_980))) as scene:
+        assert scene.grid.transform == Affine(2, 0, 500_010, 0, -2, 5_399_980)
+        image, _ = scene.read(0, scene.grid.height)
+    np.testing.assert_allclose(image, array[:, 10:50, 5:11] / 255, rtol=1e-6)
+    beyond = read_all(path, bbox=(499_000.0, 5_399_990.0, 500_004.0, 5_500_000.0))
+    assert beyond[1].shape == (5, 2)
+    with pytest.raises(SceneError, match="500000,5399880,500100,5400000"):
+        open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0)))
+    with pytest.raises(SceneError, match=r"bounds in that coordinate system are 1[45][\d.]*,48"):
+        open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
+    with pytest.raises(UsageError, match="--bbox-crs is 'nonsense'"):
+        open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="nonsense"))
+
+
+def test_bbox_in_degrees_meets_the_same_ground(tmp_path):
+    from rasterio.warp import transform_bounds
+
+    box = (500_020.0, 5_399_920.0, 500_060.0, 5_399_960.0)
+    degrees = transform_bounds("EPSG:32633", "EPSG:4326", *box)
+    path = scene_of(tmp_path, pattern())
+    with open_scene(path, options(bbox=degrees, bbox_crs="EPSG:4326")) as scene:
+        left, bottom, right, top = scene.grid.bounds
+    assert left == pytest.approx(box[0], abs=2)
+    assert left <= box[0] + 0.01
+    assert bottom <= box[1] + 0.01
+    assert right >= box[2] - 0.01
+    assert top >= box[3] - 0.01
+
+
+def test_aoi_leaves_pixels_outside_invalid(tmp_path, caplog):
+    path = scene_of(tmp_path, pattern())
+    triangle = shapely.Polygon([(500_000, 5_400_000), (500_040, 5_400_000), (500_000, 5_399_960)])
+    for crs, target in ((32633, 4326), (None, None)):
+        frame = geopandas.GeoDataFrame(geometry=[triangle], crs=crs)
+        frame = frame.to_crs(target) if target else frame
+        frame.to_file(tmp_path / "aoi.gpkg")
+        with open_scene(path, options(aoi=str(tmp_path / "aoi.gpkg"))) as scene:
+            image, valid = scene.read(0, scene.grid.height)
+            strips = [scene.read(row, 1)[1] for row in range(scene.grid.height)]
+        assert valid.sum() == pytest.approx(200, abs=12)
+        assert valid[0, 0]
+        assert not valid[-1, -1]
+        height, width = valid.shape
+        around = pattern()[:, :height, :width] / 255  # what windows see, though it is not mapped
+        np.testing.assert_allclose(image, around, rtol=1e-6)
+        assert (np.concatenate(strips) == valid).all()
+    assert "no coordinate system" in caplog.text
+    with pytest.raises(SceneError, match="cannot read --aoi"):
+        open_scene(path, options(aoi=str(tmp_path / "missing.gpkg")))
+
+
+def test_aoi_takes_polygons_however_broken_and_nothing_else(tmp_path):
+    path = scene_of(tmp_path, pattern())
+    aoi = tmp_path / "aoi.geojson"
+
+    def write(*texts):
+        frame = geopandas.GeoDataFrame(geometry=shapely.from_wkt(texts), crs=32633)
+        frame.set_geometry(
+            shapely.transform(frame.geometry, lambda xy: xy * 2 + [500_000, 5_399_880])
+        ).to_file(aoi, driver="GeoJSON")
+        return str(aoi)
+
+    bow_tie = "POLYGON ((0 0, 20 20, 20 0, 0 20, 0 0))"
+    line, point = "LINESTRING (0 0, 50 60)", "POINT (40 40)"
+    square = "GEOMETRYCOLLECTION (POINT (45 45), MULTIPOLYGON (((30 0, 30 10, 40 10, 40 0, 30 0))))"
+    _, valid = read_all(path, aoi=write(bow_tie, bow_tie, line, point, square))
+    assert valid.shape == (20, 40)
+    assert valid.sum() == pytest.approx(200 + 100, abs=25)
+    with pytest.raises(SceneError, match="holds no polygons"):
+        open_scene(path, options(aoi=write(line, point)))
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SceneError, match="holds no geometries"):
+        open_scene(path, options(aoi=str(tmp_path / "table.csv")))
+    local = make(tmp_path / "local.tif", pattern(), crs=LOCAL, transform=UTM["transform"])
+    with pytest.raises(SceneError, match="local or geocentric"):
+        open_scene(local, options(aoi=write(bow_tie)))
+
+
+def test_gsd_averages_blocks_and_refines(tmp_path):
+    array = pattern()
+    path = scene_of(tmp_path, array)
+    with open_scene(path, options(gsd=4.0)) as scene:
+        assert scene.grid.transform == Affine(4, 0, 500_000, 0, -4, 5_400_000)
+        image, valid = scene.read(0, 30)
+        strips = np.concatenate([scene.read(row, 3)[0] for row in range(0, 30, 3)], axis=1)
+    blocks = array.reshape(3, 30, 2, 25, 2).mean(axis=(2, 4)) / 255
+    np.testing.assert_allclose(image, blocks, atol=0.6 / 255)
+    assert valid.all()
+    assert (strips == image).all()
+    finer, valid = read_all(path, gsd=1.0)
+    assert finer.shape == (3, 120, 100)
+    assert valid.all()
+
+
+@pytest.mark.parametrize("kind", ["nodata", "alpha", "mask", "nan"])
+def test_gsd_keeps_invalid_pixels_invalid_and_out_of_the_averages(tmp_path, kind):
+    array = np.full((3, 60, 50), 100, np.float32 if kind == "nan" else np.uint8)
+    hole = np.zeros((60, 50), bool)
+    hole[20:31, 10:21] = True
+    more = {}
+    if kind == "nodata":
+        array[:, hole] = 0
+        more["nodata"] = 0
+    elif kind == "nan":
+        array[:, hole] = np.nan
+    elif kind == "mask":
+        array[:, hole] = 0
+        more["mask"] = ~hole
+    else:
+        array[:, hole] = 0
+        array = np.concatenate([array, np.where(hole, 0, 255).astype(np.uint8)[np.newaxis]])
+        more["colours"] = (
+            ColorInterp.red,
+            ColorInterp.green,
+            ColorInterp.blue,
+            ColorInterp.alpha,
+        )
+    image, valid = read_all(scene_of(tmp_path, array, **more), gsd=4.0, stretch="0,255")
+    assert valid[10:15, 5:10].sum() == 0
+    assert valid.sum() == 30 * 25 - 25
+    np.testing.assert_allclose(image[:, valid], 100 / 255, atol=1e-6)
+    assert (image[:, ~valid] == GREY).all()
+
+
+def test_gsd_keeps_zero_in_one_band_a_value(tmp_path):
+    array = np.full((3, 20, 20), 100, np.uint8)
+    array[0] = 0
+    image, valid = read_all(scene_of(tmp_path, array, nodata=0), gsd=4.0)
+    assert valid.all()
+    assert (image[0] == 0).all()
+
+
+def test_gsd_in_degrees_feet_and_web_mercator(tmp_path):
+    degree = 1 / 111_320
+    place = Affine(2 * degree, 0, 10, 0, -2 * degree, 60)
+    scenes = {"EPSG:4326": place, "EPSG:2263": Affine(6, 0, 980_000, 0, -6, 200_000)}
+    scenes["EPSG:3857"] = Affine(4, 0, 1_113_194, 0, -4, 8_399_737)  # 60 degrees north
+    for crs, transform in scenes.items():
+        path = make(tmp_path / "scene.tif", pattern(), crs=crs, transform=transform)
+        with open_scene(path, options(gsd=5.0)) as scene:
+            assert scene.grid.gsd_m == pytest.approx(5, rel=0.002)
+            assert scene.read(0, scene.grid.height)[1].mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("gsd", "said"),
+    [(1000.0, "more than the scene is wide or high: 100 x 120 m"), (0.001, "give a larger one")],
+)
+def test_gsd_that_makes_nothing_or_too_much_is_one_line(tmp_path, gsd, said):
+    with pytest.raises(SceneError, match=f"--gsd {gsd:g} .*{said}"):
+        open_scene(scene_of(tmp_path, pattern()), options(gsd=gsd))
+
+
+def test_dst_crs_moves_the_scene(tmp_path):
+    path = scene_of(tmp_path, pattern())
+    with open_scene(path, options(dst_crs="EPSG:3857", gsd=2.0)) as scene:
+        assert scene.grid.crs.to_epsg() == 3857
+        assert scene.grid.is_north_up
+        assert scene.grid.gsd_m == pytest.approx(2, rel=0.01)
+        image, valid = scene.read(0, scene.grid.height)
+        strips = [scene.read(row, 1)[0] for row in range(scene.grid.height)]
+    assert valid.mean() > 0.9
+    assert (np.concatenate(strips, axis=1) == image).all()
+    with pytest.raises(UsageError, match="--dst-crs is 'EPSG:1'"):
+        open_scene(path, options(dst_crs="EPSG:1"))
+
+
+def test_scene_with_gcps_only_is_opened_anew_where_a_server_broke_off(tmp_path):
+    path, array = gcp_scene(tmp_path)
+    with open_scene(path, options()) as scene:
+        scene._reopen()
+        np.testing.assert_allclose(scene.read(0, 60)[0], array / 255, rtol=1e-6)
+
+
+def test_scene_with_gcps_only_keeps_them(tmp_path):
+    path, array = gcp_scene(tmp_path)
+    with open_scene(path, options()) as scene:
+        assert len(scene.grid.gcps) == 9
+        assert scene.grid.crs.to_epsg() == 4326
+        assert scene.grid.gsd_m == pytest.approx(np.sqrt(7.17 * 11.12), rel=0.01)
+        np.testing.assert_allclose(scene.read(0, 60)[0], array / 255, rtol=1e-6)
+    box = (10.001, 49.996, 10.004, 49.998)
+    with open_scene(path, options(bbox=box)) as scene:
+        assert (scene.grid.width, scene.grid.height) == (20, 30)
+        assert (scene.grid.gcps[0].row, scene.grid.gcps[0].col) == (-10, -20)
+        np.testing.assert_allclose(scene.read(0, 30)[0], array[:, 10:40, 20:40] / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("more", [{"dst_crs": "EPSG:4326"}, {"gsd": 8.0}, {"gsd": 20.0}])
+def test_scene_with_gcps_only_is_rectified(tmp_path, more):
+    rows = np.repeat(np.arange(60, dtype=np.uint8)[:, np.newaxis] * 4, 50, axis=1)
+    path, _ = gcp_scene(tmp_path, array=rows[np.newaxis])
+    with open_scene(path, options(**more)) as scene:
+        assert (scene.grid.is_north_up, scene.grid.gcps) == (True, ())
+        assert scene.grid.bounds == pytest.approx((10, 49.995, 10.006, 50), abs=4e-4)
+        image, valid = scene.read(0, scene.grid.height)
+        lon = scene.grid.transform.c + (np.arange(scene.grid.width) + 0.5) * scene.grid.transform.a
+    assert valid.mean() > 0.9
+    expected = np.broadcast_to(((lon - 10) / 1e-4 - 0.5) * 4 / 255, valid.shape)
+    np.testing.assert_allclose(image[0][valid], expected[valid], atol=0.02)
+
+
+def test_rotated_grid_is_kept_and_can_be_straightened(tmp_path):
+    rotated = Affine.translation(500_000, 5_400_000) * Affine.rotation(30) * Affine.scale(2, -2)
+    array = pattern()
+    path = scene_of(tmp_path, array, crs="EPSG:32633", transform=rotated)
+    with open_scene(path, options()) as scene:
+        assert scene.grid.transform.almost_equals(rotated)
+        assert scene.grid.pixel_area_m2 == pytest.approx(4)
+        assert scene.read(0, 60)[1].all()
+    x, y = rotated * (25, 30)
+    with open_scene(path, options(bbox=(x - 4, y - 4, x + 4, y + 4))) as scene:
+        assert 4 <= scene.grid.width <= 7
+        corner = scene.grid.transform * (scene.grid.width / 2, scene.grid.height / 2)
+        assert corner == pytest.approx((x, y), abs=2)
+    with open_scene(path, options(dst_crs="EPSG:32633")) as scene:
+        assert scene.grid.is_north_up
+        _, valid = scene.read(0, scene.grid.height)
+    assert 0.3 < valid.mean() < 0.8
+
+
+def test_scene_without_crs_works_in_pixels_with_a_warning(tmp_path, caplog):
+    path = make(tmp_path / "plain.png", pattern(), driver="PNG", crs=None)
+    with open_scene(path, options(bbox=(5.0, 10.0, 15.0, 30.0))) as scene:
+        assert scene.grid.crs is None
+        assert scene.grid.pixel_area_m2 is None
+        assert (scene.grid.width, scene.grid.height) == (10, 20)
+    assert "no coordinate system" in caplog.text
+    with pytest.raises(UsageError, match="--gsd and --dst-crs need"):
+        open_scene(path, options(gsd=1.0))
+    with pytest.raises(UsageError, match="--bbox-crs cannot be used"):
+        open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
+
+
+LOCAL = 'LOCAL_CS["site grid",UNIT["foot",0.3048]]'
+
+
+@pytest.mark.parametrize(("crs", "unit"), [(LOCAL, 0.3048), ("EPSG:4978", 1.0)])
+def test_local_and_geocentric_systems_have_a_unit_but_no_place(tmp_path, crs, unit):
+    place = {"crs": crs, "transform": UTM["transform"]}
+    path = make(tmp_path / "site.tif", pattern(), **place)
+    with open_scene(path, options(bbox=(500_000, 5_399_900, 500_020, 5_400_000))) as scene:
+        assert scene.grid.pixel_area_m2 == pytest.approx((2 * unit) ** 2)
+        assert (scene.grid.width, scene.grid.height) == (10, 50)
+        rows = write_rows(tmp_path / "rows.tif", classes(50, 10), scene.grid, nodata=255)
+    with rasterio.open(write_class_raster(rows, tmp_path / "out.tif", LEGEND, {})[0]) as dst:
+        assert grid_of(dst).pixel_area_m2 == pytest.approx((2 * unit) ** 2)
+    with open_scene(path, options(gsd=4.0)) as scene:
+        assert scene.grid.gsd_m == pytest.approx(4)
+        assert scene.read(0, 5)[1].all()
+    with pytest.raises(SceneError, match="--bbox-crs cannot be used"):
+        open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
+    with pytest.raises(SceneError, match="cannot be projected to EPSG:3857"):
+        open_scene(path, options(dst_crs="EPSG:3857"))
+
+
+def test_a_projection_over_grads_keeps_its_metres():
+    lambert = Grid(9, 9, Affine(2, 0, 600_000, 0, -2, 2_200_000), rasterio.CRS.from_epsg(27572))
+    assert lambert.pixel_area_m2 == 4.0
+
+
+def test_degrees_are_measured_on_their_own_body():
+    moon = rasterio.CRS.from_user_input("+proj=longlat +R=1737400 +no_defs")
+    grid = Grid(10, 10, Affine(0.001, 0, 20, 0, -0.001, 60), moon)
+    assert grid.gsd_m == pytest.approx(np.radians(0.001) * 1_737_400 * 0.5**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("placed", ["affine", "gcps"])
+@pytest.mark.parametrize("box", [(-170, -60, 170, 84), (-180, -90, 180, 90), (0, 40, 30, 60)])
+def test_aoi_far_larger_than_the_scene_takes_all_of_it(tmp_path, box, placed):
+    path = scene_of(tmp_path, pattern()) if placed == "affine" else gcp_scene(tmp_path)[0]
+    aoi = tmp_path / "continent.parquet"
+    geopandas.GeoDataFrame(geometry=[shapely.box(*box)], crs=4326).to_parquet(aoi)
+    with open_scene(path, options(aoi=str(aoi))) as scene:
+        assert (scene.grid.height, scene.grid.width) == (60, 50)
+        assert scene.read(0, 60)[1].all()
+
+
+def test_aoi_beside_the_scene_or_of_several_layers_is_one_line(tmp_path):
+    path = scene_of(tmp_path, pattern())
+    aoi = tmp_path / "aoi.gpkg"
+    frame = geopandas.GeoDataFrame(geometry=[shapely.box(1, 2, 3, 4)], crs=4326)
+    frame.to_file(aoi, layer="a")
+    with pytest.raises(SceneError, match=r"--aoi .*aoi\.gpkg does not touch the scene, whose bou"):
+        open_scene(path, options(aoi=str(aoi)))
+    frame.to_file(aoi, layer="b")
+    with pytest.raises(SceneError, match=r"aoi\.gpkg holds several layers \(a, b\)"):
+        open_scene(path, options(aoi=str(aoi)))
