@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -48,7 +49,12 @@ if TYPE_CHECKING:
     from segearth_cli.scores import Scores
 
 
+OF_MAPS = ("label", "classes", "label_values", "ignore")
+OF_BOTH = ("dataset", "pred", "json", "csv", "markdown", "verbose", "quiet")
+
+
 def evaluate_command(
+    context: typer.Context,
     dataset: Annotated[
         str | None,
         class_option(metavar="NAME|FILE", help="A preset, or a .toml or .json that describes one."),
@@ -76,7 +82,7 @@ def evaluate_command(
         str | None,
         map_option(
             metavar="LABEL=MAP,...",
-            help="Values of the map for those of the label; * for the rest.",
+            help="Values or names of the map for values of the label; * for the rest.",
         ),
     ] = None,
     ignore: Annotated[
@@ -136,22 +142,8 @@ def evaluate_command(
     """
     terminal.log_to_stderr(verbose, quiet, pictures=not verbose)
     form = table_form(json, csv, markdown)
-    of_maps = {
-        "--label": label,
-        "--classes": classes,
-        "--label-values": label_values,
-        "--ignore": ignore,
-    }
-    of_datasets = {
-        "--root": root, "--list": list_file, "--limit": limit, "--attention": attention,
-        "--global-bias": global_bias, "--long-side": long_side, "--threshold": threshold,
-        "--window": window, "--stride": stride, "--bands": bands,
-    }  # fmt: skip
-    idle = of_maps if dataset is not None else of_datasets
-    strange = next((name for name, value in idle.items() if value is not None), None)
-    if strange is not None and (dataset is not None or pred is not None):
-        other = "--pred, not of --dataset" if dataset is not None else "--dataset, not of --pred"
-        raise UsageError(f"{strange} is an option of {other}; leave it out")
+    if dataset is not None or pred is not None:
+        refuse_idle_options(context, measures_maps=dataset is None)
     if (dataset is None) == (pred is None):
         raise UsageError("say what to measure: --dataset NAME --root DIR, or --pred and --label")
     if dataset is not None:
@@ -200,6 +192,21 @@ def evaluate_command(
         progress=not quiet,
     )
     show_comparison(compare(comparison), form, quiet)
+
+
+def refuse_idle_options(context: typer.Context, measures_maps: bool) -> None:
+    """Refuse an option that was given, and that only the other way to measure has.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name.startswith("DEFAULT") or parameter.name in OF_BOTH:
+            continue
+        if (parameter.name in OF_MAPS) != measures_maps:
+            other = "--dataset, not of --pred" if measures_maps else "--pred, not of --dataset"
+            raise UsageError(f"{parameter.opts[0]} is an option of {other}; leave it out")
 
 
 def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> None:

@@ -157,7 +157,8 @@ def _in_folder(folder: Path) -> list[Input]:
         )
     if not scenes:
         raise SceneError(
-            f"{folder}: it is a folder without scenes, which end with {' '.join(SCENE_SUFFIXES)}"
+            f"{folder}: it is a folder without scenes, which end with {' '.join(SCENE_SUFFIXES)}; "
+            "name other rasters themselves, as in ls *.jpg | segearth segment -"
         )
     return [Input.of(str(path)) for path in scenes]
 

@@ -197,6 +197,8 @@ def scene_panels(
     elif not settings.exact:
         channels = min(channels, MOST_COORDINATES)
     weights = 2 * settings.folder.size  # read, and as float32
+    if options.probabilities:
+        weights += 2 * queries * TILE * grid.width  # a row of tiles, and as it is written
     limit = options.max_memory or weights + USUAL_MEMORY
     tiles = -(-grid.width // TILE)
     fewest: list[WindowGrid] = []

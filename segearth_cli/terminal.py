@@ -227,7 +227,12 @@ def show_plan(plan: Plan, as_json: bool) -> None:
         ["read as", plan.reading],
         ["model", plan.model],
         ["runs as", plan.settings],
-        ["windows", f"{plan.windows} of {plan.window} x {plan.window}, every {plan.stride} pixels"],
+        [
+            "windows",
+            f"{plan.windows} of {plan.window} x {plan.window}, every {plan.stride} pixels"
+            if plan.windows > 1
+            else "1, the whole scene",
+        ],
         [
             "memory",
             f"about {plan.memory_bytes / 2**30:.1f} GiB"

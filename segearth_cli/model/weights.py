@@ -272,7 +272,8 @@ def _find(name: str) -> ModelFolder | None:
 def _unknown(name: str) -> str:
     """What to say of a name that stands for nothing."""
     names = sorted({row.name for row in list_models()})
-    close = difflib.get_close_matches(name, names, n=1)
+    longer = [own for own in names if name and own.startswith(name)]
+    close = longer or difflib.get_close_matches(name, names, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     return f"no model or folder {name!r}; {guess}known names: auto, {', '.join(names)}"
 
