@@ -16,7 +16,7 @@ SETUPS = {  # attention, upsampler, lambda
 SIZES = ["336x336", "300x251", "130x150"]
 
 
-def segmenter(reference, setup, exact=False):
+def segmenter(reference, setup, exact=False, precision="fp32"):
     attention, upsampler, global_bias = SETUPS[setup]
     return Segmenter(
         DenseEncoder(reference.visual(), attention),
@@ -28,6 +28,7 @@ def segmenter(reference, setup, exact=False):
         logit_scale=50.0,
         query_class=reference["query_class"].tolist(),
         exact=exact,
+        precision=precision,
     ).eval()
 
 
@@ -54,6 +55,19 @@ def test_slid_windows_give_the_logits_and_classes_of_the_reference(reference, si
     if f"{key}/classes_threshold0.3" in reference:
         classes[probabilities.amax(0) < 0.3] = 0
         assert (classes != reference[f"{key}/classes_threshold0.3"]).float().mean() < 3e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", ["SegEarth+jbu_one+gba", "ClearCLIP"])
+def test_bf16_gives_all_but_a_few_in_a_hundred_pixels_the_class_of_the_reference(reference, setup):
+    model = segmenter(reference, setup, precision="bf16")
+    logits = image_logits(model, reference.image, WindowGrid(336, 336, 224, 112), size=4)
+    classes = model.class_probabilities(logits).argmax(0)
+    key = f"slide/336x336/{setup}"
+    torch.testing.assert_close(
+        logits[:, ::6, ::6].float(), reference[f"{key}/logits_stride6"], atol=3e-3, rtol=0
+    )
+    assert (classes != reference[f"{key}/classes"]).float().mean() < 8e-3
 
 
 def test_a_class_takes_its_best_query(reference):
