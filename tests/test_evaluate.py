@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from segearth_cli import evaluate as module
 from segearth_cli.cli import app
+from segearth_cli.errors import UsageError
 from segearth_cli.evaluate import evaluate
 from segearth_cli.geo.datasets import find_samples, read_dataset, read_label
 from segearth_cli.geo.tiling import WindowGrid
@@ -294,6 +295,25 @@ def test_what_cannot_be_measured_is_said_in_one_line(udd, arguments, said):
     assert done.exit_code == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('palette = ["#000000", "#ffffff"]', "palette is at most one red,green,blue a class"),
+        ("palette = [[0, 0, 0], [1, 1, 1], [2, 2, 2]]", "palette is at most one"),
+        ("colours = [[0, 0, 0, 2]]", "colours are red,green,blue,class each"),
+        ('modulated_blocks = "2"', "does not describe a dataset"),
+        ('layouts = ["x"]', "does not describe a dataset"),
+        ("layouts = [{images = 'a', labels = 'b', patch = [9]}]", "patch is two whole numbers"),
+    ],
+)
+def test_a_dataset_that_makes_no_sense_is_refused(tmp_path, line, said):
+    file = tmp_path / "own.toml"
+    folders = "" if "layouts" in line else 'images = "a"\nlabels = "b"\n'
+    file.write_text(f'classes = ["a", "b"]\n{folders}{line}\n')
+    with pytest.raises(UsageError, match=said):
+        read_dataset(str(file))
 
 
 def test_labels_that_do_not_fit_are_named(udd, tiny_model):

@@ -48,6 +48,11 @@ def test_the_users_own_background():
     assert vocabulary("car,other", "ocean").names == ("ocean", "car", "other")
 
 
+def test_words_of_the_background_join_the_class_that_is_it():
+    words = vocabulary("water,tree", background="water|lake")
+    assert words.classes == (("water", "lake"), ("tree",))
+
+
 def test_without_background_values_start_at_one():
     words = vocabulary("building,road", no_background=True)
 

@@ -524,7 +524,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk, source, tiny_mod
         ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
         ({"device": "cuda:99"}, "--device cuda:99: torch finds no such device"),
         ({"device": "gpu"}, "--device 'gpu' is no device"),
-        ({"gsd": 1e-7}, "the scene cannot be resampled"),
+        ({"gsd": 1e-7}, "would make more than 100 x 100 pixels of each pixel"),
     ],
 )
 def test_what_cannot_be_followed_is_one_line_and_writes_nothing(

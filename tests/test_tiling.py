@@ -31,7 +31,7 @@ def test_every_pixel_is_covered_and_no_window_leaves_the_scene():
                 covered[offset : offset + window] = True
             assert covered.all()
             assert len(offsets) == 1 or offsets[-1] + window == size
-            assert sorted(set(offsets)) == offsets
+            assert tuple(sorted(set(offsets))) == offsets
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 41), (20, 20), (7, 60), (60, 7), (1, 1)])

@@ -247,8 +247,11 @@ class TestPull:
         assert folder.path.is_relative_to(own_cache)
         model, _ = load_clip(folder)
         assert model.visual.output_dim == TINY["embed_dim"]
-        with pytest.raises(UsageError, match="no architecture 'ViT-huge-test'"):
+        with pytest.raises(UsageError, match="'ViT-huge-test' is no plain CLIP architecture"):
             resolve_model(f"ViT-huge-test:{checkpoint}")
+        for other in ("coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32"):
+            with pytest.raises(UsageError, match=f"'{other}' is no plain CLIP architecture"):
+                resolve_model(f"{other}:{checkpoint}")
         with pytest.raises(ModelError, match="is not a checkpoint of ViT-B-32"):
             resolve_model(f"ViT-B-32:{checkpoint}")
         with pytest.raises(UsageError, match=r"no model or folder 'ViT-B-32:nowhere\.pt'"):
