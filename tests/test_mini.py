@@ -66,10 +66,10 @@ def test_a_run_writes_a_folder_that_open_clip_reads_and_resumes(data: Path, tmp_
     budget = [*words, "-o", str(output), "--patch", "16", "--batch-size", "8"]
     mini.main([*budget, "--images", "16"])
     mini.main([*budget, "--images", "24", "--resume"])
-    finer = ["--start", str(output), "-o", str(tmp_path / "finer"), "--batch-size", "2"]
-    mini.main([*words, *finer, "--images", "2"])
+    finer = ["--start", str(output), "-o", str(tmp_path / "finer"), "--patch", "7"]
+    mini.main([*words, *finer, "--batch-size", "2", "--images", "2"])
 
-    for folder, patch, images in ((output, 16, 24), (tmp_path / "finer", 8, 2)):
+    for folder, patch, images in ((output, 16, 24), (tmp_path / "finer", 7, 2)):
         model = open_clip.create_model(f"local-dir:{folder}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         assert model.encode_text(tokenizer(["a road"])).shape == (1, 192)
@@ -77,7 +77,7 @@ def test_a_run_writes_a_folder_that_open_clip_reads_and_resumes(data: Path, tmp_
         assert model.visual.patch_size == (patch, patch)
         card = json.loads((folder / "segearth.json").read_text())
         assert card["training"]["images"] >= images
-        assert ("--start START" in card["made_by"]) == (patch == 8)
+        assert ("--start START" in card["made_by"]) == (patch == 7)
         assert not list(folder.glob(".*")), "no half-written files stay"
 
 

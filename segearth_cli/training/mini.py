@@ -1,7 +1,8 @@
 """Train the built-in model: a small CLIP whose dense features are trained as they are used.
 
     python -m segearth_cli.training.mini --data DIR --scenes DIR -o COARSE --patch 16 --minutes 104
-    python -m segearth_cli.training.mini --data DIR --scenes DIR -o OUT --start COARSE --minutes 60
+    python -m segearth_cli.training.mini --data DIR --scenes DIR -o FINE --start COARSE --minutes 60
+    python -m segearth_cli.training.mini --data DIR --scenes DIR -o OUT --start FINE --patch 7
     python -m segearth_cli.training.mini --data DIR --unseen DIR --evaluate MODEL_FOLDER
 
 Two losses share the image tower. The dense one runs the modulated last block (SegEarth attention,
