@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import sys
 import threading
@@ -106,6 +107,11 @@ class ErrorBoundary(TyperGroup):
             if message := error.format_message():  # empty where the help has been shown instead
                 terminal.print_error(wrong_usage(error, message))
             status = error.exit_code
+        except OSError as error:  # of the help, which typer prints
+            if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF) or error.filename:
+                raise
+            terminal.print_error(f"cannot write to stdout: {error.strerror}")
+            status = 1
         finally:
             stdout.let_go()
         sys.exit(status or 0)

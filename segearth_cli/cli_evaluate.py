@@ -202,7 +202,7 @@ def refuse_idle_options(context: typer.Context, measures_maps: bool) -> None:
     """
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if source is None or source.name.startswith("DEFAULT") or parameter.name in OF_BOTH:
+        if source is None or source.name != "COMMANDLINE" or parameter.name in OF_BOTH:
             continue
         if (parameter.name in OF_MAPS) != measures_maps:
             other = "--dataset, not of --pred" if measures_maps else "--pred, not of --dataset"

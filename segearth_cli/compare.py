@@ -128,7 +128,7 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
             f"{made} names its own classes ({', '.join(own.values())}); leave --classes out"
         )
     own = own or dict(enumerate(options.classes))
-    if own and max(own) > 255:
+    if own and max(own) >= IGNORED:
         raise UsageError(
             f"{made} has classes beyond 255; evaluate takes maps of 8 bits, of 255 classes at most"
         )

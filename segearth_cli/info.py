@@ -9,9 +9,11 @@ from urllib.parse import unquote
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.recorded import READERS, Record, is_probabilities, read_record
+from segearth_cli.geo.shapes import layer_names
 from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX, SceneOptions
 from segearth_cli.record import command_again
+from segearth_cli.segment import radar_options
 
 SCENE_SUFFIXES = (*RASTER_SUFFIXES, ".png")  # of maps, and of scenes as well
 
@@ -48,9 +50,15 @@ def told(name: str) -> MapInfo | SceneInfo:
         SegEarthError: it is neither.
     """
     path = Path(name)
-    if is_map_name(path) and (path.suffix.lower() not in SCENE_SUFFIXES or read_record(path)):
+    if is_map_name(path) and (not may_be_scene(path) or read_record(path)):
         return map_info(path)
     return scene_info(name)
+
+
+def may_be_scene(path: Path) -> bool:
+    """Whether a file that is named as a map may be a scene: a GeoPackage may hold rasters."""
+    suffix = path.suffix.lower()
+    return suffix in SCENE_SUFFIXES or (suffix == ".gpkg" and not layer_names(str(path)))
 
 
 def is_map_name(path: Path) -> bool:
@@ -60,7 +68,7 @@ def is_map_name(path: Path) -> bool:
 
 
 def scene_info(source: str) -> SceneInfo:
-    """What a raster is, and how `segment` would read it with the built-in model.
+    """What a raster is, and how `segment` would read it with the model it takes by itself.
 
     Raises:
         SceneError: it is none.
@@ -72,7 +80,8 @@ def scene_info(source: str) -> SceneInfo:
         description or ("" if colour in ("gray", "undefined") else colour)
         for description, colour in zip(facts.descriptions, facts.colours, strict=True)
     )
-    with open_scene(source, SceneOptions()) as scene:
+    options = SceneOptions()
+    with open_scene(source, options, radar=lambda: radar_options("auto", options)) as scene:
         return SceneInfo(
             source=source,
             width=scene.grid.width,

@@ -117,7 +117,9 @@ def stem_of(source: str) -> str:
 def parent_of(source: str) -> str:
     """The name of the folder that a scene lies in, fit for a file's name."""
     path = _path_of(source)
-    return safe_name(path.parent.name or Path.cwd().name)
+    is_local = "://" not in source and not source.startswith("/vsi")
+    parent = PurePosixPath(os.path.abspath(path.parent)) if is_local else path.parent
+    return safe_name(parent.name)
 
 
 def _path_of(source: str) -> PurePosixPath:

@@ -92,9 +92,9 @@ def parse_label_values(text: str | None) -> tuple[tuple[int | None, int | str], 
         UsageError: these are no such pairs.
     """
     try:
-        pairs = [part.split("=") for part in parse_list(text)]
+        pairs = [[end.strip() for end in part.split("=")] for part in parse_list(text)]
         return tuple(
-            (None if old == "*" else int(old), int(new) if new.isdecimal() else new.strip())
+            (None if old == "*" else int(old), int(new) if new.isdecimal() else new)
             for old, new in pairs
         )
     except ValueError as error:

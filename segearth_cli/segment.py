@@ -21,6 +21,7 @@ from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.recorded import Record
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.writer import RowWriter
+from segearth_cli.model.card import Scenes
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings
 from segearth_cli.model.weights import found_model, resolve_model
@@ -169,11 +170,16 @@ def open_for_model(source: str, options: SegmentOptions) -> Scene:
     Raises:
         SegEarthError: it cannot be opened, or as radar, and there is no model for that.
     """
+    return open_scene(source, options, radar=lambda: radar_options(options.model.model, options))
 
-    def radar() -> SegmentOptions:
-        return found_model(options.model.model, "sar").card.radar_read(options)
 
-    return open_scene(source, options, radar=radar)
+def radar_options(model: str, options: Scenes) -> Scenes:
+    """The options by which a scene is read if it turns out to be a radar's.
+
+    Raises:
+        SegEarthError: there is no such model for radar.
+    """
+    return found_model(model, "sar").card.radar_read(options)
 
 
 def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -> None:

@@ -472,6 +472,15 @@ def test_a_stdout_that_takes_nothing_is_an_error(words):
         assert why in only_line(done.stderr)
 
 
+def test_help_that_nobody_can_read_is_an_error():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("--help"), stdout=full, stderr=subprocess.PIPE, text=True, env=surroundings()
+        )
+    assert done.returncode == 1
+    assert "No space left" in only_line(done.stderr)
+
+
 def test_info_tells_of_a_scene_how_it_is_read(run, scene, tmp_path):
     said = json.loads(run.any("info", scene, "--json").stdout)
     assert (said["width"], said["height"], said["crs"]) == (130, 100, "EPSG:32633")
@@ -479,6 +488,9 @@ def test_info_tells_of_a_scene_how_it_is_read(run, scene, tmp_path):
     table = run.any("info", scene)
     assert "resolution       2 m\n" in table.stdout
     assert "read as          optical, bands 1,2,3" in table.stdout
+    radar = ROOT / "sample_data" / "town_sar.tif"
+    read_as = json.loads(run.any("info", radar, "--json").stdout)["reading"]
+    assert read_as == "sar, bands 2, scaled from -30..0, Lee filter of 7 x 7"
     missing = run.any("info", tmp_path / "absent.tif")
     assert (missing.exit_code, missing.stdout) == (1, "")
     assert "there is no such file" in only_line(missing.stderr)
@@ -506,6 +518,8 @@ def test_words_that_a_model_has_never_read_are_named(run, scene, tiny_model, tmp
     shutil.copytree(tiny_model, tmp_path / "few")
     card = tmp_path / "few" / "segearth.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "words": ["road", "background"]}))
-    result = run(scene, "-o", "map.tif", model=tmp_path / "few", words=("--classes", "Road,blorp"))
+    result = run(
+        scene, "-o", "map.tif", model=tmp_path / "few", words=("--classes", "Road,dirt_road,blorp")
+    )
     assert "tiny has never read blorp: expect an arbitrary map" in " ".join(result.stderr.split())
-    assert result.stderr.count("Road") == 1  # in the table
+    assert result.stderr.count("Road") == result.stderr.count("dirt_road") == 1  # in the table

@@ -310,6 +310,17 @@ def test_aoi_far_larger_than_the_scene_takes_all_of_it(tmp_path, box, placed):
         assert scene.read(0, 60)[1].all()
 
 
+@pytest.mark.parametrize("box", [(-180, -90, 180, 90), (170, 20, 190, 30), (-190, 20, -170, 30)])
+def test_aoi_across_the_antimeridian(tmp_path, box):
+    transform = Affine(2000, 0, 700_000, 0, -2000, 3_000_000)  # from 179 E to 180 E and beyond
+    path = make(tmp_path / "scene.tif", pattern(), crs="EPSG:32660", transform=transform)
+    aoi = tmp_path / "aoi.geojson"
+    geopandas.GeoDataFrame(geometry=[shapely.box(*box)], crs=4326).to_file(aoi)
+    with open_scene(path, options(aoi=str(aoi))) as scene:
+        assert scene.read(0, scene.grid.height)[1].mean() > 0.99
+        assert (scene.grid.height, scene.grid.width) == (60, 50)
+
+
 def test_aoi_beside_the_scene_or_of_several_layers_is_one_line(tmp_path):
     path = scene_of(tmp_path, pattern())
     aoi = tmp_path / "aoi.gpkg"
@@ -317,6 +328,10 @@ def test_aoi_beside_the_scene_or_of_several_layers_is_one_line(tmp_path):
     frame.to_file(aoi, layer="a")
     with pytest.raises(SceneError, match=r"--aoi .*aoi\.gpkg does not touch the scene, whose bou"):
         open_scene(path, options(aoi=str(aoi)))
+    close = geopandas.GeoDataFrame(geometry=[shapely.box(500_102, 5_399_900, 500_103, 5_400_000)])
+    close.set_crs(32633).to_file(tmp_path / "close.gpkg")
+    with pytest.raises(SceneError, match=r"--aoi .*close\.gpkg does not touch the scene"):
+        open_scene(path, options(aoi=str(tmp_path / "close.gpkg")))
     frame.to_file(aoi, layer="b")
     with pytest.raises(SceneError, match=r"aoi\.gpkg holds several layers \(a, b\)"):
         open_scene(path, options(aoi=str(aoi)))

@@ -49,6 +49,17 @@ def test_descriptions_choose_red_green_blue(descriptions, expected):
     assert sensor_by_facts(facts(*descriptions)) == "optical"
 
 
+def test_numbers_that_may_be_another_satellites_are_said_to_be(caplog):
+    bare = tuple(f"B{n}" for n in range(1, 8))
+    assert choose_bands(facts(*bare), (), "optical") == (4, 3, 2)
+    assert "of Landsat 4 to 7 say --bands" in caplog.text
+    caplog.clear()
+    assert choose_bands(facts(*bare), ("1",), "optical") == (1,)
+    assert choose_bands(facts("B1 blue", "B2 green", "B3 red", "B4"), (), "optical") == (3, 2, 1)
+    assert choose_bands(facts("B01", "B02", "B03", "B04", "B8A"), (), "optical") == (4, 3, 2)
+    assert not [r for r in caplog.records if "Landsat" in r.message]
+
+
 def test_colour_interpretation_chooses_bands_and_alpha_is_never_one_of_them():
     bgr = facts("", "", "", "", colours=("blue", "green", "red", "alpha"))
     assert choose_bands(bgr, (), "optical") == (3, 2, 1)

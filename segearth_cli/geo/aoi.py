@@ -64,12 +64,13 @@ def _outline(grid: Grid, path: str) -> Any:
         if outline.is_empty:
             raise SceneError(f"{shown} holds no polygons")
         if placed:
-            outline = _near(outline, _bounds_in(grid, frame.crs))
+            parts = [_near(outline, bounds) for bounds in _bounds_in(grid, frame.crs)]
+            outline = _polygons(np.array(parts))
             outline = in_crs_of(geopandas.GeoSeries([outline], crs=frame.crs), grid).iloc[0]
         outline = _near(outline, grid.bounds)
     except PLACING_ERRORS as error:
         raise SceneError(f"{shown} cannot be placed on the scene: {reason(error)}") from error
-    if outline.is_empty:
+    if not outline.intersects(shapely.box(*grid.bounds)):
         raise SceneError(apart(shown, grid.bounds))
     return outline
 
@@ -82,16 +83,27 @@ def _polygons(shapes: NDArray[Any]) -> Any:
     return shapely.union_all(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
 
 
-def _bounds_in(grid: Grid, crs: Any) -> Box | None:
-    """Return the grid's bounds in another CRS; None where it has no single box there."""
+def _bounds_in(grid: Grid, crs: Any) -> list[Box | None]:
+    """Return the grid's bounds in another CRS; None where it has none there.
+
+    In degrees they are two boxes across the antimeridian, and all again a turn further on.
+    """
+    wanted = CRS.from_user_input(crs)
     try:
-        bounds: Box = transform_bounds(
-            grid.crs, CRS.from_user_input(crs), *grid.bounds, densify_pts=21
-        )
+        left, bottom, right, top = transform_bounds(grid.crs, wanted, *grid.bounds, densify_pts=21)
     except GDAL_ERRORS:
-        return None
-    crosses_the_antimeridian = bounds[0] > bounds[2]
-    return None if crosses_the_antimeridian or not np.isfinite(bounds).all() else bounds
+        return [None]
+    if not np.isfinite([left, bottom, right, top]).all():
+        return [None]
+    if not wanted.is_geographic:
+        return [(left, bottom, right, top)]
+    turn = 360.0
+    sides = [(left, right)] if left <= right else [(left, turn / 2), (-turn / 2, right)]
+    return [
+        (west + shift, bottom, east + shift, top)
+        for west, east in sides
+        for shift in (0.0, turn, -turn)
+    ]
 
 
 def _near(outline: Any, bounds: Box | None) -> Any:

@@ -20,6 +20,7 @@ _COLOUR_WORDS = tuple(
     for word in ("red", "green", "blue")
 )
 _BAND_CODE = re.compile(r"(?<![a-z0-9])b0?(\d{1,2})(?![a-z0-9])", re.IGNORECASE)
+_LANDSAT_4 = {1, 2, 3, 4, 5, 7}  # to 7, without the thermal band
 _SAR_TAG_NAMES = ("POLARISATION", "POLARISATIONS", "POLARIZATION", "POLARIZATIONS", "SAR_MODE")
 _SAR_TAG_WORDS = re.compile(
     r"(?<![a-z])(sentinel-?1[a-d]?|sar|terrasar-?x|radarsat(-?[12])?|cosmo-?skymed|iceye|"
@@ -81,21 +82,46 @@ class BandFacts:
 
     def by_description(self) -> tuple[int, ...]:
         """Red, green and blue by the bands' names, empty unless all three are found."""
+        return self._by_word() or self._by_code()
+
+    def _by_word(self) -> tuple[int, ...]:
+        """Red, green and blue that are called so."""
         found = [
             next((i for i in self.data if word.search(self.descriptions[i - 1])), 0)
             for word in _COLOUR_WORDS
         ]
-        return tuple(found) if all(found) and len(set(found)) == 3 else self._by_code()
+        return tuple(found) if all(found) and len(set(found)) == 3 else ()
 
     def _by_code(self) -> tuple[int, ...]:
         """Red, green and blue by the numbers that their satellite gives bands."""
-        bands = {
+        bands = self._codes()
+        numbers = _red_green_blue(set(bands), self._names)
+        return tuple(bands[n] for n in numbers) if bands.keys() >= set(numbers) else ()
+
+    def _codes(self) -> dict[int, int]:
+        """Bands by the numbers that their satellite gives them."""
+        return {
             int(code[1]): index
             for index in reversed(self.data)
             if (code := _BAND_CODE.search(self.descriptions[index - 1]))
         }
-        numbers = _red_green_blue(set(bands), " ".join(self.descriptions).lower())
-        return tuple(bands[n] for n in numbers) if bands.keys() >= set(numbers) else ()
+
+    @property
+    def _names(self) -> str:
+        return " ".join(self.descriptions).lower()
+
+    @property
+    def could_be_landsat_4(self) -> bool:
+        """Whether red, green and blue have numbers that Landsat 4 to 7 counts otherwise."""
+        numbers = set(self._codes())
+        return (
+            not self._by_word()
+            and {1, 2, 3, 4} <= numbers
+            and max(numbers) <= 7
+            and numbers != _LANDSAT_4
+            and not (6 in numbers and "sr_b" in self._names)
+            and not any(name in self._names for name in ("sur_refl", "b0", "b8a"))
+        )
 
     def by_colour(self) -> tuple[int, ...]:
         """Red, green and blue by colour interpretation, empty unless all three are found."""
@@ -110,13 +136,8 @@ def _red_green_blue(numbers: set[int], names: str) -> tuple[int, int, int]:
     """Return the numbers of red, green and blue of the satellite that has such bands."""
     if "sur_refl" in names:  # MODIS
         return 1, 4, 3
-    if {1, 2, 3, 4, 5, 7} == numbers:  # Landsat 4 to 7, without the thermal band
+    if numbers == _LANDSAT_4:
         return 3, 2, 1
-    if {1, 4} <= numbers and max(numbers) <= 7 and not (6 in numbers and "sr_b" in names):
-        logger.warning(
-            "bands 4, 3, 2 are taken as red, green and blue, as of Landsat 8 and Sentinel-2; of "
-            "Landsat 4 to 7 say --bands 3,2,1"
-        )
     return 4, 3, 2  # Sentinel-2 and Landsat 8 and 9
 
 
@@ -197,7 +218,13 @@ def choose_bands(
         return indexes
     if sensor == "sar":
         return facts.polarised(polarisation)[:1] or (facts.polarised() or facts.data)[:2]
-    return facts.by_description() or facts.by_colour() or _first_bands(facts, sensor)
+    found = facts.by_description()
+    if found and facts.could_be_landsat_4:
+        logger.warning(
+            "bands 4, 3, 2 are taken as red, green and blue, as of Landsat 8 and Sentinel-2; of "
+            "Landsat 4 to 7 say --bands with those numbered 3, 2, 1"
+        )
+    return found or facts.by_colour() or _first_bands(facts, sensor)
 
 
 def _first_bands(facts: BandFacts, sensor: str | None) -> tuple[int, ...]:

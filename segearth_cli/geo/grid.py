@@ -307,10 +307,11 @@ def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
     left, bottom, right, top = start.bounds
     metres_x, metres_y = metres_per_unit(crs, (left + right) / 2, (bottom + top) / 2)
     step_x, step_y = gsd_m / metres_x, gsd_m / metres_y
-    if step_x > right - left or step_y > top - bottom:
+    if step_x > (right - left) * (1 + _EDGE) or step_y > (top - bottom) * (1 + _EDGE):
         raise SceneError(
             f"--gsd {gsd_m:g} is more than the scene is wide or high: "
-            f"{(right - left) * metres_x:.3g} x {(top - bottom) * metres_y:.3g} m"
+            f"{(right - left) * metres_x:.3g} x {(top - bottom) * metres_y:.3g} m; give a smaller "
+            "one"
         )
     if start.gsd_m is not None and gsd_m < start.gsd_m / _FINER:
         raise SceneError(

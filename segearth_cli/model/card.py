@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from segearth_cli.model.files import read_json
 from segearth_cli.options import ATTENTIONS, SENSORS, SceneOptions
 
 CARD = "segearth.json"
+_WORD = re.compile(r"[^\W_]+")
+_SMALL_WORDS = frozenset({"a", "an", "and", "at", "in", "of", "on", "or", "the", "with"})
 Scenes = TypeVar("Scenes", bound=SceneOptions)
 
 
@@ -64,7 +67,12 @@ class ModelCard:
                 ),
                 ("gsd_m", self.gsd_m, self.gsd_m is None or _is_range(self.gsd_m)),
                 ("polarisation", self.polarisation, isinstance(self.polarisation, str)),
-                ("words", self.words, all(isinstance(word, str) for word in self.words)),
+                (
+                    "words",
+                    self.words,
+                    isinstance(self.words, list | tuple)
+                    and all(isinstance(word, str) for word in self.words),
+                ),
                 *(
                     (key, getattr(self, key), isinstance(getattr(self, key), str))
                     for key in ("description", "licence", "made_by")
@@ -107,8 +115,9 @@ class ModelCard:
 
     def unread(self, names: Iterable[str]) -> list[str]:
         """Names of which the model's text tower has not read a single word."""
-        known = set(self.words)
-        return [name for name in names if known and known.isdisjoint(name.casefold().split())]
+        known = set(self.words) - _SMALL_WORDS
+        parts = {n: {*n.casefold().split(), *_WORD.findall(n.casefold())} for n in names}
+        return [name for name, words in parts.items() if known and known.isdisjoint(words)]
 
     def to_json(self) -> str:
         """The file's content."""
