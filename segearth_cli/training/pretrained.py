@@ -37,7 +37,8 @@ class Pretrained:
         self.channels = int(self.visual.output_dim)
         if options.crop % self.patch:
             raise UsageError(
-                f"--crop {options.crop} is no multiple of the model's patch, {self.patch} pixels"
+                f"--crop {options.crop} is no multiple of the model's patch, {self.patch} pixels; "
+                f"give for instance {-(-options.crop // self.patch) * self.patch}"
             )
         self._mean, self._std = (
             torch.tensor(self.visual.preprocess_cfg[name], device=device)[:, None, None]
