@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -15,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from segearth_cli.errors import SegEarthError, UsageError
-from segearth_cli.inputs import Input
+from segearth_cli.inputs import PLACEHOLDER, Input
 from segearth_cli.options import BatchOptions, SegmentOptions
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
 
 STEM = "{stem}"
-PLACEHOLDER = re.compile(r"\{(\w*)\}")
 DEFAULTS = BatchOptions()
 
 logger = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ def show_map(info: MapInfo, as_json: bool) -> None:
         ["runs as", ", ".join(settings)],
         ["command", info.command or "none can say such classes: see options in --json"],
     ]
-    print_lines(*(f"{name:<17}{value}" for name, value in rows))
+    print_rows(rows)
 
 
 def show_scene(info: SceneInfo, as_json: bool) -> None:
@@ -77,4 +78,9 @@ def show_scene(info: SceneInfo, as_json: bool) -> None:
         ["nodata", "none" if info.nodata is None else f"{info.nodata:g}"],
         ["read as", info.reading],
     ]
+    print_rows(rows)
+
+
+def print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Names and values below one another."""
     print_lines(*(f"{name:<17}{value}" for name, value in rows))

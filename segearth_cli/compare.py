@@ -168,9 +168,9 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
         if said is not None and 0 <= said < 256:
             known[int(said)] = True
     known_of_map = class_of_map != IGNORED
-    known_of_map[
-        [IGNORED, *([int(nodata)] if nodata is not None and 0 <= nodata < 256 else [])]
-    ] = True
+    known_of_map[IGNORED] = True
+    if nodata is not None and 0 <= nodata < 256:
+        known_of_map[int(nodata)] = True
     return Meaning(names, class_of_label, class_of_map, known, known_of_map)
 
 

@@ -50,8 +50,10 @@ def told(name: str) -> MapInfo | SceneInfo:
         SegEarthError: it is neither.
     """
     path = Path(name)
-    if is_map_name(path) and (not may_be_scene(path) or read_record(path)):
-        return map_info(path)
+    if is_map_name(path):
+        record = read_record(path)
+        if record or not may_be_scene(path):
+            return _map_info(path, record)
     return scene_info(name)
 
 
@@ -104,7 +106,10 @@ def map_info(output: Path) -> MapInfo:
     Raises:
         SegEarthError: it says nothing, or is no output of segearth.
     """
-    record = read_record(output)
+    return _map_info(output, read_record(output))
+
+
+def _map_info(output: Path, record: Record | None) -> MapInfo:
     if record is None:
         raise SegEarthError(
             f"{output} does not say how it was made; another program wrote or changed it"

@@ -29,6 +29,8 @@ _USUAL_ASSET = "visual"
 _TIMEOUT = 30  # seconds that a server may keep silent
 _LARGEST = 256 << 20  # bytes of a list of items
 
+PLACEHOLDER = re.compile(r"\{(\w*)\}")  # in an output's name
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,8 +49,8 @@ class Input:
 
     def named(self, pattern: str) -> str:
         """An output's name for this scene."""
-        values = {"{stem}": self.stem, "{parent}": parent_of(self.source)}
-        return re.sub(r"\{\w*\}", lambda match: values.get(match[0], match[0]), pattern)
+        values = {"stem": self.stem, "parent": parent_of(self.source)}
+        return PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), pattern)
 
 
 def expand_inputs(

@@ -6,7 +6,6 @@ no place for it (shapefiles, lines of GeoJSON) have a file beside them.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import pyogrio
 import rasterio
 from PIL import Image, UnidentifiedImageError
 from pyogrio.errors import DataLayerError, DataSourceError
-from rasterio.errors import NotGeoreferencedWarning
 
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.failures import GDAL_ERRORS
+from segearth_cli.geo.writer import quiet
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX
 from segearth_cli.plain import plain
 from segearth_cli.staging import record_beside
@@ -100,11 +99,9 @@ def is_probabilities(path: Path) -> bool:
 
 def _tags(path: Path) -> dict[str, str]:
     """A raster's own tags, wherever it lies."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as src:
-            tags: dict[str, str] = src.tags()
-            return tags
+    with quiet(), rasterio.open(path) as src:
+        tags: dict[str, str] = src.tags()
+        return tags
 
 
 def _layer_record(path: Path) -> Record | None:
