@@ -120,8 +120,13 @@ def memory_guard(advice: str) -> Iterator[None]:
 
 
 def has_triton(device: torch.device) -> bool:
-    """Whether kernels written for triton can run on the device."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    """Whether kernels written for triton can run on the device, and gain by it.
+
+    On GPUs before NVIDIA's 8.0 triton does without tensor cores, and runs out of registers.
+    """
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def synchronize(device: torch.device) -> None:

@@ -174,7 +174,7 @@ def test_the_blend_is_the_weighed_mean_of_the_windows_at_every_pixel(
             logits = rng.normal(size=(2, grid.window_height, grid.window_width))
             place = np.s_[:, row : row + grid.window_height, column : column + grid.window_width]
             total[place] += logits * weight
-            sums.add(row, column, torch.from_numpy(logits * weight).float())
+            sums.add(row, column, torch.from_numpy(logits).float())
         rows.append(sums.finish(end))
     down, across = grid.weight_per_pixel
     expected = total / (down[:, None] * across)

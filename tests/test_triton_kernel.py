@@ -1,15 +1,21 @@
 """The kernel for GPUs, run by triton's interpreter on a CPU, against the products of `tiles`."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from segearth_cli.device import DTYPES
 
 pytest.importorskip("triton", reason="triton comes with torch's CUDA builds only")
 
 INTERPRETED = """
 import sys
+from pathlib import Path
 import torch
 from segearth_cli.model import tiles
 from segearth_cli.model.upsampler import JBU
@@ -55,3 +61,51 @@ def test_it_gives_what_the_products_give(radius, sigma, dtype, tolerance):
     )
 
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 89, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_it_compiles_for_gpus_and_keeps_to_their_registers(
+    capability, dtype, tmp_path, monkeypatch
+):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from segearth_cli.model import triton_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    kernel = triton_kernel._weighted_sums
+    names = kernel.arg_names
+    constants = {
+        "KEYS": 32,
+        "SIDE": 11,
+        "WIDTH": 128,
+        "BLOCK": triton_kernel.PIXELS,
+        "IS_NARROW": False,
+        "PRECISION": triton_kernel.precision_of_products(DTYPES.get(dtype, torch.float32)),
+    }
+    kinds = dict.fromkeys(names, "i32")
+    kinds |= dict.fromkeys(constants, "constexpr")
+    kinds |= dict.fromkeys(("keys", "image", "features", "log_spatial", "narrow"), "*fp32")
+    kinds |= {"last_bias": "*fp32", "out": "*fp32", "hidden": f"*{dtype}", "last": f"*{dtype}"}
+    source = ASTSource(
+        kernel, kinds, {(names.index(name),): value for name, value in constants.items()}
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": triton_kernel.WARPS},
+    )
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    said = subprocess.run(
+        [tool, "-res-usage", binary], capture_output=True, text=True, check=True
+    ).stdout
+
+    spilled = int(re.search(r"STACK:(\d+)", said)[1])
+    assert spilled <= 16, said  # bytes of a thread's
+    assert compiled.metadata.shared <= 99 << 10  # what the smallest of these GPUs has
+    assert "mma" in compiled.asm["ptx"]  # tensor cores

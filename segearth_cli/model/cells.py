@@ -9,7 +9,7 @@ window alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -22,7 +22,7 @@ from torch import Tensor
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.runs import TILE, Block, Chunk, Run, inner_maps, reach, runs
-from segearth_cli.model.tiles import Scratch, TileKernels, repeat_borders
+from segearth_cli.model.tiles import TileKernels, repeat_borders
 from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.windows import MARGIN, WindowRow
 from segearth_cli.stages import stage
@@ -81,7 +81,7 @@ def cell_sums(
 
     Yields:
         Chunks of pixels, the quarters that they are for, and pixels x quarters x C. What comes
-        later replaces what came before.
+        later replaces what came before (`final_weights` counts nothing twice).
     """
     radius = kernels.radius
     along = sides(image.shape[1] - 2 * radius, radius)
@@ -100,6 +100,39 @@ def cell_sums(
         block = Block(rows.run, columns.run)
         for chunk, sums in kernels.sums(part, [quarters[q] for q in own], block):
             yield chunk, own, sums
+
+
+def final_weights(
+    block: Block, along: tuple[Side, ...], quarters: Sequence[Quarter], weights: Sequence[Tensor]
+) -> Tensor:
+    """What windows count in the pixels of a block, nothing where a later block replaces them.
+
+    Args:
+        block: one of those of ``cell_sums``.
+        along: ``sides`` of the cell.
+        quarters: the windows, by the quarter of each that the cell is.
+        weights: of a window's rows and of its columns.
+
+    Returns:
+        Tiles down x across x pixels of a tile down x across x quarters.
+    """
+
+    def along_side(run: Run, half: int, line: Tensor) -> Tensor:
+        own = line.chunk(2)[half].clone()
+        for side in along:
+            if run.is_inner and not side.run.is_inner and half in side.halves:
+                side.run.by_tile(own).zero_()
+        return run.by_tile(own)
+
+    runs_lines = ((block.rows, weights[0]), (block.columns, weights[1]))
+    parts = []
+    for quarter in quarters:
+        down, across = (
+            along_side(run, half, line)
+            for half, (run, line) in zip(quarter, runs_lines, strict=True)
+        )
+        parts.append(down[:, None, :, None] * across[None, :, None, :])
+    return torch.stack(parts, dim=-1)
 
 
 def shares_cells(grid: WindowGrid, fast: FastUpsampler) -> bool:
@@ -135,7 +168,8 @@ class SharedRow:
 
     Attributes:
         row: the windows' first row in the scene.
-        image: the strip's, normalised.
+        guides: the image under the windows and ``MARGIN`` pixels around them, normalised, and
+            the same at half its resolution: H x W x 3.
         there: which windows have data.
         coarse: coordinates before the first shared doubling, windows x h x w x C, with a margin.
         fine: before the second, likewise; filled cell by cell.
@@ -143,7 +177,7 @@ class SharedRow:
     """
 
     row: int
-    image: Tensor
+    guides: list[Tensor]
     there: list[bool]
     coarse: Tensor
     fine: Tensor
@@ -181,7 +215,7 @@ class Cells:
         self._sums = sums
         self._own = own
         self._left = grid.columns[own[0]]  # column of pixels, in the scene
-        self._scratch = Scratch()
+        self._weights: dict[tuple[Block, tuple[Quarter, ...]], Tensor] = {}
         self._above: SharedRow | None = None
         self._before: SharedRow | None = None
 
@@ -221,6 +255,9 @@ class Cells:
             )
             for side, kernels in ((window >> 2, first), (window >> 1, last))
         )
+        image = row.image[:, :, self._left - self._grid.columns[0] :]
+        own_guide = F.avg_pool2d(image, 1 << SHARED)  # of the doublings that they do alone
+        guides = [F.avg_pool2d(image, scale).movedim(0, -1).contiguous() for scale in (1, 2)]
         bias = row.image.new_zeros(len(there), self._fast.coordinates.queries)
         for place, is_there in enumerate(there):
             if not is_there:
@@ -232,12 +269,18 @@ class Cells:
             patches = [
                 F.pad(c, (0, channels - c.shape[-1])) for c, _ in (results[place] for place in some)
             ]
-            images = [row.window(self._grid, place - 1 + self._own[0]) for place in some]
-            halfway = self._fast.coarse(torch.stack(patches), torch.stack(images), SHARED)
+            images = torch.stack([self._window(own_guide, place) for place in some])
+            halfway = self._fast.coarse(torch.stack(patches), images, SHARED)
             for place, one in zip(some, halfway, strict=True):
                 coarse[place, inside, inside], bias[place] = one, results[place][1]
         repeat_borders(coarse, reach(first.radius))
-        return SharedRow(row.row, row.image, there, coarse, fine, bias)
+        return SharedRow(row.row, guides, there, coarse, fine, bias)
+
+    def _window(self, guide: Tensor, place: int) -> Tensor:
+        """What lies under a window, of pixels as large as 4: 3 x h x w."""
+        left = (MARGIN + (place - 1) * self._grid.stride) >> SHARED
+        top, size = MARGIN >> SHARED, self._grid.window >> SHARED
+        return guide[:, top : top + size, left : left + size]
 
     def _double(self, upper: SharedRow | None, lower: SharedRow | None) -> None:
         """The first shared doubling of the cells between two rows of windows."""
@@ -254,7 +297,7 @@ class Cells:
                     sources |= row.quarters(row.coarse, down, cells, size // 2, around)
                     inside = row.fine[:, margin:, margin:]
                     targets |= row.quarters(inside, down, cells, size, 0)
-            image = self._image(kernels, 2, upper, lower, cells)
+            image = self._image(kernels, 1, upper, lower, cells)
             for chunk, own, sums in cell_sums(kernels, image, sources):
                 for index, quarter in enumerate(own):
                     chunk.write(targets[quarter], sums[:, index])
@@ -264,11 +307,10 @@ class Cells:
     def _add(self, upper: SharedRow | None, lower: SharedRow | None) -> None:
         """The last doubling of the cells between two rows of windows; their logits are summed."""
         kernels, size = self._fast.kernels[-1], self._grid.stride
-        queries = self._fast.coordinates.queries
         same_channels(upper, lower)
         for cells in self._wanted(upper, lower):
             sources: dict[Quarter, Tensor] = {}
-            weights: dict[Quarter, Tensor] = {}  # (cells x) h x w x 1
+            there: dict[Quarter, Tensor] = {}  # cells
             bias: dict[Quarter, Tensor] = {}  # cells x Q
             for down, row in ((0, lower), (1, upper)):
                 if row is not None:
@@ -277,30 +319,28 @@ class Cells:
                     for across in (0, 1):
                         windows = slice(cells.start + 1 - across, cells.stop + 1 - across)
                         bias[down, across] = row.bias[windows]
-                        weights[down, across] = self._weight(down, across, row.there[windows])
-            image = self._image(kernels, 1, upper, lower, cells)
-            shape = (len(image), size, size, queries)
-            logits = {q: self._scratch.take(q, shape, image) for q in sources}
-            for chunk, own, sums in cell_sums(kernels, image, sources):
-                values = self._fast.coordinates.logits(sums)
-                by_cell = values.unflatten(0, (chunk.grid[0], -1))  # cells pixels quarters Q
-                by_cell -= torch.stack([bias[q][chunk.images] for q in own], dim=1)[:, None]
-                for index, quarter in enumerate(own):
-                    chunk.write(logits[quarter], values[:, index])
-            total = self._scratch.take("total", shape, image).zero_()
-            for quarter, values in logits.items():
-                total.addcmul_(values, weights[quarter])
+                        there[down, across] = row.bias.new_tensor(row.there[windows])
+            image = self._image(kernels, 0, upper, lower, cells)
             column = self._left + cells.start * size
-            self._sums.add(self._top(upper, lower), column, total.permute(3, 1, 0, 2).flatten(2))
+            total = self._sums.part(self._top(upper, lower), column, size, len(image) * size)
+            by_cell = total.unflatten(2, (len(image), size)).permute(2, 1, 3, 0)  # n h w Q
+            for chunk, own, sums in cell_sums(kernels, image, sources):
+                some = chunk.images
+                weights = self._final_weights(chunk.block, own)[chunk.rows].flatten(0, 3)
+                weights = weights * torch.stack([there[q][some] for q in own], dim=-1)[:, None]
+                coordinates = sums.unflatten(0, weights.shape[:2])
+                logits = self._fast.coordinates.blended(coordinates, weights)  # n Q pixels
+                own_bias = torch.stack([bias[q][some] for q in own], dim=-1)
+                logits.baddbmm_(own_bias, weights.mT, alpha=-1)
+                chunk.add(by_cell, logits.mT)
 
-    def _weight(self, down: int, across: int, there: list[bool]) -> Tensor:
-        """What a quarter of windows counts, nothing where there is none: (n x) h x w x 1."""
-        size = self._grid.stride
-        weight = self._sums.window_weight
-        own = weight[down * size : (down + 1) * size, across * size : (across + 1) * size, None]
-        if all(there):
-            return own
-        return own * torch.tensor(there, device=own.device)[:, None, None, None]
+    def _final_weights(self, block: Block, quarters: tuple[Quarter, ...]) -> Tensor:
+        """`final_weights` of the last doubling, kept."""
+        if (block, quarters) not in self._weights:
+            along = sides(self._grid.stride, self._fast.kernels[-1].radius)
+            lines = [torch.from_numpy(c).to(self._sums.device) for c in self._grid.window_weights]
+            self._weights[block, quarters] = final_weights(block, along, quarters, lines)
+        return self._weights[block, quarters]
 
     def _top(self, upper: SharedRow | None, lower: SharedRow | None) -> int:
         """First row of pixels of the cells between two rows of windows."""
@@ -312,24 +352,20 @@ class Cells:
     def _image(
         self,
         kernels: TileKernels,
-        scale: int,
+        halvings: int,
         upper: SharedRow | None,
         lower: SharedRow | None,
         cells: slice,
     ) -> Tensor:
         """Cells between two rows of windows, and what lies around them: cells x h x w x 3."""
-        radius, size = kernels.radius, self._grid.stride // scale
         row = lower or upper
         assert row is not None
-        around = scale * radius
-        top = MARGIN + self._top(upper, lower) - row.row - around
-        left = (
-            MARGIN + self._left - self._grid.columns[0] + cells.start * self._grid.stride - around
-        )
-        width = (cells.stop - cells.start) * self._grid.stride + 2 * around
-        part = row.image[:, top : top + self._grid.stride + 2 * around, left : left + width]
-        part = F.avg_pool2d(part, scale)
-        return part.unfold(2, size + 2 * radius, size).permute(2, 1, 3, 0)
+        radius, size = kernels.radius, self._grid.stride >> halvings
+        top = (MARGIN + self._top(upper, lower) - row.row >> halvings) - radius
+        left = (MARGIN >> halvings) + cells.start * size - radius
+        width = (cells.stop - cells.start) * size + 2 * radius
+        part = row.guides[halvings][top : top + size + 2 * radius, left : left + width]
+        return part.unfold(1, size + 2 * radius, size).permute(1, 0, 3, 2).contiguous()
 
     def _wanted(
         self, upper: SharedRow | None, lower: SharedRow | None, more: int = 0

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segearth_cli.model.scratch import Scratch
 from segearth_cli.model.upsampler import pointwise_weights
 
 ALIGNED = 32  # channels come in multiples of this
@@ -42,6 +43,7 @@ class Coordinates:
         self._is_whole = basis.shape[1] == len(eye)
         self._shift = (0.1 * bias @ basis).float()
         self._text = (text.double() @ basis).T.float()  # own x Q
+        self._scratch = Scratch()
 
     @property
     def queries(self) -> int:
@@ -65,12 +67,31 @@ class Coordinates:
 
     def logits(self, coordinates: Tensor) -> Tensor:
         """Cosine of feature and text: ... C -> ... Q, float32. The coordinates are overwritten."""
-        coordinates = coordinates.float()
-        flat = coordinates.view(-1, coordinates.shape[-1])
-        own = flat[:, : len(self._shift)]
+        own, length = self._of_texts(coordinates)
+        return (own / length) @ self._text
+
+    def blended(self, coordinates: Tensor, weights: Tensor) -> Tensor:
+        """Sum over windows of weight times cosine of feature and text.
+
+        Args:
+            coordinates: of pixels as several windows see them, B x N x windows x C; overwritten.
+            weights: B x N x windows.
+
+        Returns:
+            B x Q x N, float32.
+        """
+        own, length = self._of_texts(coordinates)
+        own *= weights[..., None] / length
+        return self._text.T @ own.sum(dim=-2).mT  # one product with the texts for all windows
+
+    def _of_texts(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """The coordinates that the texts have too, and the lengths of all: ... own, ... 1."""
+        if coordinates.dtype != self._text.dtype:
+            exact = self._scratch.take("coordinates", coordinates.shape, self._text)
+            coordinates = exact.copy_(coordinates)
+        own = coordinates[..., : len(self._shift)]
         own += self._shift
-        products = (own @ self._text).view(*coordinates.shape[:-1], self.queries)
-        return products.div_(coordinates.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
+        return own, coordinates.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
 
 
 def _aligned(channels: int) -> int:

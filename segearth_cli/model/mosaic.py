@@ -89,13 +89,16 @@ class RollingSums:
         self.device = device
         self._down, self._across = (torch.from_numpy(c).to(device) for c in grid.weight_per_pixel)
         down, across = (torch.from_numpy(c).to(device) for c in grid.window_weights)
-        self.window_weight = down[:, None] * across  # of a window's pixels, h x w
+        self._window_weight = down[:, None] * across
+
+    def part(self, row: int, column: int, height: int, width: int) -> Tensor:
+        """The sums of weighed logits of some pixels, to be added to: Q x h x w."""
+        top, left = row - self._first_row, column - self._left
+        return self._sums[:, top : top + height, left : left + width]
 
     def add(self, row: int, column: int, logits: Tensor) -> None:
-        """Add weighed logits, Q x h x w, whose first pixel is at that row and column."""
-        top, left = row - self._first_row, column - self._left
-        height, width = logits.shape[1:]
-        self._sums[:, top : top + height, left : left + width] += logits
+        """Add the logits of a window, Q x h x w, weighed."""
+        self.part(row, column, *logits.shape[1:]).addcmul_(logits, self._window_weight)
 
     def finish(self, next_row: int) -> Tensor:
         """Rows before ``next_row`` as blended logits, Q x rows x W; they are forgotten."""
@@ -133,6 +136,5 @@ class Windows:
         if self._before is not None:
             with stage("sum"):
                 for index, (logits,) in sorted(self._before.results.items()):
-                    logits *= self._sums.window_weight
                     self._sums.add(self._before.row, self._grid.columns[index], logits)
         self._before = None

@@ -46,6 +46,15 @@ class Run:
         """Pixels of a tile as kinds of pixel times pixels of a kind."""
         return len(self.maps), self.count // len(self.maps)
 
+    @property
+    def start(self) -> int:
+        """The first pixel that counts."""
+        return self.first * TILE + self.offset
+
+    def by_tile(self, line: Tensor) -> Tensor:
+        """Of numbers along the side those of the run's pixels: tiles x count, a view."""
+        return line[self.start :].unfold(0, self.count, TILE)[: self.end - self.first]
+
     def span(self, radius: int) -> int:
         """Pixels from the first tile's first neighbour to the last tile's last."""
         return (self.end - self.first - 1) * TILE + self.count + 2 * radius
@@ -83,15 +92,21 @@ class Chunk:
         images, down = (part.stop - part.start for part in (self.images, self.rows))
         return images, down, block.shape[1], block.rows.count, block.columns.count
 
+    def places(self, image: Tensor) -> Tensor:
+        """The chunk's pixels in B x H x W x C, as a view: images x down x across x h x w x C."""
+        _, down, across, height, width = self.grid
+        top = self.block.rows.start + self.rows.start * TILE
+        part = image[self.images, top:, self.block.columns.start :]
+        view = part.unfold(1, height, TILE).unfold(2, width, TILE)[:, :down, :across]
+        return view.movedim(3, -1)
+
     def write(self, image: Tensor, values: Tensor) -> None:
         """Put values, a row per pixel, into their places in B x H x W x C."""
-        images, down, across, height, width = self.grid
-        top = (self.block.rows.first + self.rows.start) * TILE + self.block.rows.offset
-        left = self.block.columns.first * TILE + self.block.columns.offset
-        part = image[self.images, top:, left:]
-        places = part.unfold(1, height, TILE).unfold(2, width, TILE)[:, :down, :across]
-        own = values.view(images, down, across, height, width, -1)
-        places.copy_(own.permute(0, 1, 2, 5, 3, 4))
+        self.places(image).copy_(values.view(*self.grid, -1))
+
+    def add(self, image: Tensor, values: Tensor) -> None:
+        """Add values, images x pixels x C, to what is in their places in B x H x W x C."""
+        self.places(image).add_(values.unflatten(1, self.grid[1:]))
 
 
 @lru_cache(maxsize=64)

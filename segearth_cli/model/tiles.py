@@ -30,6 +30,7 @@ from segearth_cli.model.runs import (
     reach,
     resizing,
 )
+from segearth_cli.model.scratch import Scratch
 from segearth_cli.model.upsampler import JBU, KEY_DIM, pointwise_weights
 
 LEAST_SUM = 1e-7  # that a kernel is divided by
@@ -55,21 +56,6 @@ def repeat_borders(features: Tensor, margin: int) -> None:
     for image in (features, features.transpose(1, 2)):
         image[:, :margin] = image[:, margin : margin + 1]
         image[:, -margin:] = image[:, -margin - 1 : -margin]
-
-
-class Scratch:
-    """Memory that is used again and again: fresh pages cost more than the arithmetic on them."""
-
-    def __init__(self) -> None:
-        self._flat: dict[object, Tensor] = {}
-
-    def take(self, name: object, shape: Sequence[int], like: Tensor, fill: float = 0.0) -> Tensor:
-        """A tensor of that shape; it still holds what was written to it under that name."""
-        size = math.prod(shape)
-        flat = self._flat.get(name)
-        if flat is None or len(flat) < size:
-            flat = self._flat[name] = like.new_full((size,), fill)
-        return flat[:size].view(*shape)
 
 
 class TileKernels:
@@ -210,11 +196,15 @@ class TileKernels:
         return self._resizing[run]
 
     def _keys(self, image: Tensor) -> Tensor:
-        """Keys of an image's pixels: B H W 3 -> B H W 32."""
+        """Keys of an image's pixels: B H W 3 -> B H W 32; valid until the next."""
         (first, first_bias), (last, last_bias) = self._key_layers
-        hidden = torch.addmm(first_bias, image.flatten(0, 2), first)
+        pixels = image.flatten(0, 2)
+        size = (len(pixels), KEY_DIM)
+        hidden = self._scratch.take("key hidden", size, image)
+        torch.addmm(first_bias, pixels, first, out=hidden)
         torch.ops.aten.gelu_(hidden)
-        return torch.addmm(last_bias, hidden, last).view(*image.shape[:3], -1)
+        keys = self._scratch.take("keys", size, image)
+        return torch.addmm(last_bias, hidden, last, out=keys).view(*image.shape[:3], -1)
 
     def _band(self, keys: Tensor, guidance: Tensor, chunk: Chunk, maps: Tensor) -> Tensor:
         """Weights of the coarse features around each tile: tiles x pixels x coarse features."""

@@ -4,11 +4,14 @@ What `tiles` computes as a row of matrix products, without writing the weights t
 where triton is at hand (it comes with torch's CUDA builds); `tiles` stays the reference.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS = 64  # of a program
+# With these all that a program computes stays in registers: `test_it_compiles_for_gpus`.
+PIXELS = 16  # of a program
+WARPS = 8
 WIDEST = 128  # neighbours and guidance that fit a program
 
 
@@ -72,8 +75,18 @@ def weighted_sums(
         WIDTH=hidden.shape[0],
         BLOCK=PIXELS,
         IS_NARROW=narrow is not None,
+        PRECISION=precision_of_products(hidden.dtype),
+        num_warps=WARPS,
     )
     return out
+
+
+def precision_of_products(dtype: torch.dtype) -> str:
+    """How tensor cores multiply: float32 as three products of what they take, where they can.
+
+    Without them a product of float32 needs more registers than there are.
+    """
+    return "tf32x3" if dtype == torch.float32 and torch.version.hip is None else "ieee"
 
 
 def padded(matrix: Tensor, width: int) -> Tensor:
@@ -108,6 +121,7 @@ def _weighted_sums(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_NARROW: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     COUNT: tl.constexpr = SIDE * SIDE
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -152,10 +166,10 @@ def _weighted_sums(  # type: ignore[no-untyped-def]
     seen_too = tl.where(neighbour[None, :] == COUNT + 3, 1.0, seen_too)
     matrix = neighbour[:, None] * WIDTH + neighbour[None, :]
     weights = tl.load(hidden + matrix)
-    inner = tl.dot(seen_too.to(weights.dtype), weights, input_precision="ieee")
+    inner = tl.dot(seen_too.to(weights.dtype), weights, input_precision=PRECISION)
     inner = 0.5 * inner * (1.0 + tl.erf(inner * 0.7071067811865476))
     weights = tl.load(last + matrix)
-    kernel += tl.dot(inner.to(weights.dtype), weights, input_precision="ieee")
+    kernel += tl.dot(inner.to(weights.dtype), weights, input_precision=PRECISION)
     kernel += tl.load(last_bias + neighbour)[None, :]
 
     for channel in range(channels):
