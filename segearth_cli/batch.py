@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -166,13 +166,13 @@ def segment_jobs(
                 return
 
 
-def remove_left(jobs: Sequence[Job]) -> None:
-    """Remove the temporary folders that killed processes of this machine left."""
+def remove_left(jobs: Sequence[Job], lost: Collection[tuple[str, int]] = ()) -> None:
+    """Remove the temporary folders that killed processes left (see `remove_abandoned`)."""
     from segearth_cli.outputs import output_paths
     from segearth_cli.staging import remove_abandoned
 
     for folder in sorted({path.parent for job in jobs for path in output_paths(job.options)}):
-        remove_abandoned(folder)
+        remove_abandoned(folder, lost)
 
 
 def _here(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outcome, None, None]:

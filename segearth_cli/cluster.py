@@ -81,7 +81,8 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
                 yield from segment_scenes(jobs, pool)
         finally:
             pool.close()
-            remove_left(jobs)  # of workers that were lost, or ended before they could
+            # of workers that were lost, or ended before they could
+            remove_left(jobs, [(process.host, process.pid) for process in pool.lost])
 
 
 def segment_scenes(jobs: Sequence[Job], pool: Pool) -> Generator[Outcome, None, None]:

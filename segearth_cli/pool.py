@@ -210,7 +210,7 @@ class Pool:
         self._failed_starts = 0
         self._first: Process | None = None
         self.size = room.workers
-        self.lost = 0
+        self.lost: list[Process] = []
         for _ in range(self.size):
             self._begin()
 
@@ -303,16 +303,16 @@ class Pool:
             SegEarthError: none can be begun.
         """
         ray.kill(member.actor)
-        self.lost += 1
         self._failed_starts += was_starting
         what = " ".join(str(error).split())
         if self._failed_starts >= MOST_LOSSES * self.size:
             raise SegEarthError(f"no worker starts on the cluster: {what}")
         if member.process is not None:
+            self.lost.append(member.process)
             logger.warning(
                 "a worker on %s was lost, %d by now; another one goes on",
                 member.process.host,
-                self.lost,
+                len(self.lost),
             )
         logger.info("a worker was lost: %s", what)
         self._begin()

@@ -12,7 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -111,10 +111,10 @@ class Staging:
 def _lock(folder: Path) -> IO[bytes]:
     """A file in the folder that is locked as long as this process lives, where systems can.
 
-    It names the machine, and gets its name when it is locked already.
+    It names the machine and the process, and gets its name when it is locked already.
     """
     stream = (folder / f"{_LOCK}.new").open("wb")
-    stream.write(socket.gethostname().encode())
+    stream.write(f"{socket.gethostname()} {os.getpid()}".encode())
     stream.flush()
     if fcntl is not None:
         with contextlib.suppress(OSError):  # some network file systems have no locks
@@ -123,18 +123,32 @@ def _lock(folder: Path) -> IO[bytes]:
     return stream
 
 
-def remove_abandoned(folder: Path) -> None:
+def _owner(folder: Path) -> tuple[str, int]:
+    """The machine and the process that a temporary folder is of.
+
+    Raises:
+        OSError, ValueError: it does not say.
+    """
+    named = folder / _LOCK if (folder / _LOCK).exists() else folder / f"{_LOCK}.new"
+    host, _, process = named.read_text().rpartition(" ")
+    return host, int(process)
+
+
+def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> None:
     """Remove temporary folders whose process, of this machine, was killed before it could.
 
-    Of other machines', which share the disk, nobody knows: not all of them share locks.
+    Of other machines', which share the disk, nobody knows, as not all of them share locks: only
+    those of ``lost`` processes, by their machine's name and number, are removed.
     """
     for left in sorted(folder.glob(f"{PREFIX}*")) if fcntl is not None else ():
         try:
-            with (left / _LOCK).open("rb") as stream:
-                if stream.read() != socket.gethostname().encode():
+            owner = _owner(left)
+            if owner not in lost:
+                if owner[0] != socket.gethostname():
                     continue
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # somebody works there, or nobody knows
+                with (left / _LOCK).open("rb") as stream:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (OSError, ValueError):  # somebody works there, or nobody knows
             continue
         shutil.rmtree(left, ignore_errors=True)
         logger.warning("removed %s, which a killed run left", left)

@@ -6,7 +6,14 @@ from scenes import names_in, options_for
 
 from segearth_cli.errors import OutputError
 from segearth_cli.outputs import check_outputs
-from segearth_cli.staging import PREFIX, Staging, companions, publish, shown
+from segearth_cli.staging import (
+    PREFIX,
+    Staging,
+    companions,
+    publish,
+    remove_abandoned,
+    shown,
+)
 
 COMPANIONS = [
     ("map.shp", "map.dbf"),
@@ -73,3 +80,17 @@ def test_messages_name_the_place_and_not_the_staging_folder(tmp_path):
 
         assert staged != tmp_path / "map.tif"
         assert shown(staged) == tmp_path / "map.tif"
+
+
+@pytest.mark.parametrize(
+    "name", ["lock", "lock.new"]
+)  # as it is called where nothing can be locked
+def test_of_another_machine_only_what_a_lost_process_left_goes(tmp_path, name):
+    for process in (7, 8):
+        (tmp_path / f"{PREFIX}{process}").mkdir()
+        (tmp_path / f"{PREFIX}{process}" / name).write_text(f"another-machine {process}")
+    (tmp_path / f"{PREFIX}9").mkdir()  # it does not say whose it is
+
+    remove_abandoned(tmp_path, [("another-machine", 8), ("a-third", 7)])
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{PREFIX}7", f"{PREFIX}9"]
