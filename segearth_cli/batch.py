@@ -18,7 +18,8 @@ from segearth_cli.inputs import PLACEHOLDER, Input
 from segearth_cli.options import BatchOptions, SegmentOptions
 
 if TYPE_CHECKING:
-    from segearth_cli.segment import OpenScene, Plan, SegmentResult
+    from segearth_cli.reading import OpenScene
+    from segearth_cli.segment import Plan, SegmentResult
     from segearth_cli.stream import Model
 
     Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
@@ -119,10 +120,10 @@ def jobs_of(
         SegEarthError: what no scene can be segmented with, or an output that cannot be.
     """
     from segearth_cli.outputs import STDOUT, check_outputs, file_ids
+    from segearth_cli.reading import check_options, check_source
     from segearth_cli.resume import is_ours
-    from segearth_cli.segment import check_options
 
-    check_options(options, here=how.engine == "local")
+    check_options(options)
     if how.resume and STDOUT in options.outputs:
         raise UsageError("--resume finds nothing on stdout; give the polygons a file")
     inputs = [Input.of(source) for source in sources]
@@ -137,6 +138,12 @@ def jobs_of(
             check_outputs(read, job.options, may_replace=is_ours)
         else:
             check_outputs(read, job.options)
+    if how.engine == "local":
+        if len(jobs) == 1:  # of several each has its turn
+            check_source(jobs[0].source)
+        from segearth_cli.device import pick_device, pick_precision  # imports torch
+
+        pick_precision(options.model.precision_wanted, pick_device(options.model.device))
     if how.resume:
         jobs = [replace(job, options=replace(job.options, overwrite=True)) for job in jobs]
     return jobs
@@ -221,8 +228,8 @@ class Scenes:
 
     def opened(self, job: Job) -> OpenScene | None:
         """The open scene; nothing where there is nothing to do."""
+        from segearth_cli.reading import open_source
         from segearth_cli.resume import is_complete
-        from segearth_cli.segment import open_source
 
         if self._resume and is_complete(job.source, job.options):
             return None

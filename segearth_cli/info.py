@@ -12,8 +12,8 @@ from segearth_cli.geo.recorded import READERS, Record, is_probabilities, read_re
 from segearth_cli.geo.shapes import layer_names
 from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX, SceneOptions
+from segearth_cli.reading import radar_options
 from segearth_cli.record import command_again
-from segearth_cli.segment import radar_options
 
 SCENE_SUFFIXES = (*RASTER_SUFFIXES, ".png")  # of maps, and of scenes as well
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segearth_cli.device import pick_device, pick_precision
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.model.weights import found_model
@@ -24,6 +23,8 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
     Raises:
         SegEarthError: the source or the model is gone.
     """
+    from segearth_cli.device import pick_device, pick_precision  # imports torch
+
     paths = output_paths(options)
     records = [read_record(path) if _is_whole(path) else None for path in paths]
     first = records[0] if records else None

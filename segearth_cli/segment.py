@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from segearth_cli.device import pick_device, pick_precision, use_threads
-from segearth_cli.errors import UsageError
-from segearth_cli.geo import cog, writer
-from segearth_cli.geo.digest import source_digest
-from segearth_cli.geo.grid import parse_crs
-from segearth_cli.geo.raster import Scene, open_scene
+from segearth_cli.geo import writer
+from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record
-from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.writer import RowWriter
-from segearth_cli.model.card import Scenes
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings
-from segearth_cli.model.weights import found_model, resolve_model
+from segearth_cli.model.weights import resolve_model
 from segearth_cli.names import public_name
 from segearth_cli.options import SegmentOptions
 from segearth_cli.outputs import (
@@ -36,8 +31,8 @@ from segearth_cli.outputs import (
     write_features,
     write_outputs,
 )
+from segearth_cli.reading import OpenScene, check_options, open_for_model, open_source
 from segearth_cli.record import PROMPTS, settings_record
-from segearth_cli.stac import parse_time
 from segearth_cli.stages import stage
 from segearth_cli.staging import Staging, publish
 from segearth_cli.stream import (
@@ -88,24 +83,6 @@ class Plan:
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class OpenScene:
-    """An open scene, and the digest of what it is read from."""
-
-    scene: Scene
-    digest: dict[str, Any]
-
-
-def open_source(source: str, options: SegmentOptions) -> OpenScene:
-    """Open a scene, and tell what is in it from what was there yesterday.
-
-    Raises:
-        SceneError: it cannot be opened or read.
-    """
-    digest = source_digest(source)
-    return OpenScene(open_for_model(source, options), digest)
-
-
 def segment(
     source: str,
     options: SegmentOptions,
@@ -132,6 +109,7 @@ def segment(
             stack.enter_context(opened.scene)
         if load is None:
             check_options(options)
+            pick_precision(options.model.precision_wanted, pick_device(options.model.device))
         check_outputs(file_ids([source]), options)
         use_threads(options.threads)
         with stage("open"):
@@ -162,24 +140,6 @@ def segment(
         seconds=time.perf_counter() - started,
         options=options,
     )
-
-
-def open_for_model(source: str, options: SegmentOptions) -> Scene:
-    """The scene as its model is to see it: radar as what the model was trained on was read.
-
-    Raises:
-        SegEarthError: it cannot be opened, or as radar, and there is no model for that.
-    """
-    return open_scene(source, options, radar=lambda: radar_options(options.model.model, options))
-
-
-def radar_options(model: str, options: Scenes) -> Scenes:
-    """The options by which a scene is read if it turns out to be a radar's.
-
-    Raises:
-        SegEarthError: there is no such model for radar.
-    """
-    return found_model(model, "sar").card.radar_read(options)
 
 
 def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -> None:
@@ -230,7 +190,7 @@ def plan(source: str, options: SegmentOptions, here: bool = True) -> Plan:
     Raises:
         SegEarthError: what would go wrong before the first window.
     """
-    check_options(options, here)
+    check_options(options)
     check_outputs(file_ids([source]), options)
     vocabulary = build_vocabulary(options)
     if here:
@@ -266,34 +226,6 @@ def plan(source: str, options: SegmentOptions, here: bool = True) -> Plan:
             classes=dict(zip(legend.values, legend.names, strict=True)),
             outputs=options.written,
         )
-
-
-def check_options(options: SegmentOptions, here: bool = True) -> None:
-    """Refuse options that no scene can be segmented with, before any work is done.
-
-    Args:
-        options: what is asked for.
-        here: whether the network is to run on this machine.
-
-    Raises:
-        UsageError: there is no such stretch, coordinate system, creation option, device or model,
-            or no output is named.
-        ModelError: the model is not on this machine, or a part of it is missing or damaged.
-    """
-    if not options.written:
-        raise UsageError("say what to write, for instance -o map.gpkg or -o - for stdout")
-    build_vocabulary(options)
-    parse_stretch(options.stretch)
-    if options.acquired is not None:
-        parse_time(options.acquired)
-    for name, crs in (("--dst-crs", options.dst_crs), ("--bbox-crs", options.bbox_crs)):
-        if crs is not None:
-            parse_crs(crs, name)
-    cog.check_creation_options(options.creation_options)
-    if here:
-        pick_precision(options.model.precision_wanted, pick_device(options.model.device))
-    if options.model.model != "auto":
-        resolve_model(options.model.model)
 
 
 def write_class_map(

@@ -346,18 +346,43 @@ def test_version(run):
     assert run.any("--version").stdout == f"segearth {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["segment", "--help"]])
-def test_help_imports_nothing_heavy(arguments):
+def imported(names, arguments):
+    """What a command prints, and which of these modules it imports."""
     code = (
         "import sys\nfrom segearth_cli.cli import app\n"
         f"try:\n    app({arguments!r}, prog_name='segearth')\n"
-        f"finally:\n    sys.exit(str([m for m in {HEAVY!r} if m in sys.modules]))"
+        f"finally:\n    sys.exit(str([m for m in {names!r} if m in sys.modules]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=surroundings()
     )
-    assert done.stderr == "[]\n"
-    assert done.stdout
+    *said, modules = (done.stdout + done.stderr).splitlines()
+    return said, modules
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["segment", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    said, modules = imported(HEAVY, arguments)
+    assert said
+    assert modules == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["info", "scene.tif"], "source           scene.tif"),
+        (["segment", "gone.tif"], "error: cannot open gone.tif: there is no such file"),
+        (["segment", "scene.tif", "--model", "nosuch"], "error: no model or folder 'nosuch'; "),
+        (["segment", "scene.tif", "--dst-crs", "EPSG:0"], "error: "),
+    ],
+)
+def test_what_needs_no_network_does_not_wait_for_torch(scene, monkeypatch, arguments, says):
+    monkeypatch.chdir(Path(scene).parent)
+    Path(scene).rename("scene.tif")
+    outputs = ["--classes", "road", "-o", "map.tif"] if arguments[0] == "segment" else []
+    said, modules = imported(("torch", "open_clip"), [*arguments, *outputs])
+    assert said[0].startswith(says)
+    assert modules == "[]"
 
 
 @pytest.mark.slow
