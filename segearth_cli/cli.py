@@ -236,6 +236,10 @@ def segment_command(
     gsd: Gsd = None,
     sar_unit: SarUnit = "auto",
     speckle: Speckle = None,
+    src_crs: Annotated[
+        str | None,
+        scene_option(metavar="CRS", help="The scene's own, where the file does not tell or errs."),
+    ] = None,
     dst_crs: Annotated[
         str | None,
         scene_option(metavar="CRS", help="Warp to this coordinate system first, as EPSG:32633."),
@@ -339,6 +343,7 @@ def segment_command(
         gsd=gsd,
         sar_unit=sar_unit,
         speckle=speckle,
+        src_crs=src_crs,
         dst_crs=dst_crs,
         bbox=parse_bbox(bbox),
         bbox_crs=bbox_crs,

@@ -100,6 +100,7 @@ class SceneOptions:
     stretch: str = "auto"
     nodata: float | None = None
     gsd: float | None = None  # metres per pixel
+    src_crs: str | None = None  # of the scene's coordinates, whatever the file says
     dst_crs: str | None = None
     bbox: tuple[float, float, float, float] | None = None  # left, bottom, right, top
     bbox_crs: str | None = None

@@ -73,7 +73,11 @@ def check_options(options: SegmentOptions) -> None:
     parse_stretch(options.stretch)
     if options.acquired is not None:
         parse_time(options.acquired)
-    for name, crs in (("--dst-crs", options.dst_crs), ("--bbox-crs", options.bbox_crs)):
+    for name, crs in (
+        ("--src-crs", options.src_crs),
+        ("--dst-crs", options.dst_crs),
+        ("--bbox-crs", options.bbox_crs),
+    ):
         if crs is not None:
             parse_crs(crs, name)
     cog.check_creation_options(options.creation_options)

@@ -5,6 +5,8 @@ import rasterio
 import rasterio.shutil
 import shapely
 from rasterio import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasters import (
     GREY,
@@ -264,6 +266,57 @@ def test_scene_without_crs_works_in_pixels_with_a_warning(tmp_path, caplog):
         open_scene(path, options(gsd=1.0))
     with pytest.raises(UsageError, match="--bbox-crs cannot be used"):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
+
+
+def test_src_crs_places_a_scene_with_a_world_file(tmp_path, caplog):
+    path = make(tmp_path / "ortho.png", pattern(), driver="PNG", crs=None)
+    (tmp_path / "ortho.pgw").write_text("2\n0\n0\n-2\n500001\n5399999\n")
+    with open_scene(path, options(src_crs="EPSG:25832")) as scene:
+        assert scene.grid.crs.to_epsg() == 25832
+        assert scene.grid.transform == UTM["transform"]
+        assert scene.grid.pixel_area_m2 == pytest.approx(4)
+        as_it_is, _ = scene.read(0, scene.grid.height)
+    box = (500_010.0, 5_399_960.0, 500_030.0, 5_399_980.0)
+    with open_scene(path, options(src_crs="EPSG:25832", bbox=box)) as scene:
+        np.testing.assert_array_equal(scene.read(0, 10)[0], as_it_is[:, 10:20, 5:15])
+    with open_scene(path, options(src_crs="EPSG:25832", dst_crs="EPSG:4326")) as scene:
+        left, bottom, right, top = scene.grid.bounds
+        assert (left + right) / 2 == pytest.approx(9, abs=0.01)
+        assert (bottom + top) / 2 == pytest.approx(48.75, abs=0.01)
+        assert scene.read(0, scene.grid.height)[1].mean() > 0.9
+    assert not caplog.text
+
+
+def test_src_crs_comes_before_the_files_own(tmp_path):
+    path = scene_of(tmp_path, pattern())
+    with open_scene(path, options(src_crs="EPSG:32632")) as scene:
+        assert scene.grid.crs.to_epsg() == 32632
+    with open_scene(path, options(src_crs="EPSG:32632", gsd=4.0)) as scene:
+        assert (scene.grid.crs.to_epsg(), scene.grid.transform.a) == (32632, 4)
+
+
+def test_src_crs_places_gcps_that_are_in_no_system(tmp_path):
+    points = [
+        GroundControlPoint(r, c, 500_000 + 2 * c, 5_400_000 - 2 * r)
+        for r in (0, 60)
+        for c in (0, 50)
+    ]
+    path = make(tmp_path / "points.tif", pattern(), crs="EPSG:25832", gcps=points)
+    with rasterio.open(path, "r+") as dst:
+        dst.gcps = points, CRS()
+    with open_scene(path, options(src_crs="EPSG:25832")) as scene:
+        assert (scene.grid.crs.to_epsg(), len(scene.grid.gcps)) == (25832, 4)
+    with open_scene(path, options(src_crs="EPSG:25832", gsd=2.0)) as scene:
+        assert scene.grid.crs.to_epsg() == 25832
+        assert scene.grid.bounds == pytest.approx((500_000, 5_399_880, 500_100, 5_400_000), abs=2)
+
+
+def test_src_crs_cannot_place_what_has_no_coordinates(tmp_path):
+    path = make(tmp_path / "plain.png", pattern(), driver="PNG", crs=None)
+    with pytest.raises(SceneError, match="does not say where it is: --src-crs needs a geotr"):
+        open_scene(path, options(src_crs="EPSG:25832"))
+    with pytest.raises(UsageError, match="--src-crs is 'here'"):
+        open_scene(path, options(src_crs="here"))
 
 
 LOCAL = 'LOCAL_CS["site grid",UNIT["foot",0.3048]]'

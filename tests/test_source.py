@@ -1,7 +1,9 @@
 import os
+import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +44,17 @@ def test_truncated_file_is_one_line(tmp_path, keep, compress):
     with pytest.raises(SceneError, match=r"cut short|not a raster") as caught:
         read_all(path)
     assert "\n" not in str(caught.value)
+
+
+def test_damaged_tags_of_a_palette_image_are_one_line(tmp_path):
+    path = tmp_path / "scene.tif"
+    data = bytearray(Path(make(path, pattern(1), photometric="palette")).read_bytes())
+    for tag, kind in ((33550, 12), (34737, 2)):  # the pixels' size, and the system's name
+        place = data.index(struct.pack("<HH", tag, kind))
+        data[place : place + 2] = struct.pack("<H", 65001)
+    path.write_bytes(data)
+    with pytest.raises(SceneError, match=r"cannot read .*GeoAsciiParams is missing or corrupted"):
+        open_scene(str(path), options())
 
 
 def test_container_of_rasters_asks_for_one(tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 from rasterio._err import CPLE_BaseError  # public in no module, and what warping and CRSs raise
 from rasterio.errors import CRSError, RasterioError
 
+__all__ = ["DISK_FULL", "GDAL_ERRORS", "CPLE_BaseError", "damage", "disk_is_full", "reason"]
+
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 DISK_FULL = "the disk is full; free some space or write elsewhere"
 _FULL = 1 << 20  # bytes: when writing failed with less left, that was the cause

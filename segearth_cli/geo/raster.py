@@ -23,7 +23,7 @@ from segearth_cli.geo.bands import (
     sensor_by_facts,
     sensor_by_values,
 )
-from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.grid import Grid, parse_crs
 from segearth_cli.geo.region import Region, Sample
 from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import (
@@ -215,7 +215,8 @@ def _open_once(
     with environment(settings), ExitStack() as resources:
         with opened(source) as src:
             facts = band_facts(src)
-            grid = file_grid(src, source)
+            crs = parse_crs(options.src_crs, "--src-crs") if options.src_crs else None
+            grid = file_grid(src, source, crs)
             known = _known_sensor(facts, options)
             if known == "sar" and radar is not None:
                 options = radar()

@@ -9,18 +9,19 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.bands import BandFacts
-from segearth_cli.geo.failures import GDAL_ERRORS, damage, reason
+from segearth_cli.geo.failures import GDAL_ERRORS, CPLE_BaseError, damage, reason
 from segearth_cli.geo.grid import Grid, parse_crs, warp_target
 from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
@@ -82,7 +83,10 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
             raise SceneError(f"cannot open {source}: {inside}")
         if src.count > _MOST_BANDS:
             raise SceneError(f"cannot open {source}: it claims {src.count} bands; it is damaged")
-        yield src
+        try:
+            yield src
+        except CPLE_BaseError as error:  # which rasterio lets through where it reads metadata
+            raise SceneError(f"cannot read {source}: {damage(error)}") from error
 
 
 def _why_not(source: str, error: BaseException) -> str:
@@ -147,9 +151,19 @@ def _grid_of(src: Any, source: str) -> Grid:
     return grid
 
 
-def file_grid(src: Any, source: str) -> Grid:
-    """Return the file's grid, with a warning where it has no place on the ground."""
+def file_grid(src: Any, source: str, crs: CRS | None = None) -> Grid:
+    """Return the file's grid, with a warning where it has no place on the ground.
+
+    ``crs`` is what its coordinates are in, whatever the file says.
+    """
     grid = _grid_of(src, source)
+    if crs is not None:
+        if grid.transform.is_identity and not grid.gcps:
+            raise SceneError(
+                f"{source} does not say where it is: --src-crs needs a geotransform, a world file "
+                "or ground control points, which gdal_translate -a_ullr or -gcp can give it"
+            )
+        grid = replace(grid, crs=crs)
     if grid.crs is None:
         logger.warning(
             "%s has %s: working in pixel coordinates, without areas in square metres",
@@ -322,7 +336,7 @@ def warped(
     }
     if grid.gcps and grid.crs is not None:
         # WarpedVRT uses GCPs only for the grid that it chooses itself
-        place = {"crs": crs or grid.crs, "resampling": Resampling.cubic}
+        place = {"src_crs": grid.crs, "crs": crs or grid.crs, "resampling": Resampling.cubic}
         dataset = _warped_view(resources, dataset, place | settings)
         grid = Grid(dataset.width, dataset.height, dataset.transform, dataset.crs)
         if options.gsd is None and onto is None:
