@@ -113,6 +113,14 @@ class TestFolder:
             load_clip(open_model_folder(tiny_folder))
         assert "\n" not in str(caught.value)
 
+    def test_counts_that_are_no_whole_numbers(self, tiny_folder: Path) -> None:
+        path = tiny_folder / "open_clip_config.json"
+        config = json.loads(path.read_text())
+        config["model_cfg"]["text_cfg"]["heads"] = 0.5  # open_clip would build it
+        path.write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=r"gives text_cfg heads 0\.5; it must be a whole"):
+            open_model_folder(tiny_folder)
+
     def test_existing_folder_is_kept(self, tiny_folder: Path, tiny_state: dict[str, Any]) -> None:
         before = open_model_folder(tiny_folder).digest()
         card = ModelCard("other")

@@ -23,6 +23,9 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first is preferred
 UPSAMPLER = "upsampler.safetensors"
 CHECKPOINT, REPORT = "checkpoint.pt", "training.json"  # of a training in that folder
+_COUNTS = frozenset(
+    "context_length head_width heads image_size layers patch_size vocab_size width".split()
+)
 REMEDIES = {
     CARD: 'write one, for instance {"name": "my-model", "sensor": "optical"}',
     CONFIG: "copy the open_clip_config.json of the model's architecture there",
@@ -120,6 +123,11 @@ def open_model_folder(path: Path) -> ModelFolder:
                 f"{path / CONFIG} describes a {name} that is not one of open_clip's own "
                 "transformers; use a plain CLIP ViT"
             )
+        for key, value in tower.items():
+            if key in _COUNTS and isinstance(value, float):  # it would be built, and not run
+                raise ModelError(
+                    f"{path / CONFIG} gives {name} {key} {value!r}; it must be a whole number"
+                )
     folder = ModelFolder(path, ModelCard.read(path / CARD))
     for file in folder.files:
         if file.suffix == ".safetensors":
