@@ -122,9 +122,10 @@ def memory_guard(advice: str) -> Iterator[None]:
 def has_triton(device: torch.device) -> bool:
     """Whether kernels written for triton can run on the device, and gain by it.
 
-    On GPUs before NVIDIA's 8.0 triton does without tensor cores, and runs out of registers.
+    On NVIDIA's GPUs before 8.0 triton does without tensor cores, and runs out of registers; AMD's
+    were not looked at.
     """
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or torch.version.hip or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 

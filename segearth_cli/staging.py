@@ -143,11 +143,11 @@ def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> No
     for left in sorted(folder.glob(f"{PREFIX}*")) if fcntl is not None else ():
         try:
             owner = _owner(left)
-            if owner not in lost:
-                if owner[0] != socket.gethostname():
-                    continue
+            if owner[0] == socket.gethostname() and (left / _LOCK).exists():
                 with (left / _LOCK).open("rb") as stream:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif owner not in lost:
+                continue
         except (OSError, ValueError):  # somebody works there, or nobody knows
             continue
         shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,6 @@
 import contextlib
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,10 @@ def test_of_another_machine_only_what_a_lost_process_left_goes(tmp_path, name):
     remove_abandoned(tmp_path, [("another-machine", 8), ("a-third", 7)])
 
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{PREFIX}7", f"{PREFIX}9"]
+
+
+def test_a_folder_that_is_locked_here_stays_whoever_is_lost(tmp_path):
+    with contextlib.ExitStack() as stack:
+        own = Staging(stack).beside(tmp_path / "map.tif")
+        remove_abandoned(tmp_path, [(socket.gethostname(), os.getpid())])
+        assert own.is_dir()

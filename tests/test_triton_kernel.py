@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from segearth_cli.device import DTYPES
+from segearth_cli.device import DTYPES, has_triton
 
 pytest.importorskip("triton", reason="triton comes with torch's CUDA builds only")
 
 INTERPRETED = """
 import sys
-from pathlib import Path
 import torch
 from segearth_cli.model import tiles
 from segearth_cli.model.upsampler import JBU
@@ -63,11 +62,18 @@ def test_it_gives_what_the_products_give(radius, sigma, dtype, tolerance):
     assert run.returncode == 0, run.stderr
 
 
+KINDS = [
+    *((capability, dtype, 11, False) for capability in (80, 89, 90, 100) for dtype in DTYPES),
+    *((capability, "fp32", 11, False) for capability in (80, 89, 90, 100)),
+    (80, "fp32", 11, True),
+    (80, "bf16", 7, False),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 89, 90, 100])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(("capability", "dtype", "side", "is_narrow"), KINDS)
 def test_it_compiles_for_gpus_and_keeps_to_their_registers(
-    capability, dtype, tmp_path, monkeypatch
+    capability, dtype, side, is_narrow, tmp_path, monkeypatch
 ):
     import triton
     from triton.backends.compiler import GPUTarget
@@ -77,21 +83,24 @@ def test_it_compiles_for_gpus_and_keeps_to_their_registers(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     kernel = triton_kernel._weighted_sums
-    names = kernel.arg_names
     constants = {
         "KEYS": 32,
-        "SIDE": 11,
-        "WIDTH": 128,
+        "SIDE": side,
+        "WIDTH": 1 << (side**2 + 3).bit_length(),
         "BLOCK": triton_kernel.PIXELS,
-        "IS_NARROW": False,
+        "IS_NARROW": is_narrow,
         "PRECISION": triton_kernel.precision_of_products(DTYPES.get(dtype, torch.float32)),
     }
-    kinds = dict.fromkeys(names, "i32")
-    kinds |= dict.fromkeys(constants, "constexpr")
-    kinds |= dict.fromkeys(("keys", "image", "features", "log_spatial", "narrow"), "*fp32")
-    kinds |= {"last_bias": "*fp32", "out": "*fp32", "hidden": f"*{dtype}", "last": f"*{dtype}"}
+    exact = ("keys", "image", "features", "log_spatial", "narrow", "last_bias", "out")
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
+    kinds |= dict.fromkeys(exact, "*fp32") | dict.fromkeys(("hidden", "last"), f"*{dtype}")
+    place = {name: (number,) for number, name in enumerate(kernel.arg_names)}
     source = ASTSource(
-        kernel, kinds, {(names.index(name),): value for name, value in constants.items()}
+        kernel,
+        kinds,
+        {place[name]: value for name, value in constants.items()},
+        # what a launch finds out: torch's memory begins at multiples of 16
+        {place[name]: [["tt.divisibility", 16]] for name in (*exact, "hidden", "last")},
     )
     compiled = triton.compile(
         source,
@@ -105,7 +114,45 @@ def test_it_compiles_for_gpus_and_keeps_to_their_registers(
         [tool, "-res-usage", binary], capture_output=True, text=True, check=True
     ).stdout
 
-    spilled = int(re.search(r"STACK:(\d+)", said)[1])
-    assert spilled <= 16, said  # bytes of a thread's
+    assert int(re.search(r"STACK:(\d+)", said)[1]) <= 16  # bytes of a thread's in memory
     assert compiled.metadata.shared <= 99 << 10  # what the smallest of these GPUs has
     assert "mma" in compiled.asm["ptx"]  # tensor cores
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "runs"),
+    [((8, 0), None, True), ((7, 5), None, False), ((9, 4), "6.4", False)],
+)
+def test_it_runs_where_it_gains(capability, hip, runs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert has_triton(torch.device("cuda")) is runs
+    assert not has_triton(torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_windows_that_share_cells_are_added_up_by_it():
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_mosaic import picture, segmenter
+from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.model import tiles
+from segearth_cli.model.mosaic import image_logits
+
+image, grid = picture(32, 48), WindowGrid(32, 48, 32, 16, blend="smooth")
+expected = image_logits(segmenter(patch=4), image, grid, size=2)
+tiles.has_triton = lambda device: True
+fused = segmenter(patch=4)
+print((image_logits(fused, image, grid, size=2) - expected).abs().max().item())
+assert all(kernels._is_fused for kernels in fused.fast_upsampler.kernels)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < 1e-6

@@ -32,7 +32,7 @@ class FastUpsampler:
 
         Args:
             coordinates: of the patch features, B x h x w x C.
-            image: B x 3 x H x W, normalised as for the encoder.
+            image: B x 3 x H x W, normalised as for the encoder, as fine as the result or finer.
             left: doublings that are left to do.
 
         Returns:

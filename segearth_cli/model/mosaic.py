@@ -77,7 +77,7 @@ def image_logits(
 class RollingSums:
     """Sums of overlapping windows' logits, held only for the rows that can still change.
 
-    Every pixel sums the same numbers in the same order, however the scene is read.
+    Every pixel sums the same windows in the same order, however the scene is read.
     """
 
     def __init__(self, grid: WindowGrid, queries: int, device: torch.device) -> None:

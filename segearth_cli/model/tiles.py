@@ -223,7 +223,7 @@ class TileKernels:
         similarity = take("similarity", (tiles, pixels, math.prod(around)), keys)
         torch.bmm(own, neighbours.mT, out=similarity)
 
-        scores = take("scores", (tiles * pixels, self.width), keys, -math.inf)
+        scores = take("scores", (tiles * pixels, self.width), keys, fill=-math.inf)
         ways = (rows.ways[0], columns.ways[0], tiles, rows.ways[1], columns.ways[1])
         by_way = scores.view(*ways, self.width)
         count = side * side
@@ -254,7 +254,7 @@ class TileKernels:
         span = (rows.maps.shape[-1], columns.maps.shape[-1])
         # Only the band is written: what lies beside it has been zero from the beginning.
         size = (tiles, pixels, coarse_side**2)
-        band = take(("band", rows.ways, columns.ways), size, weights)
+        band = take(("band", rows.ways, columns.ways), size, weights, fill=0.0)
         seen = seen_by_pixels(band, rows, columns, coarse_side, span, 0)
         weights = weights.view(*ways, -1)[..., : math.prod(span)]
         seen.copy_(weights.unflatten(-1, span))

@@ -82,11 +82,11 @@ def weighted_sums(
 
 
 def precision_of_products(dtype: torch.dtype) -> str:
-    """How tensor cores multiply: float32 as three products of what they take, where they can.
+    """How matrices are multiplied: float32 as three products of what tensor cores take.
 
-    Without them a product of float32 needs more registers than there are.
+    Without those cores a product of float32 needs more registers than there are.
     """
-    return "tf32x3" if dtype == torch.float32 and torch.version.hip is None else "ieee"
+    return "tf32x3" if dtype == torch.float32 else "ieee"
 
 
 def padded(matrix: Tensor, width: int) -> Tensor:
