@@ -366,6 +366,13 @@ def test_aoi_leaves_the_rest_nodata(out, source, tiny_model):
     assert circle.buffer(3).covers(frame.union_all())
 
 
+def test_a_map_that_is_given_as_a_scene_is_told(out, source, tiny_model, caplog):
+    segment(source, options_for(tiny_model, out / "map.tif"))
+    assert "is a map" not in caplog.text
+    segment(str(out / "map.tif"), options_for(tiny_model, out / "again.tif"))
+    assert "map.tif is a map that segearth made, and is read as an image" in caplog.text
+
+
 def test_dst_crs_warps_the_scene_first(out, source, tiny_model):
     segment(source, options_for(tiny_model, out / "map.tif", dst_crs="EPSG:3857"))
     with rasterio.open(out / "map.tif") as src:

@@ -24,6 +24,7 @@ from segearth_cli.geo.bands import (
     sensor_by_values,
 )
 from segearth_cli.geo.grid import Grid, parse_crs
+from segearth_cli.geo.recorded import from_tags
 from segearth_cli.geo.region import Region, Sample
 from segearth_cli.geo.remote import patiently
 from segearth_cli.geo.source import (
@@ -215,6 +216,8 @@ def _open_once(
     with environment(settings), ExitStack() as resources:
         with opened(source) as src:
             facts = band_facts(src)
+            if from_tags(facts.tags) is not None:
+                logger.warning("%s is a map that segearth made, and is read as an image", source)
             crs = parse_crs(options.src_crs, "--src-crs") if options.src_crs else None
             grid = file_grid(src, source, crs)
             known = _known_sensor(facts, options)
