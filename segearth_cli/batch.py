@@ -105,9 +105,11 @@ def _refuse_shared(inputs: Sequence[Input], every: Sequence[SegmentOptions]) -> 
                     first, second = (
                         f"{i.source} (stem {i.stem!r})" for i in (inputs[owner], inputs[number])
                     )
+                    apart = any("{parent}" in name for name in options.written)
                     raise UsageError(
-                        f"{first} and {second} would both write {file}; put {{parent}}, the "
-                        "folder's name, into the outputs', or rename one"
+                        f"{first} and {second} would both write {file}; "
+                        + ("" if apart else "put {parent}, the folder's name, into that name, or ")
+                        + "rename one"
                     )
 
 

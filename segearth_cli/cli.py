@@ -250,7 +250,7 @@ def segment_command(
     ] = None,
     bbox_crs: Annotated[
         str | None,
-        scene_option(metavar="CRS", help="Coordinate system of --bbox, if not the scene's."),
+        scene_option(metavar="CRS", help="Coordinate system of --bbox, if not the map's."),
     ] = None,
     aoi: Annotated[
         str | None, scene_option(metavar="FILE", help="Segment only inside these polygons.")

@@ -24,6 +24,7 @@ from segearth_cli.scores import IGNORED, Confusion, Scores
 logger = logging.getLogger(__name__)
 
 ROWS = 512  # read at once
+MOST_SHOWN = 5  # stems of files without a partner
 BEYOND = 256  # stands for a label's values that no class has and that say nothing
 RASTERS = (".tif", ".tiff", ".png", ".jp2", ".img", ".vrt")
 
@@ -86,10 +87,10 @@ def compare(options: CompareOptions) -> CompareResult:
 
 
 def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Two files, or the files of equal stem in two folders.
+    """Two files, or the files of equal stem in two folders, with a warning for those left over.
 
     Raises:
-        UsageError: there are none, or a map has no label.
+        UsageError: there are none.
     """
     if not maps.is_dir():
         if labels.is_dir():
@@ -100,10 +101,23 @@ def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
     by_stem, made = _rasters(labels), _rasters(maps)
     if not made:
         raise UsageError(f"no raster lies in {maps}; its maps end with {' '.join(RASTERS)}")
-    missing = next((path for stem, path in made.items() if stem not in by_stem), None)
-    if missing is not None:
-        raise UsageError(f"{missing} has no label of the stem {missing.stem!r} in {labels}")
-    return [(path, by_stem[stem]) for stem, path in sorted(made.items())]
+    both = sorted(made.keys() & by_stem.keys())
+    if not both:
+        raise UsageError(f"no map in {maps} has the stem of a label in {labels}")
+    for kind, other, alone in (
+        ("maps", "label", made.keys() - by_stem.keys()),
+        ("labels", "map", by_stem.keys() - made.keys()),
+    ):
+        if alone:
+            shown = ", ".join([*sorted(alone)[:MOST_SHOWN], *["..."][: len(alone) > MOST_SHOWN]])
+            logger.warning(
+                "%d %s without a %s of the same stem do not count: %s",
+                len(alone),
+                kind,
+                other,
+                shown,
+            )
+    return [(made[stem], by_stem[stem]) for stem in both]
 
 
 def _rasters(folder: Path) -> dict[str, Path]:

@@ -103,8 +103,16 @@ def test_folders_are_matched_by_stem(tmp_path, label):
 
     assert done.stdout.splitlines()[0] == "| class | IoU | F1 | precision | recall | pixels |"
     assert "| mean | 100.0 | 100.0 | - | 100.0 | 192 |" in done.stdout
-    (tmp_path / "labels/1.tif").unlink()
-    assert "has no label of the stem '1'" in run(*folders).stderr
+    (tmp_path / "labels/1.tif").rename(tmp_path / "labels/2.tif")
+    done = run(*folders)
+    assert done.exit_code == 0
+    assert "1 maps without a label of the same stem do not count: 1\n" in done.stderr
+    assert "1 labels without a map of the same stem do not count: 2\n" in done.stderr
+    assert "| mean | 100.0 | 100.0 | - | 100.0 | 96 |" in run(*folders, "--markdown").stdout
+    (tmp_path / "labels/0.tif").unlink()
+    done = run(*folders)
+    assert done.exit_code == 2
+    assert "has the stem of a label" in done.stderr
 
 
 def test_a_preview_beside_a_map_is_not_taken_for_one(tmp_path, label):

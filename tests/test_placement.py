@@ -268,6 +268,20 @@ def test_scene_without_crs_works_in_pixels_with_a_warning(tmp_path, caplog):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
 
 
+def test_a_part_of_a_scene_without_a_place_is_where_gis_show_the_whole(tmp_path):
+    path = make(tmp_path / "plain.png", pattern(), driver="PNG", crs=None)
+    with open_scene(path, options(bbox=(5.0, 10.0, 15.0, 30.0))) as scene:
+        assert scene.grid.transform == Affine(1, 0, 5, 0, -1, -10)
+        by_box, _ = scene.read(0, 20)
+    with open_scene(path, options()) as scene:
+        assert scene.grid.transform.is_identity
+    frame = geopandas.GeoDataFrame(geometry=[shapely.box(5, -30, 15, -10)])  # as a map of it has it
+    with pytest.warns(UserWarning, match="'crs' was not provided"):
+        frame.to_file(tmp_path / "aoi.gpkg")
+    with open_scene(path, options(aoi=str(tmp_path / "aoi.gpkg"))) as scene:
+        np.testing.assert_array_equal(scene.read(0, 20)[0], by_box)
+
+
 def test_src_crs_places_a_scene_with_a_world_file(tmp_path, caplog):
     path = make(tmp_path / "ortho.png", pattern(), driver="PNG", crs=None)
     (tmp_path / "ortho.pgw").write_text("2\n0\n0\n-2\n500001\n5399999\n")

@@ -10,6 +10,7 @@ from segearth_cli.model.folder import load_clip, open_model_folder
 from segearth_cli.model.prompts import (
     build_vocabulary,
     choose_classes,
+    class_colours,
     encode_text,
     parse_classes,
     read_classes,
@@ -79,6 +80,8 @@ def test_a_class_file(tmp_path):
     path.write_text("# roofs\nbuilding, roof\n\nwater\n", encoding="utf-8")
 
     assert read_classes(path) == (("building", "roof"), ("water",))
+    path.write_text('"sand, gravel", beach\n6" pipe\n')
+    assert read_classes(path) == (("sand, gravel", "beach"), ('6" pipe',))
 
 
 def test_class_files_that_cannot_be_read(tmp_path):
@@ -136,6 +139,11 @@ def test_an_unknown_preset_names_the_known_ones():
 
 def test_colours_are_those_of_maps_and_all_different():
     assert usual_colour(("water", "river"), 3) == usual_colour(("lake",), 0)
+    kinds = ("water", "river", "lake", "sea", "pond", "stream", "road", "street")
+    alike = class_colours([(kind,) for kind in kinds])
+    assert alike[0] == usual_colour(("water",), 0)
+    assert len(set(alike)) == len(kinds)
+    assert len(set(class_colours([(f"water {i}",) for i in range(250)]))) == 250
     many = {usual_colour((f"thing {i}",), i) for i in range(60)}
     assert len(many) == 60
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import shapely
 from rasterio import Affine
 from rasterio.enums import ColorInterp
+from rasterio.features import shapes
 from rasters import LEGEND, UTM, classes, gcp_scene, options, pattern, write_rows
 
 from segearth_cli.errors import OutputError, UsageError
@@ -150,13 +152,22 @@ def test_sieve_merges_small_patches_but_never_nodata(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["rows.tif"]
 
 
-def test_sieve_of_a_raster_without_a_large_enough_patch_changes_nothing(tmp_path):
+def test_sieve_of_a_raster_without_a_large_enough_patch_leaves_the_largest(tmp_path):
     array = np.zeros((6, 7), np.uint8)
     array[2:4, 2:4] = 1
     path = write_rows(tmp_path / "rows.tif", array, nodata=255)
     sieve(path, 1000)
     with rasterio.open(path) as src:
-        assert (src.read(1) == array).all()
+        assert (src.read(1) == 0).all()
+
+
+def test_sieve_leaves_no_small_patch_among_small_ones(tmp_path):
+    array = np.random.default_rng(0).integers(0, 3, (60, 60)).astype(np.uint8)  # all are small
+    path = write_rows(tmp_path / "rows.tif", array, nodata=255)
+    sieve(path, 200)
+    with rasterio.open(path) as src:
+        patches = [shapely.geometry.shape(outline).area for outline, _ in shapes(src.read(1))]
+    assert min(patches) >= 200
 
 
 def test_stderr_comes_back_when_the_last_of_several_writers_is_done():

@@ -67,6 +67,8 @@ def _outline(grid: Grid, path: str) -> Any:
             parts = [_near(outline, bounds) for bounds in _bounds_in(grid, frame.crs)]
             outline = _polygons(np.array(parts))
             outline = in_crs_of(geopandas.GeoSeries([outline], crs=frame.crs), grid).iloc[0]
+        if grid.is_in_pixels and outline.bounds[3] <= 0:  # as GIS show it, and maps of it have it
+            outline = shapely.transform(outline, lambda places: places * (1, -1))
         outline = _near(outline, grid.bounds)
     except PLACING_ERRORS as error:
         raise SceneError(f"{shown} cannot be placed on the scene: {reason(error)}") from error

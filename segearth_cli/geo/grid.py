@@ -53,6 +53,11 @@ class Grid:
         return not self.gcps and flat and self.transform.a > 0 and self.transform.e < 0
 
     @property
+    def is_in_pixels(self) -> bool:
+        """Whether it has no place at all. GIS show such a raster with y minus the row."""
+        return self.crs is None and not self.gcps and self.transform.is_identity
+
+    @property
     def is_sound(self) -> bool:
         """Whether neighbouring pixels lie at different, finite places, in float64."""
         if self.gcps:
@@ -128,7 +133,7 @@ class Grid:
         return None if area is None else math.sqrt(area)
 
     def crop(self, window: Window) -> "Grid":
-        """Return the grid of a window of whole pixels."""
+        """Return the grid of a window of whole pixels; without a place it is where GIS show it."""
         col_off, row_off = int(window.col_off), int(window.row_off)
         gcps = tuple(
             GroundControlPoint(
@@ -137,6 +142,8 @@ class Grid:
             for p in self.gcps
         )
         t = self.transform
+        if self.is_in_pixels and (window.width, window.height) != (self.width, self.height):
+            t = Affine(1, 0, 0, 0, -1, 0)
         x, y = t.a * col_off + t.b * row_off + t.c, t.d * col_off + t.e * row_off + t.f
         return replace(
             self,

@@ -349,11 +349,10 @@ def _class_column(frame: geopandas.GeoDataFrame, path: str, wanted: str | None) 
 def _in_pixels(frame: geopandas.GeoDataFrame, path: str, grid: Grid) -> NDArray[Any]:
     """Geometries in columns and rows of the scene."""
     placed = are_placed(frame, grid, path)
-    upside_down = grid.crs is None and grid.transform.is_identity  # as maps of such scenes are
 
     def to_pixels(places: NDArray[np.float64]) -> NDArray[np.float64]:
         xs, ys = places.T
-        return np.column_stack([xs, -ys] if upside_down else grid.pixels(xs, ys))
+        return np.column_stack([xs, -ys] if grid.is_in_pixels else grid.pixels(xs, ys))
 
     try:
         own = in_crs_of(frame.geometry, grid) if placed else frame.geometry

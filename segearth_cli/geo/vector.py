@@ -97,7 +97,7 @@ def _tolerance_pixels(grid: Grid, simplify_m: float) -> float:
 def _ground(xy: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     """Return x and y in the grid's CRS of pixel positions [points, 2]."""
     columns, rows = xy.T
-    if grid.crs is None and grid.transform.is_identity:
+    if grid.is_in_pixels:
         return np.column_stack([columns, -rows])
     return np.column_stack(grid.ground(columns, rows))
 

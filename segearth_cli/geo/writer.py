@@ -174,29 +174,43 @@ class RowWriter:
 def sieve(path: str | Path, min_pixels: int) -> None:
     """Merge patches of fewer than ``min_pixels`` into their largest neighbour, in place.
 
-    Patches are 4-connected; nodata never changes and never grows. GDAL keeps a few numbers per
-    patch; pixels go through a memory-mapped file beside the raster, so memory stays small.
+    The smallest go first: GDAL leaves small patches that have small neighbours only. Patches are
+    4-connected; nodata never changes and never grows. GDAL keeps a few numbers per patch; pixels
+    go through memory-mapped files beside the raster, so memory stays small.
     """
     if min_pixels <= 1:
         return
     path = Path(path)
-    raw_path, sieved_path = (path.with_name(f"{path.name}.{end}") for end in ("raw", "sieved"))
+    *raw_paths, sieved_path = (
+        path.with_name(f"{path.name}.{end}") for end in ("raw", "before", "sieved")
+    )
     try:
         with writing(path), rasterio.open(path) as src:
             grid = grid_of(src)
             min_pixels = min(min_pixels, grid.width * grid.height)  # GDAL takes no more
-            out = _mapped(raw_path, src.dtypes[0], src.shape)
+            out, before = (_mapped(file, src.dtypes[0], src.shape) for file in raw_paths)
             with rasterio.open(_validity(path, grid, src.nodata)) as mask:
-                gdal_sieve(rasterio.band(src, 1), min_pixels, out=out, mask=rasterio.band(mask, 1))
+                source = rasterio.band(src, 1)
+                for pixels in (*_doubling(2, min_pixels), min_pixels):
+                    gdal_sieve(source, pixels, out=out, mask=rasterio.band(mask, 1))
+                    source, out, before = out, before, out
+            out = source
             dtype, nodata = src.dtypes[0], src.nodata
         with RowWriter(sieved_path, grid, dtype, nodata=nodata) as writer:
             for row in range(0, grid.height, TILE):
                 writer.write(np.asarray(out[row : row + TILE]))
-        del out
+        del out, before, source
         os.replace(sieved_path, path)
     finally:
-        for leftover in (raw_path, sieved_path):
+        for leftover in (*raw_paths, sieved_path):
             leftover.unlink(missing_ok=True)
+
+
+def _doubling(first: int, end: int) -> Iterator[int]:
+    """``first``, twice that, and so on, below ``end``."""
+    while first < end:
+        yield first
+        first *= 2
 
 
 def count_values(path: str | Path, values: int) -> NDArray[np.int64]:

@@ -6,10 +6,13 @@ Nothing here imports torch until text is encoded, so that the command line can p
 from __future__ import annotations
 
 import colorsys
+import csv
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +69,10 @@ USUAL_COLOURS: dict[str, Colour] = {
 }
 
 
+# what a colour is mixed with, white or black, and how much of it, for classes like others
+_SHADES = ((255, 0.45), (0, 0.4), (255, 0.7), (0, 0.65))
+
+
 @dataclass(frozen=True)
 class Vocabulary(Words):
     """The classes of a map, in the order of their raster values.
@@ -95,7 +102,7 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
         UsageError: a class is named twice, or nothing but background is left.
     """
     classes = list(options.classes)
-    colours = list(options.colours) or [usual_colour(c, i) for i, c in enumerate(classes)]
+    colours = list(options.colours) or class_colours(classes)
     names = [synonyms[0].casefold() for synonyms in classes]
     for name in names:
         if names.count(name) > 1:
@@ -132,6 +139,8 @@ def parse_classes(text: str) -> tuple[tuple[str, ...], ...]:
 def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     """Classes of a text file: one a line, synonyms after commas; ``#`` starts a comment line.
 
+    Quotes around a name keep its commas, as in CSV.
+
     Raises:
         UsageError: the file is missing, not text, or names no class.
     """
@@ -144,7 +153,8 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     classes = [line for line in lines if line and not line.startswith("#")]
     if not classes:
         raise UsageError(f"{path} names no class; write one a line, synonyms after commas")
-    return tuple(_synonyms(line.split(","), str(path)) for line in classes)
+    rows = csv.reader(classes, skipinitialspace=True)
+    return tuple(_synonyms(words, str(path)) for words in rows)
 
 
 def _synonyms(words: list[str], origin: str) -> tuple[str, ...]:
@@ -157,12 +167,32 @@ def _synonyms(words: list[str], origin: str) -> tuple[str, ...]:
     return synonyms
 
 
+def class_colours(classes: Sequence[tuple[str, ...]]) -> list[Colour]:
+    """A colour per class, each its own: what is usually drawn alike comes in shades."""
+    taken: list[Colour] = []
+    for index, synonyms in enumerate(classes):
+        usual = usual_colour(synonyms, index)
+        shades = (_mixed(usual, tone, share) for tone, share in _SHADES)
+        series = (_of_series(index + more * len(classes)) for more in count(1))
+        taken.append(next(c for c in chain((usual,), shades, series) if c not in taken))
+    return taken
+
+
+def _mixed(colour: Colour, tone: int, share: float) -> Colour:
+    red, green, blue = (round(part + (tone - part) * share) for part in colour)
+    return red, green, blue
+
+
 def usual_colour(synonyms: tuple[str, ...], index: int) -> Colour:
     """The colour that maps give such a class, or the next of an endless distinct series."""
     for word in (word for name in synonyms for word in name.casefold().split()):
         colour = USUAL_COLOURS.get(word) or USUAL_COLOURS.get(word.removesuffix("s"))
         if colour:
             return colour
+    return _of_series(index)
+
+
+def _of_series(index: int) -> Colour:
     hue = (0.83 + index * 0.61803398875) % 1.0  # golden-ratio steps never come close to repeating
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.65 + 0.25 * (index % 2), 0.9 - 0.25 * (index % 3))
     return round(red * 255), round(green * 255), round(blue * 255)
