@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segearth_cli.errors import ModelError
+from segearth_cli.model.attention import attend
 
 Heads = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v: B n N d -> B n N d
 
 GEM_DEPTH = 7
-
-attend = F.scaled_dot_product_attention  # softmax(q k^T / sqrt(d)) v
 
 ATTENTIONS: dict[str, Heads] = {
     "segearth": lambda q, k, v: attend(q, q, v) + attend(k, k, v) + attend(v, v, v),
