@@ -19,7 +19,7 @@ from segearth_cli.options import BatchOptions, SegmentOptions
 
 if TYPE_CHECKING:
     from segearth_cli.reading import OpenScene
-    from segearth_cli.segment import Plan, SegmentResult
+    from segearth_cli.results import Plan, SegmentResult
     from segearth_cli.stream import Model
 
     Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
@@ -122,7 +122,7 @@ def jobs_of(
         SegEarthError: what no scene can be segmented with, or an output that cannot be.
     """
     from segearth_cli.outputs import STDOUT, check_outputs, file_ids
-    from segearth_cli.reading import check_options, check_source
+    from segearth_cli.reading import check_options, is_raster
     from segearth_cli.resume import is_ours
 
     check_options(options)
@@ -140,10 +140,9 @@ def jobs_of(
             check_outputs(read, job.options, may_replace=is_ours)
         else:
             check_outputs(read, job.options)
-    if how.engine == "local":
-        if len(jobs) == 1:  # of several each has its turn
-            check_source(jobs[0].source)
-        from segearth_cli.device import pick_device, pick_precision  # imports torch
+    # a lone scene that is none will be said without waiting for torch
+    if how.engine == "local" and (len(jobs) != 1 or is_raster(jobs[0].source)):
+        from segearth_cli.device import pick_device, pick_precision
 
         pick_precision(options.model.precision_wanted, pick_device(options.model.device))
     if how.resume:
@@ -241,14 +240,14 @@ class Scenes:
         self, job: Job, take: Callable[[], OpenScene | None], stdout: TextIO | None = None
     ) -> Outcome:
         """What becomes of a scene, which ``take`` opens."""
-        from segearth_cli.segment import segment
-
         load = functools.partial(self.model, job.options)
 
         def make() -> SegmentResult | None:
             found = take()
             if found is None:
                 return None
+            from segearth_cli.segment import segment  # imports torch
+
             return segment(job.source, job.options, load, stdout, found)
 
         return outcome_of(job, make, self._alone)
@@ -298,8 +297,8 @@ def plan_jobs(
     jobs: Sequence[Job], how: BatchOptions = DEFAULTS
 ) -> Generator[Plan | Skipped | Failure, None, None]:
     """What each scene would take; one that would fail does not stop the others."""
+    from segearth_cli.reading import check_source
     from segearth_cli.resume import is_complete
-    from segearth_cli.segment import plan
 
     for job in jobs:
         started = time.perf_counter()
@@ -307,6 +306,9 @@ def plan_jobs(
             if how.resume and is_complete(job.source, job.options):
                 yield Skipped(job.source, job.options.written, time.perf_counter() - started)
                 continue
+            check_source(job.source)
+            from segearth_cli.segment import plan  # imports torch
+
             yield plan(job.source, job.options, here=how.engine == "local")
         except SegEarthError as error:
             yield Failure(job.source, error, time.perf_counter() - started)

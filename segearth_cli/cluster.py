@@ -35,8 +35,9 @@ from segearth_cli.options import SENSORS, BatchOptions, SegmentOptions
 from segearth_cli.outputs import output_paths
 from segearth_cli.pool import Pool, Process, Report, Task, cluster_room, connected
 from segearth_cli.reading import open_for_model
+from segearth_cli.results import SegmentResult
 from segearth_cli.resume import is_complete
-from segearth_cli.segment import SegmentResult, segment
+from segearth_cli.segment import segment
 from segearth_cli.stdout import writing_to
 from segearth_cli.stream import (
     Panels,

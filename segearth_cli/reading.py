@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo import cog
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.grid import parse_crs
@@ -83,6 +83,15 @@ def check_options(options: SegmentOptions) -> None:
     cog.check_creation_options(options.creation_options)
     if options.model.model != "auto":
         resolve_model(options.model.model)
+
+
+def is_raster(source: str) -> bool:
+    """Whether there is no doubt yet that GDAL can open a scene."""
+    try:
+        check_source(source)
+    except SceneError:
+        return False
+    return True
 
 
 def check_source(source: str) -> None:

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,6 +33,7 @@ from segearth_cli.outputs import (
 )
 from segearth_cli.reading import OpenScene, check_options, open_for_model, open_source
 from segearth_cli.record import PROMPTS, settings_record
+from segearth_cli.results import Plan, SegmentResult
 from segearth_cli.stages import stage
 from segearth_cli.staging import Staging, publish
 from segearth_cli.stream import (
@@ -47,40 +48,6 @@ from segearth_cli.stream import (
 GSD_TOLERANCE = 1.5  # times the resolution that a model was made for
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SegmentResult:
-    """What one scene became."""
-
-    source: str
-    outputs: tuple[str, ...]
-    pixels: dict[str, int]  # per class name
-    area_m2: dict[str, float | None]  # by the central pixel's size; None without a CRS
-    nodata_pixels: int
-    seconds: float
-    options: SegmentOptions
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one scene would take."""
-
-    source: str
-    width: int
-    height: int
-    gsd_m: float | None
-    crs: str | None
-    reading: str  # sensor, bands, scaling
-    model: str
-    settings: str
-    window: int
-    stride: int
-    windows: int
-    panels: int
-    memory_bytes: int
-    classes: dict[int, str]
-    outputs: tuple[str, ...]
 
 
 def segment(

@@ -18,7 +18,7 @@ from segearth_cli.stdout import print_json
 
 if TYPE_CHECKING:
     from segearth_cli.batch import Failure, Skipped
-    from segearth_cli.segment import Plan, SegmentResult
+    from segearth_cli.results import Plan, SegmentResult
     from segearth_cli.training.report import TrainResult
 
 
@@ -162,7 +162,7 @@ def show_outcomes(
         KeyboardInterrupt: as it came, saying how far it went.
     """
     from segearth_cli.batch import Failure, Skipped
-    from segearth_cli.segment import Plan
+    from segearth_cli.results import Plan
 
     seen: list[SegmentResult | Skipped | Failure] = []
     try:
@@ -195,7 +195,7 @@ def show_outcomes(
 def show_summary(seen: Sequence[SegmentResult | Skipped | Failure], jobs: int) -> None:
     """What became of many scenes: how many, how long, and the name of each that failed."""
     from segearth_cli.batch import Failure, Skipped
-    from segearth_cli.segment import SegmentResult
+    from segearth_cli.results import SegmentResult
 
     kinds = {"done": SegmentResult, "complete already": Skipped, "failed": Failure}
     counted = {name: [o for o in seen if isinstance(o, kind)] for name, kind in kinds.items()}

@@ -372,6 +372,8 @@ def test_help_imports_nothing_heavy(arguments):
     [
         (["info", "scene.tif"], "source           scene.tif"),
         (["segment", "gone.tif"], "error: cannot open gone.tif: there is no such file"),
+        (["segment", "gone.tif", "--json", "-q"], '{"status": "failed", "source": "gone.tif", '),
+        (["segment", "gone.tif", "--dry-run"], "error: cannot open gone.tif: there is no such"),
         (["segment", "scene.tif", "--model", "nosuch"], "error: no model or folder 'nosuch'; "),
         (["segment", "scene.tif", "--dst-crs", "EPSG:0"], "error: "),
     ],

@@ -22,7 +22,8 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.options import BatchOptions
-from segearth_cli.segment import SegmentResult, segment
+from segearth_cli.results import SegmentResult
+from segearth_cli.segment import segment
 from segearth_cli.stream import load_model
 
 RESUME = BatchOptions(resume=True)

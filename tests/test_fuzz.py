@@ -19,7 +19,8 @@ from scenes import blocks, names_in, options_for, write_scene
 
 from segearth_cli.batch import segment_all
 from segearth_cli.errors import SegEarthError
-from segearth_cli.segment import SegmentResult, segment
+from segearth_cli.results import SegmentResult
+from segearth_cli.segment import segment
 
 TESTS = Path(__file__).parent
 SCENES = int(os.environ.get("SEGEARTH_FUZZ_SCENES", 60))

@@ -21,7 +21,7 @@ from segearth_cli.cli import app
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.options import BatchOptions
-from segearth_cli.segment import SegmentResult
+from segearth_cli.results import SegmentResult
 from segearth_cli.staging import PREFIX
 
 ray = pytest.importorskip("ray")

@@ -24,7 +24,8 @@ from segearth_cli.geo.remote import give_up, patiently
 from segearth_cli.options import BatchOptions
 from segearth_cli.parse import parse_shard
 from segearth_cli.prefetch import prefetched
-from segearth_cli.segment import SegmentResult, segment
+from segearth_cli.results import SegmentResult
+from segearth_cli.segment import segment
 from segearth_cli.staging import PREFIX, Staging
 
 TESTS = Path(__file__).parent

@@ -10,7 +10,7 @@ import pytest
 from scenes import blocks, options_for, write_scene
 
 from segearth_cli.batch import segment_all
-from segearth_cli.segment import SegmentResult
+from segearth_cli.results import SegmentResult
 
 SCENES = int(os.environ.get("SEGEARTH_SOAK_SCENES", "120"))  # 500 for the real thing: minutes
 SETTLED = 20
