@@ -373,9 +373,15 @@ def test_help_imports_nothing_heavy(arguments):
         (["info", "scene.tif"], "source           scene.tif"),
         (["segment", "gone.tif"], "error: cannot open gone.tif: there is no such file"),
         (["segment", "gone.tif", "--json", "-q"], '{"status": "failed", "source": "gone.tif", '),
-        (["segment", "gone.tif", "--dry-run"], "error: cannot open gone.tif: there is no such"),
+        pytest.param(
+            ["segment", "gone.tif", "--dry-run"],
+            "error: cannot open gone.tif: there is no such",
+            marks=pytest.mark.slow,
+        ),
         (["segment", "scene.tif", "--model", "nosuch"], "error: no model or folder 'nosuch'; "),
-        (["segment", "scene.tif", "--dst-crs", "EPSG:0"], "error: "),
+        pytest.param(
+            ["segment", "scene.tif", "--dst-crs", "EPSG:0"], "error: ", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_needs_no_network_does_not_wait_for_torch(scene, monkeypatch, arguments, says):

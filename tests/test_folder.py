@@ -28,6 +28,7 @@ class TestFolder:
         assert model.visual.image_mean == open_clip.OPENAI_DATASET_MEAN
         assert tokenizer(["a road"]).shape == (1, 77)
 
+    @pytest.mark.slow
     def test_loading_leaves_the_log_alone(self, tiny_folder: Path) -> None:
         code = (
             "import logging, sys; from pathlib import Path;"

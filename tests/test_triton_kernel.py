@@ -45,8 +45,10 @@ for height, width in ((6, 7), (9, 5)):
     ("radius", "sigma", "dtype", "tolerance"),
     [
         (5, 1.0, "float32", 3e-5),
-        (2, 0.05, "float32", 3e-5),  # a Gaussian so narrow that it is multiplied in
-        (3, 1.0, "float16", 3e-3),  # no bf16: the interpreter multiplies its bits as integers
+        # a Gaussian so narrow that it is multiplied in
+        pytest.param(2, 0.05, "float32", 3e-5, marks=pytest.mark.slow),
+        # no bf16: the interpreter multiplies its bits as integers
+        pytest.param(3, 1.0, "float16", 3e-3, marks=pytest.mark.slow),
     ],
 )
 def test_it_gives_what_the_products_give(radius, sigma, dtype, tolerance):
