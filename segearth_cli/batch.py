@@ -142,9 +142,9 @@ def jobs_of(
             check_outputs(read, job.options)
     # a lone scene that is none will be said without waiting for torch
     if how.engine == "local" and (len(jobs) != 1 or is_raster(jobs[0].source)):
-        from segearth_cli.device import pick_device, pick_precision
+        from segearth_cli.device import precision_here
 
-        pick_precision(options.model.precision_wanted, pick_device(options.model.device))
+        precision_here(options.model)
     if how.resume:
         jobs = [replace(job, options=replace(job.options, overwrite=True)) for job in jobs]
     return jobs
@@ -297,7 +297,7 @@ def plan_jobs(
     jobs: Sequence[Job], how: BatchOptions = DEFAULTS
 ) -> Generator[Plan | Skipped | Failure, None, None]:
     """What each scene would take; one that would fail does not stop the others."""
-    from segearth_cli.reading import check_source
+    from segearth_cli.reading import open_for_model
     from segearth_cli.resume import is_complete
 
     for job in jobs:
@@ -306,9 +306,10 @@ def plan_jobs(
             if how.resume and is_complete(job.source, job.options):
                 yield Skipped(job.source, job.options.written, time.perf_counter() - started)
                 continue
-            check_source(job.source)
-            from segearth_cli.segment import plan  # imports torch
+            with open_for_model(job.source, job.options) as scene:
+                from segearth_cli.segment import plan  # imports torch
 
-            yield plan(job.source, job.options, here=how.engine == "local")
+                planned = plan(job.source, job.options, how.engine == "local", scene)
+            yield planned
         except SegEarthError as error:
             yield Failure(job.source, error, time.perf_counter() - started)

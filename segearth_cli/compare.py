@@ -18,13 +18,13 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.labels import class_names, on_grid
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.names import listed
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED, Confusion, Scores
 
 logger = logging.getLogger(__name__)
 
 ROWS = 512  # read at once
-MOST_SHOWN = 5  # stems of files without a partner
 BEYOND = 256  # stands for a label's values that no class has and that say nothing
 RASTERS = (".tif", ".tiff", ".png", ".jp2", ".img", ".vrt")
 
@@ -109,13 +109,12 @@ def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
         ("labels", "map", by_stem.keys() - made.keys()),
     ):
         if alone:
-            shown = ", ".join([*sorted(alone)[:MOST_SHOWN], *["..."][: len(alone) > MOST_SHOWN]])
             logger.warning(
                 "%d %s without a %s of the same stem do not count: %s",
                 len(alone),
                 kind,
                 other,
-                shown,
+                listed(sorted(alone)),
             )
     return [(made[stem], by_stem[stem]) for stem in both]
 

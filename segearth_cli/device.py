@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.options import ModelOptions
 
 CPU_PASS = 4  # windows
 ACCELERATOR_PASS = 16
@@ -61,6 +62,15 @@ def pick_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "fp32"
+
+
+def precision_here(options: ModelOptions) -> str:
+    """The number format that a network with these options has on this machine.
+
+    Raises:
+        UsageError: there is no such device here, or it cannot run that precision.
+    """
+    return pick_precision(options.precision_wanted, pick_device(options.device))
 
 
 def _cpu_has_bf16() -> bool:

@@ -8,11 +8,11 @@ named by a JSON object of bands and files:
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-_MOST_IN_TITLE = 3
+_MOST_LISTED = 3
 
 
 def stack_name(files: Mapping[str, str]) -> str:
@@ -59,6 +59,10 @@ def public_name(source: str) -> str:
 
 def title_of(source: str) -> str:
     """What a scene is called where there is little room: its files without their folders."""
-    files = [Path(public_name(file)).name for file in files_named(source)]
-    more = len(files) - _MOST_IN_TITLE
-    return ", ".join(files[:_MOST_IN_TITLE]) + (f" and {more} more" if more > 0 else "")
+    return listed([Path(public_name(file)).name for file in files_named(source)])
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first ones, and how many more there are."""
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

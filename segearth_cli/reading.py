@@ -86,20 +86,11 @@ def check_options(options: SegmentOptions) -> None:
 
 
 def is_raster(source: str) -> bool:
-    """Whether there is no doubt yet that GDAL can open a scene."""
+    """Whether GDAL can open a scene; servers are not asked."""
+    if is_remote(source):
+        return True
     try:
-        check_source(source)
+        with environment(gdal_settings(source)), opened(source):
+            return True
     except SceneError:
         return False
-    return True
-
-
-def check_source(source: str) -> None:
-    """Refuse a file of this machine that GDAL cannot open.
-
-    Raises:
-        SceneError: it is none.
-    """
-    if not is_remote(source):
-        with environment(gdal_settings(source)), opened(source):
-            pass

@@ -23,7 +23,7 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
     Raises:
         SegEarthError: the source or the model is gone.
     """
-    from segearth_cli.device import pick_device, pick_precision  # imports torch
+    from segearth_cli.device import precision_here  # imports torch
 
     paths = output_paths(options)
     records = [read_record(path) if _is_whole(path) else None for path in paths]
@@ -35,7 +35,7 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
         return False
     # which bands are looked at and what sensor they are of follows from source and options
     folder = found_model(options.model.model, str(first.get("sensor")))
-    precision = pick_precision(options.model.precision_wanted, pick_device(options.model.device))
+    precision = precision_here(options.model)
     settings = settings_record(options, folder, precision, source_digest(source))
     return all(record is not None and same_settings(record, settings) for record in records)
 

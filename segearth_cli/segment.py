@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from segearth_cli.device import pick_device, pick_precision, use_threads
+from segearth_cli.device import pick_device, pick_precision, precision_here, use_threads
 from segearth_cli.geo import writer
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record
@@ -76,7 +76,7 @@ def segment(
             stack.enter_context(opened.scene)
         if load is None:
             check_options(options)
-            pick_precision(options.model.precision_wanted, pick_device(options.model.device))
+            precision_here(options.model)
         check_outputs(file_ids([source]), options)
         use_threads(options.threads)
         with stage("open"):
@@ -146,13 +146,16 @@ def warn_of_resolution(scene: Scene, model: ModelSettings) -> None:
         )
 
 
-def plan(source: str, options: SegmentOptions, here: bool = True) -> Plan:
+def plan(
+    source: str, options: SegmentOptions, here: bool = True, opened: Scene | None = None
+) -> Plan:
     """What segmenting a scene would take; reads its header and a sample, and no weights.
 
     Args:
         source, options: see `segment`.
         here: whether the network is to run on this machine; else panels and memory are those of
             a CPU.
+        opened: the scene, where somebody has opened it already; it is closed here.
 
     Raises:
         SegEarthError: what would go wrong before the first window.
@@ -166,7 +169,7 @@ def plan(source: str, options: SegmentOptions, here: bool = True) -> Plan:
         where = f"{precision} on {device}"
     else:
         device, precision, where = pick_device("cpu"), "fp32", "on a Ray cluster"
-    with open_for_model(source, options) as scene:
+    with opened or open_for_model(source, options) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
         warn_of_scene(scene, settings, options)

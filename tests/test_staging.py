@@ -84,9 +84,8 @@ def test_messages_name_the_place_and_not_the_staging_folder(tmp_path):
         assert shown(staged) == tmp_path / "map.tif"
 
 
-@pytest.mark.parametrize(
-    "name", ["lock", "lock.new"]
-)  # as it is called where nothing can be locked
+# as it is called where nothing can be locked
+@pytest.mark.parametrize("name", ["lock", "lock.new"])
 def test_of_another_machine_only_what_a_lost_process_left_goes(tmp_path, name):
     for process in (7, 8):
         (tmp_path / f"{PREFIX}{process}").mkdir()

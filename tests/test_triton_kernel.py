@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ for height, width in ((6, 7), (9, 5)):
 """
 
 
+def interpreted(code, *arguments):
+    """What a program prints whose kernels run in triton's interpreter."""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 @pytest.mark.parametrize(
     ("radius", "sigma", "dtype", "tolerance"),
     [
@@ -53,20 +67,11 @@ for height, width in ((6, 7), (9, 5)):
 )
 def test_it_gives_what_the_products_give(radius, sigma, dtype, tolerance):
     arguments = [str(radius), str(sigma), dtype, str(tolerance)]
-    run = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, *arguments],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert run.returncode == 0, run.stderr
+    interpreted(INTERPRETED, *arguments)
 
 
 KINDS = [
-    *((capability, dtype, 11, False) for capability in (80, 89, 90, 100) for dtype in DTYPES),
-    *((capability, "fp32", 11, False) for capability in (80, 89, 90, 100)),
+    *product((80, 89, 90, 100), ("fp32", *DTYPES), (11,), (False,)),
     (80, "fp32", 11, True),
     (80, "bf16", 7, False),
 ]
@@ -149,12 +154,4 @@ fused = segmenter(patch=4)
 print((image_logits(fused, image, grid, size=2) - expected).abs().max().item())
 assert all(kernels._is_fused for kernels in fused.fast_upsampler.kernels)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout) < 1e-6
+    assert float(interpreted(code, str(Path(__file__).parent))) < 1e-6

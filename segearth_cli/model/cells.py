@@ -257,7 +257,7 @@ class Cells:
         )
         image = row.image[:, :, self._left - self._grid.columns[0] :]
         own_guide = F.avg_pool2d(image, 1 << SHARED)  # of the doublings that they do alone
-        guides = [F.avg_pool2d(image, scale).movedim(0, -1).contiguous() for scale in (1, 2)]
+        guides = [part.movedim(0, -1).contiguous() for part in (image, F.avg_pool2d(image, 2))]
         bias = row.image.new_zeros(len(there), self._fast.coordinates.queries)
         for place, is_there in enumerate(there):
             if not is_there:
