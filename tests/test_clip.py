@@ -1,10 +1,15 @@
+from copy import deepcopy
+from functools import partial
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import QuickGELU, VisionTransformer
 
 from segearth_cli.errors import ModelError
-from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model import clip
+from segearth_cli.model.clip import DenseEncoder, round_weights
 
 NAMES = {
     "vanilla": "vanilla",
@@ -82,6 +87,27 @@ def test_an_image_does_not_depend_on_its_batch(reference, attention):
         alone, together = encoder(one)[0], encoder(two)[0][:1]
 
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "activation", [QuickGELU, torch.nn.GELU, partial(torch.nn.GELU, "tanh"), torch.nn.SiLU]
+)
+def test_layers_activated_in_place_or_rounded_once_give_the_same_bits(activation):
+    torch.manual_seed(0)
+    visual = VisionTransformer(56, 8, 48, 3, 4, 4.0, output_dim=24, act_layer=activation).eval()
+    rounded = deepcopy(visual)
+    round_weights(rounded, torch.bfloat16)
+    images = torch.randn(2, 3, 56, 56)
+
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        in_place = DenseEncoder(visual)(images)
+        once = DenseEncoder(rounded)(images)
+        with mock.patch.object(clip, "feed_forward", lambda mlp, tokens: mlp(tokens)):
+            expected = DenseEncoder(visual)(images)
+
+    assert rounded.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    for result in (in_place, once):
+        assert all(map(torch.equal, result, expected))
 
 
 def test_towers_without_a_class_token_are_refused():

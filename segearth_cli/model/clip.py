@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -166,6 +166,16 @@ def checked_tower(visual: nn.Module, modulated_blocks: int) -> VisionTransformer
     return visual
 
 
+def round_weights(visual: nn.Module, dtype: torch.dtype) -> None:
+    """Round a tower's layers as autocast does, once and not again in every pass."""
+    for module in visual.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+        elif isinstance(module, nn.MultiheadAttention):
+            for parameter in (module.in_proj_weight, module.in_proj_bias):
+                parameter.data = parameter.data.to(dtype)
+
+
 def resized_position_embedding(
     embedding: Tensor, trained: tuple[int, int], grid: tuple[int, int]
 ) -> Tensor:
@@ -210,7 +220,26 @@ def modulated_output(
     if not residual:
         return output
     tokens = tokens + output
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return tokens + block.ls_2(feed_forward(block.mlp, block.ln_2(tokens)))
+
+
+def feed_forward(mlp: Any, tokens: Tensor) -> Tensor:
+    """The two layers of a block, B x N x C.
+
+    Without gradients what lies between them, four times as large as the tokens, is activated in
+    place: on a CPU, fresh memory costs more than the activation.
+    """
+    hidden: Tensor = mlp.c_fc(tokens)
+    activation = mlp.gelu
+    in_place = not torch.is_grad_enabled()
+    if in_place and isinstance(activation, QuickGELU):
+        hidden *= (1.702 * hidden).sigmoid_()
+    elif in_place and isinstance(activation, nn.GELU):
+        torch.ops.aten.gelu_(hidden, approximate=activation.approximate)
+    else:
+        hidden = activation(hidden)
+    output: Tensor = mlp.c_proj(hidden)
+    return output
 
 
 def self_self_output(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segearth_cli.device import DTYPES, autocast, has_float64, pick_device, pick_precision
 from segearth_cli.errors import ModelError, UsageError
-from segearth_cli.model.clip import DenseEncoder
+from segearth_cli.model.clip import DenseEncoder, round_weights
 from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.prompts import Vocabulary, text_features
 from segearth_cli.model.upsampler import Upsampler, build_upsampler, read_upsampler_state
@@ -243,10 +243,14 @@ def build_segmenter(
 ) -> Segmenter:
     """A segmenter of a vision tower and an upsampler, which several can share, and text Q x D.
 
+    The tower's layers are rounded to the settings' precision.
+
     Raises:
         ModelError: the tower is no plain transformer, or says nothing about its images.
     """
     encoder = DenseEncoder(visual, settings.attention, settings.modulated_blocks)
+    if settings.precision in DTYPES:
+        round_weights(visual, DTYPES[settings.precision])
     segmenter = Segmenter(
         encoder,
         upsampler,
