@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from segearth_cli import report, stac
 from segearth_cli.errors import OutputError
@@ -40,9 +40,9 @@ class ClassMap:
     options: SegmentOptions
 
     @cached_property
-    def polygons(self) -> Any:
-        """The classes but the background as a GeoDataFrame."""
-        return vector.polygons(
+    def polygons(self) -> vector.Polygons:
+        """The classes but the background."""
+        return vector.Polygons(
             self.classes,
             self.confidence,
             self.legend,

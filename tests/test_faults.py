@@ -283,9 +283,9 @@ def test_ten_thousand_polygons_of_each_class_with_any_name(tmp_path, suffix):
         "%s {stem} $(id) <b>&amp;",
     )
     parts, legend = chessboard(tmp_path, names)
-    frame = vector.polygons(*parts, source="in.tif")
+    frames = vector.Polygons(*parts, source="in.tif")
     path = tmp_path / f"map{suffix}"
-    vector.write_vector(frame, path, legend, {"version": "1"})
+    vector.write_vector(frames, path, legend, {"version": "1"})
     if suffix == ".parquet":
         again = geopandas.read_parquet(path)
     else:

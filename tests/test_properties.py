@@ -1,19 +1,24 @@
 """What holds for any input: words, windows, sums, values, polygons."""
 
 import contextlib
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import shapely
 import torch
+from geopandas import GeoDataFrame
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 from scenes import options_for, write_scene
 
 from segearth_cli.errors import UsageError
-from segearth_cli.geo import sensors, vector
+from segearth_cli.geo import seams, sensors, vector
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import from_tags, to_tags
@@ -217,23 +222,44 @@ def test_any_stretch_is_understood_or_one_line(text):
 # --- polygons ----------------------------------------------------------------------------------
 
 
-@given(
-    arrays(np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(0, 4))
+class_rasters = arrays(
+    np.uint8,
+    st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    elements=st.sampled_from([0, 1, 2, 3, 255]),
 )
-def test_polygons_are_valid_apart_and_as_large_as_their_pixels(tmp_path_factory, values):
-    values = np.where(values == 4, 255, values).astype(np.uint8)
-    folder = tmp_path_factory.mktemp("polygons")
+
+
+def polygons_of(folder: Path, values: NDArray[np.uint8], simplify_m: float = 0.0) -> GeoDataFrame:
     transform = rasterio.Affine(2, 0, 500_000, 0, -2, 5_400_000)
     grid = Grid(values.shape[1], values.shape[0], transform, rasterio.CRS.from_epsg(32633))
-    for name, array in (("classes", values), ("confidence", np.full_like(values, 50))):
+    percents = (np.arange(values.size) % 101).astype(np.uint8).reshape(values.shape)
+    for name, array in (("classes", values), ("confidence", percents)):
         write_scene(folder / f"{name}.tif", array[None], nodata=255)
     legend = Legend(tuple(range(4)), ("background", "a", "b", "c"), ((0, 0, 0),) * 4)
     paths = (folder / "classes.tif", folder / "confidence.tif")
-    for simplify in (0.0, 3.0):
-        frame = vector.polygons(*paths, legend, grid, source="x", simplify_m=simplify)
-        assert frame.geometry.is_valid.all()
-        if not simplify:
-            for value in (1, 2, 3):
-                area = frame.geometry[frame.class_id == value].area.sum()
-                assert area == pytest.approx(4 * (values == value).sum())
-            assert shapely.union_all(frame.geometry).area == pytest.approx(frame.area.sum())
+    return pd.concat(vector.Polygons(*paths, legend, grid, source="x", simplify_m=simplify_m))
+
+
+@given(class_rasters)
+def test_polygons_are_valid_apart_and_as_large_as_their_pixels(tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("polygons")
+    assert polygons_of(folder, values, simplify_m=3).geometry.is_valid.all()
+    frame = polygons_of(folder, values)
+    assert frame.geometry.is_valid.all()
+    for value in (1, 2, 3):
+        area = frame.geometry[frame.class_id == value].area.sum()
+        assert area == pytest.approx(4 * (values == value).sum())
+    assert shapely.union_all(frame.geometry).area == pytest.approx(frame.area.sum())
+
+
+@given(class_rasters, st.integers(1, 5))
+def test_polygons_traced_in_strips_are_those_traced_at_once(tmp_path_factory, values, rows):
+    folder = tmp_path_factory.mktemp("strips")
+    whole = polygons_of(folder, values)
+    with mock.patch.object(seams, "STRIP", rows * values.shape[1]):
+        strips = polygons_of(folder, values)
+    one, other = (
+        sorted(zip(f.geometry.normalize().to_wkb(), f.class_id, f.confidence, strict=True))
+        for f in (whole, strips)
+    )
+    assert one == other

@@ -5,12 +5,14 @@ import json
 import resource
 import sqlite3
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pyogrio
 import pytest
 import rasterio
@@ -22,11 +24,11 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from segearth_cli.errors import OutputError, UsageError
-from segearth_cli.geo import outlines
+from segearth_cli.geo import seams
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.vector import (
-    polygons,
+    Polygons,
     require_vector_support,
     write_features,
     write_vector,
@@ -78,7 +80,7 @@ def make(
     if confidence is None:
         confidence = np.full(classes.shape, 80)
     classes = classes.astype(legend.dtype)
-    return polygons(
+    frames = Polygons(
         write_raster(folder / "classes.tif", classes, grid, legend.nodata),
         write_raster(folder / "confidence.tif", confidence.astype(np.uint8), grid, 255),
         legend,
@@ -86,6 +88,17 @@ def make(
         source="scene.tif",
         simplify_m=simplify_m,
     )
+    return pd.concat(frames, ignore_index=True)
+
+
+def assert_same_polygons(
+    one: geopandas.GeoDataFrame, other: geopandas.GeoDataFrame, columns: list[str]
+) -> None:
+    rows = [
+        sorted(zip(frame.geometry.normalize().to_wkb(), *(frame[c] for c in columns), strict=True))
+        for frame in (one, other)
+    ]
+    assert rows[0] == rows[1]
 
 
 def read(path: Path) -> geopandas.GeoDataFrame:
@@ -129,13 +142,34 @@ def test_confidence_is_the_mean_of_the_regions_own_pixels(tmp_path):
         assert value == pytest.approx(mean, abs=0.0005001, nan_ok=True)
 
 
-def test_confidence_does_not_depend_on_the_strips_it_is_read_in(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 2, 7, 50])
+def test_polygons_do_not_depend_on_the_strips_they_are_traced_in(tmp_path, monkeypatch, rows):
     classes = blobs(120, 40)
     confidence = np.random.default_rng(1).integers(0, 101, classes.shape)
+    columns = ["class_id", "area_m2", "confidence"]
     whole = make(tmp_path, classes, confidence=confidence)
-    monkeypatch.setattr(outlines, "_BLOCK", 300)
+    monkeypatch.setattr(seams, "STRIP", 40 * rows)
     strips = make(tmp_path, classes, confidence=confidence)
-    assert whole.confidence.tolist() == strips.confidence.tolist()
+    assert_same_polygons(whole, strips, columns)
+    simple = make(tmp_path, classes, confidence=confidence, simplify_m=3)
+    assert shapely.coverage_is_valid(simple.geometry.to_numpy())
+
+
+def test_memory_for_polygons_does_not_grow_with_the_height(tmp_path, monkeypatch):
+    monkeypatch.setattr(seams, "STRIP", 60 * 50)
+    peaks = []
+    for height in (600, 2400):
+        classes = np.tile(blobs(300, 60), (height // 300, 1)).astype(np.uint8)
+        grid = utm_grid(classes.shape)
+        paths = [write_raster(tmp_path / name, classes, grid, 255) for name in ("a.tif", "b.tif")]
+        frames = Polygons(*paths, LEGEND, grid, source="scene.tif")
+        write_vector(frames, tmp_path / "warm.gpkg", LEGEND)
+        tracemalloc.start()
+        write_vector(frames, tmp_path / f"{height}.gpkg", LEGEND)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(read(tmp_path / "2400.gpkg")) > 3.9 * len(read(tmp_path / "600.gpkg")) > 1000
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_a_scene_without_any_polygon_gives_an_empty_frame(tmp_path):
@@ -251,7 +285,7 @@ def test_simplifying_without_a_crs_counts_in_pixels_and_says_so(tmp_path, caplog
 @pytest.mark.parametrize("empty", [False, True])
 def test_every_format_can_be_read_back(tmp_path, suffix, empty):
     frame = make(tmp_path, np.zeros((3, 3)) if empty else RING)
-    files = write_vector(frame, tmp_path / f"a map{suffix}", LEGEND)
+    files = write_vector([frame], tmp_path / f"a map{suffix}", LEGEND)
     assert files[0] == tmp_path / f"a map{suffix}"
     assert sorted(tmp_path.glob("a map*")) == sorted(files)
     if suffix == ".geojsonl" and empty:
@@ -276,7 +310,7 @@ def test_every_format_takes_polygons_without_a_crs_and_warns(tmp_path, suffix, c
     frame = make(tmp_path, RING, Grid(5, 4, Affine.identity()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = write_vector(frame, tmp_path / f"map{suffix}", LEGEND)[0]
+        path = write_vector([frame], tmp_path / f"map{suffix}", LEGEND)[0]
     assert "map" + suffix + " has no coordinate system" in caplog.text
     back = read(path)
     assert back.total_bounds.tolist() == [0, -4, 5, 0]
@@ -285,7 +319,7 @@ def test_every_format_takes_polygons_without_a_crs_and_warns(tmp_path, suffix, c
 
 def test_geojson_is_what_rfc_7946_says(tmp_path):
     frame = make(tmp_path, RING)
-    path = write_vector(frame, tmp_path / "map.geojson", LEGEND)[0]
+    path = write_vector([frame], tmp_path / "map.geojson", LEGEND)[0]
     collection = json.loads(path.read_text(encoding="utf-8"))
     assert "crs" not in collection
     for feature in collection["features"]:
@@ -300,10 +334,10 @@ def test_geojson_is_what_rfc_7946_says(tmp_path):
 def test_feature_lines_are_the_features_of_the_geojson(tmp_path):
     frame = make(tmp_path, RING, Grid(5, 4, Affine.identity()))
     collection = json.loads(
-        write_vector(frame, tmp_path / "map.geojson", LEGEND)[0].read_text(encoding="utf-8")
+        write_vector([frame], tmp_path / "map.geojson", LEGEND)[0].read_text(encoding="utf-8")
     )
     stream = io.StringIO()
-    write_features(frame, stream)
+    write_features([frame], stream)
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == collection["features"]
     assert collection["features"][0]["properties"]["area_m2"] is None
 
@@ -313,7 +347,7 @@ def test_names_survive_quotes_emoji_and_sql(tmp_path):
     legend = Legend((0, 1, 2, 3), names, COLOURS)
     frame = make(tmp_path, np.array([[1, 2, 3]]), legend=legend)
     for suffix in FORMATS:
-        path = write_vector(frame, tmp_path / f"map{suffix}", legend)[0]
+        path = write_vector([frame], tmp_path / f"map{suffix}", legend)[0]
         assert sorted(read(path).class_name) == sorted(names[1:])
     assert style_of(tmp_path / "map.gpkg")[0] == dict(zip(names[1:], COLOURS[1:], strict=True))
 
@@ -345,7 +379,7 @@ def style_of(path: Path) -> tuple[dict[str, tuple[int, ...]], sqlite3.Row]:
 
 
 def test_a_geopackage_opens_in_qgis_with_the_legends_colours(tmp_path):
-    path = write_vector(make(tmp_path, RING), tmp_path / "map.gpkg", LEGEND)[0]
+    path = write_vector([make(tmp_path, RING)], tmp_path / "map.gpkg", LEGEND)[0]
     colours, row = style_of(path)
     assert colours == dict(zip(NAMES[1:], COLOURS[1:], strict=True))
     assert row["update_time"]
@@ -364,7 +398,7 @@ def test_a_geopackage_opens_in_qgis_with_the_legends_colours(tmp_path):
 
 @pytest.mark.parametrize("stem", ["a.b (1) ü", "layer_styles", "gpkg_contents", "x'y\"z|w"])
 def test_any_file_name_makes_a_geopackage_with_its_style(tmp_path, stem):
-    path = write_vector(make(tmp_path, RING), tmp_path / f"{stem}.gpkg", LEGEND)[0]
+    path = write_vector([make(tmp_path, RING)], tmp_path / f"{stem}.gpkg", LEGEND)[0]
     assert len(pyogrio.read_dataframe(path, layer=0)) == 3
     assert style_of(path)[0]["water"] == COLOURS[3]
 
@@ -372,8 +406,8 @@ def test_any_file_name_makes_a_geopackage_with_its_style(tmp_path, stem):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_file_that_exists_is_replaced(tmp_path, suffix):
     path = tmp_path / f"map{suffix}"
-    write_vector(make(tmp_path, blobs(30, 30)), path, LEGEND)
-    write_vector(make(tmp_path, RING), path, LEGEND)
+    write_vector([make(tmp_path, blobs(30, 30))], path, LEGEND)
+    write_vector([make(tmp_path, RING)], path, LEGEND)
     assert len(read(path)) == 3
 
 
@@ -386,13 +420,13 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path, suffix):
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
         with pytest.raises(OutputError) as caught:
-            write_vector(frame, out / f"map{suffix}", LEGEND)
+            write_vector([frame], out / f"map{suffix}", LEGEND)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert list(out.iterdir()) == []
     with pytest.raises(OutputError, match="check that the folder exists"):
-        write_vector(frame, tmp_path / "missing" / f"map{suffix}", LEGEND)
+        write_vector([frame], tmp_path / "missing" / f"map{suffix}", LEGEND)
 
 
 @pytest.mark.parametrize(
@@ -405,10 +439,10 @@ def test_local_and_geocentric_systems_are_refused_for_geojson_only(tmp_path, crs
     for suffix in FORMATS:
         if "json" in suffix:
             with pytest.raises(OutputError, match=r"write \.gpkg instead"):
-                write_vector(frame, tmp_path / f"map{suffix}", LEGEND)
+                write_vector([frame], tmp_path / f"map{suffix}", LEGEND)
             assert not (tmp_path / f"map{suffix}").exists()
         else:
-            assert len(read(write_vector(frame, tmp_path / f"map{suffix}", LEGEND)[0])) == 3
+            assert len(read(write_vector([frame], tmp_path / f"map{suffix}", LEGEND)[0])) == 3
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
@@ -417,5 +451,5 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"pip install 'segearth-cli\[parquet\]'"):
         require_vector_support("map.parquet")
     with pytest.raises(UsageError):
-        write_vector(frame, tmp_path / "map.parquet", LEGEND)
+        write_vector([frame], tmp_path / "map.parquet", LEGEND)
     require_vector_support("map.gpkg")

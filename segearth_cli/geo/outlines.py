@@ -1,40 +1,38 @@
 """Regions of a class raster as rings in pixel coordinates: tracing, confidence, simplification."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import shapely
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import shapes
 from shapely import GeometryType
 
-_BLOCK = 1 << 22  # pixels held at a time
+_POINTS = 1 << 18  # held as Python's numbers
 
 
 @dataclass(frozen=True)
 class Rings:
     """Polygons as flat arrays in pixel coordinates (x right, y down, corners are whole numbers).
 
-    ``xy`` [points, 2] float64; polygon i owns rings ``polygon_offsets[i]:polygon_offsets[i + 1]``,
-    its shell first; ring j owns points ``ring_offsets[j]:ring_offsets[j + 1]``, the first repeated
-    at the end.
+    ``xy`` [points, 2] int64, or float64 once they are simplified or placed; polygon i owns rings
+    ``polygon_offsets[i]:polygon_offsets[i + 1]``, its shell first; ring j owns points
+    ``ring_offsets[j]:ring_offsets[j + 1]``, the first repeated at the end. As traced, the polygon
+    lies on one side of all its rings: `signed_areas` of shells are negative, of holes positive.
     """
 
     values: NDArray[np.int32]
-    xy: NDArray[np.float64]
+    xy: NDArray[Any]
     ring_offsets: NDArray[np.int64]
     polygon_offsets: NDArray[np.int64]
 
     def geometry(self) -> NDArray[Any]:
         """Return shapely polygons [polygons]."""
         offsets = (self.ring_offsets, self.polygon_offsets)
-        return np.asarray(shapely.from_ragged_array(GeometryType.POLYGON, self.xy, offsets))
+        xy = self.xy.astype(np.float64)
+        return np.asarray(shapely.from_ragged_array(GeometryType.POLYGON, xy, offsets))
 
     def per_polygon(self, per_ring: NDArray[Any]) -> NDArray[Any]:
         """Return shell minus holes [polygons] of a quantity of every ring [rings]."""
@@ -42,48 +40,139 @@ class Rings:
         signed[self.polygon_offsets[:-1]] *= -1
         return _sums(signed, self.polygon_offsets)
 
+    def take(self, polygons: NDArray[np.int64]) -> "Rings":
+        """Return some of the polygons."""
+        rings, polygon_offsets = runs(self.polygon_offsets, polygons)
+        points, ring_offsets = runs(self.ring_offsets, rings)
+        return Rings(self.values[polygons], self.xy[points], ring_offsets, polygon_offsets)
 
-def trace(path: str | Path, nodata: int) -> Rings:
-    """Return the 4-connected regions of a class raster's values other than 0 and nodata."""
-    values: list[int] = []
-    ring_counts: list[int] = []
-    point_counts: list[int] = []
-    blocks: list[NDArray[np.float64]] = []
-    points: list[tuple[float, float]] = []
-    with _open(path) as dataset:
-        to_pixels = ~dataset.transform
-        band = rasterio.band(dataset, 1)
-        mask = band if band.dtype == "uint8" else None  # the classes mask themselves: 0 is left out
-        for geometry, value in shapes(band, mask=mask, connectivity=4):
-            if value in (0, nodata):
-                continue
-            values.append(int(value))
-            ring_counts.append(len(geometry["coordinates"]))
-            for ring in geometry["coordinates"]:
-                point_counts.append(len(ring))
-                points.extend(ring)
-            if len(points) > _BLOCK // 16:
-                blocks.append(np.array(points, np.float64))
-                points = []
-    blocks.append(np.array(points, np.float64).reshape(-1, 2))
-    xs, ys = np.concatenate(blocks).T  # GDAL applies the raster's own transform: undo it
-    columns = to_pixels.a * xs + to_pixels.b * ys + to_pixels.c
-    rows = to_pixels.d * xs + to_pixels.e * ys + to_pixels.f
-    return Rings(
-        np.array(values, np.int32),
-        np.rint(np.column_stack([columns, rows])),
-        _offsets(point_counts),
-        _offsets(ring_counts),
+    def edges(self) -> NDArray[np.bool_]:
+        """Return which points [points - 1] an edge leads from: all but the last one of a ring."""
+        leads = np.ones(max(len(self.xy) - 1, 0), bool)
+        leads[self.ring_offsets[1:-1] - 1] = False
+        return leads
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of a class raster, and what the confidence raster says of their pixels.
+
+    ``sums`` [2, polygons] int64: of the percents, and how many pixels have one.
+    """
+
+    rings: Rings
+    sums: NDArray[np.int64]
+
+    def take(self, polygons: NDArray[np.int64]) -> "Regions":
+        """Return some of them."""
+        return Regions(self.rings.take(polygons), self.sums[:, polygons])
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Mean of the percents inside every polygon, 0 to 1, 3 decimals; NaN where none is."""
+        percents, pixels = self.sums
+        mean = np.divide(percents, pixels, out=np.full(len(pixels), np.nan), where=pixels > 0)
+        return np.asarray(np.round(mean / 100, 3))
+
+
+def together(parts: Sequence[Regions]) -> Regions:
+    """Return the regions of all parts, of which there is at least one."""
+    rings = [part.rings for part in parts]
+    return Regions(
+        Rings(
+            np.concatenate([part.values for part in rings]),
+            np.concatenate([part.xy for part in rings]),
+            offsets_of(np.concatenate([np.diff(part.ring_offsets) for part in rings])),
+            offsets_of(np.concatenate([np.diff(part.polygon_offsets) for part in rings])),
+        ),
+        np.concatenate([part.sums for part in parts], axis=1),
     )
 
 
-def _open(path: str | Path) -> Any:
-    with warnings.catch_warnings():  # scenes without georeferencing were warned of already
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+def runs(
+    offsets: NDArray[np.int64], chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places in the chosen runs ``offsets[i]:offsets[i + 1]``, and their own offsets."""
+    counts = np.diff(offsets)[chosen]
+    return ranges(offsets[chosen], counts), offsets_of(counts)
 
 
-def _offsets(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return so many whole numbers from each start on, one range after the other."""
+    offsets = offsets_of(counts)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
+
+
+def regions_of(
+    classes: NDArray[Any],
+    nodata: int,
+    percents: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    top: int = 0,
+) -> Regions:
+    """Return the 4-connected regions of values other than 0 and nodata in rows from ``top`` on.
+
+    ``percents`` are the confidence of the same pixels, where they are ``valid``.
+    """
+    rings = trace(classes, nodata)
+    sums = confidence_sums(rings, percents, valid)
+    return Regions(replace(rings, xy=rings.xy + np.array([0, top])), sums)
+
+
+def trace(classes: NDArray[Any], nodata: int) -> Rings:
+    """Return the 4-connected regions of values other than 0 and nodata."""
+    values: list[int] = []
+    ring_counts: list[int] = []
+    point_counts: list[int] = []
+    blocks: list[NDArray[np.int64]] = []
+    points: list[tuple[float, float]] = []
+    for geometry, value in shapes(classes, (classes != 0) & (classes != nodata), connectivity=4):
+        values.append(int(value))
+        ring_counts.append(len(geometry["coordinates"]))
+        for ring in geometry["coordinates"]:
+            point_counts.append(len(ring))
+            points.extend(ring)
+        if len(points) > _POINTS:
+            blocks.append(np.array(points, np.int64))
+            points = []
+    blocks.append(np.array(points, np.int64).reshape(-1, 2))
+    rings = Rings(
+        np.array(values, np.int32),
+        np.concatenate(blocks),
+        offsets_of(point_counts),
+        offsets_of(ring_counts),
+    )
+    return _directed(rings)
+
+
+def _directed(rings: Rings) -> Rings:
+    """Turn round the rings that run the other way than `Rings` promises: GDAL promises nothing."""
+    is_shell = np.zeros(len(rings.ring_offsets) - 1, bool)
+    is_shell[rings.polygon_offsets[:-1]] = True
+    wrong = (signed_areas(rings.xy, rings.ring_offsets) < 0) != is_shell
+    if not wrong.any():
+        return rings
+    counts = np.diff(rings.ring_offsets)
+    first, last = (np.repeat(ends, counts) for ends in _ends(rings.ring_offsets))
+    place = np.arange(len(rings.xy))
+    place = np.where(np.repeat(wrong, counts), first + last - place, place)
+    return replace(rings, xy=rings.xy[place])
+
+
+def _ends(offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return offsets[:-1], offsets[1:] - 1
+
+
+def signed_areas(xy: NDArray[Any], ring_offsets: NDArray[np.int64]) -> NDArray[Any]:
+    """Return twice the area of each closed ring, positive where it runs from x to y."""
+    x, y = xy.T
+    crosses = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0)
+    crosses[ring_offsets[1:] - 1] = 0  # from one ring's end to the next one's start
+    return _sums(crosses, ring_offsets)
+
+
+def offsets_of(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where runs of so many begin, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
 
 
@@ -92,51 +181,25 @@ def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[Any]:
     return np.asarray(np.add.reduceat(values, offsets[:-1]))
 
 
-def mean_confidence(rings: Rings, path: str | Path) -> NDArray[np.float64]:
-    """Return the mean of the percents inside every polygon, 0 to 1, 3 decimals.
-
-    By Green's theorem a region's sum needs the raster's integral image at its vertices only: each
-    vertical edge adds what lies left of it. Pixels that are the raster's nodata do not count.
-    """
-    columns, rows = rings.xy.astype(np.int64).T
-    vertical = columns[:-1] == columns[1:]
-    vertical[rings.ring_offsets[1:-1] - 1] = False  # from one ring's end to the next one's start
-    totals = []
-    for integral in _integrals(columns, rows, path):  # of the percents, of the valid pixels
-        steps = np.where(vertical, np.diff(integral), 0)
-        totals.append(rings.per_polygon(_sums(np.append(steps, 0), rings.ring_offsets)))
-    percents, pixels = totals
-    mean = np.divide(percents, pixels, out=np.full(len(pixels), np.nan), where=pixels > 0)
-    return np.asarray(np.round(mean / 100, 3))
-
-
-def _integrals(
-    columns: NDArray[np.int64], rows: NDArray[np.int64], path: str | Path
+def confidence_sums(
+    rings: Rings, percents: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Return percents and valid pixels [2, points] summed above and left of every point."""
-    result = np.zeros((2, len(rows)), np.int64)
-    by_row = np.argsort(rows, kind="stable")
-    sorted_rows = rows[by_row]
-    with _open(path) as dataset:
-        width, height = dataset.width, dataset.height
-        step = max(1, _BLOCK // (width + 1))
-        above = np.zeros((2, width + 1), np.int64)
-        for row_off in range(0, height, step):
-            count = min(step, height - row_off)
-            values = dataset.read(1, window=((row_off, row_off + count), (0, width)))
-            valid = np.ones(values.shape, bool)
-            if dataset.nodata is not None:
-                valid = values != dataset.nodata
-            start, stop = np.searchsorted(sorted_rows, [row_off + 1, row_off + count + 1])
-            here = by_row[start:stop]
-            for k, layer in enumerate((np.where(valid, values, 0), valid)):
-                sums = np.zeros((count + 1, width + 1), np.int64)
-                np.cumsum(layer, axis=1, out=sums[1:, 1:])
-                sums[0] = above[k]
-                np.cumsum(sums, axis=0, out=sums)
-                result[k, here] = sums[rows[here] - row_off, columns[here]]
-                above[k] = sums[-1]
-    return result
+    """Return `Regions.sums` of regions traced in an image as large as this one of percents.
+
+    By Green's theorem a region's sum needs the integral image at its vertices only: each vertical
+    edge adds what lies left of it.
+    """
+    columns, rows = rings.xy.T
+    vertical = rings.edges() & (columns[:-1] == columns[1:])
+    height, width = percents.shape
+    integral = np.zeros((height + 1, width + 1), np.int32 if percents.size < 1 << 24 else np.int64)
+    sums = []
+    for layer in (np.where(valid, percents, 0), valid):
+        np.cumsum(layer, axis=1, out=integral[1:, 1:])
+        np.cumsum(integral, axis=0, out=integral)
+        steps = np.where(vertical, np.diff(integral[rows, columns].astype(np.int64)), 0)
+        sums.append(rings.per_polygon(_sums(np.append(steps, 0), rings.ring_offsets)))
+    return np.array(sums)
 
 
 def simplified(rings: Rings, tolerance: float) -> Rings:
@@ -161,7 +224,7 @@ def noded(rings: Rings) -> Rings:
 
     GDAL leaves a vertex out where a straight border merely passes the meeting of two others.
     """
-    xy = rings.xy.astype(np.int64)
+    xy = rings.xy
     span = int(xy.max(initial=0)) + 1
     found_at, found = [], []
     for along, across in ((0, 1), (1, 0)):  # horizontal edges, then vertical ones
@@ -170,18 +233,17 @@ def noded(rings: Rings) -> Rings:
         nodes = nodes[np.diff(nodes, prepend=-1) > 0]
         start, stop = keys[:-1], keys[1:]
         edge = (xy[:-1, across] == xy[1:, across]) & (np.abs(stop - start) > 1)
-        edge[rings.ring_offsets[1:-1] - 1] = False
-        edges = np.flatnonzero(edge)
+        edges = np.flatnonzero(edge & rings.edges())
         start, stop = start[edges], stop[edges]
         first = np.searchsorted(nodes, np.minimum(start, stop), "right")
         last = np.searchsorted(nodes, np.maximum(start, stop), "left")
         count = last - first
-        within = np.arange(count.sum()) - np.repeat(_offsets(count)[:-1], count)
+        within = np.arange(count.sum()) - np.repeat(offsets_of(count)[:-1], count)
         forward = np.repeat(stop > start, count)
         hits = np.where(
             forward, np.repeat(first, count) + within, np.repeat(last, count) - 1 - within
         )
-        points = np.empty((len(hits), 2), np.float64)
+        points = np.empty((len(hits), 2), np.int64)
         points[:, across], points[:, along] = np.divmod(nodes[hits], span)
         found.append(points)
         found_at.append(np.repeat(edges + 1, count))

@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -33,58 +33,103 @@ from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.failures import DISK_FULL, disk_is_full
 from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, unit_of
 from segearth_cli.geo.legend import Legend
-from segearth_cli.geo.outlines import Rings, mean_confidence, noded, simplified, trace
+from segearth_cli.geo.outlines import Regions, Rings, noded, simplified, together
 from segearth_cli.geo.recorded import KEY, Record, to_json, to_tags
+from segearth_cli.geo.seams import whole_regions
 from segearth_cli.geo.style import save_default_style
 from segearth_cli.staging import companions, files_of, record_beside, shown
 
 logger = logging.getLogger(__name__)
 
+Frames = Iterable[geopandas.GeoDataFrame]  # polygons, some at a time, as `Polygons` yields them
+
 _DECIMALS = 7  # of a degree: RFC 7946's advice, a centimetre
 _PROBE = 4096  # bytes: one block of a disk
-_FEATURES = 10_000  # written at a time
 
 
-def polygons(
-    classes_path: str | Path,
-    confidence_path: str | Path,
-    legend: Legend,
-    grid: Grid,
-    *,
-    source: str,
-    simplify_m: float = 0.0,
-) -> geopandas.GeoDataFrame:
-    """Return the connected regions (4 neighbours) of every class but 0 and nodata as polygons.
+class Polygons:
+    """The connected regions (4 neighbours) of every class but 0 and nodata, as often as asked for.
 
-    Columns: ``class_id``, ``class_name``, ``area_m2`` (of the polygon as returned: geodesic where
-    the CRS is geographic or stretches lengths by over 1 %, planar elsewhere, NaN without a CRS),
+    Iterating yields one GeoDataFrame or more, a strip's worth of regions each, whose columns are
+    ``class_id``, ``class_name``, ``area_m2`` (of the polygon as returned: geodesic where the CRS is
+    geographic or stretches lengths by over 1 %, planar elsewhere, NaN without a CRS),
     ``confidence`` (mean over the region's pixels, 0 to 1), ``source``, ``geometry`` in the grid's
     CRS. Without georeferencing x is the column and y minus the row, as QGIS shows such a raster.
 
-    ``confidence_path`` holds percents. ``simplify_m`` removes, smallest first, vertices whose
-    triangle with their neighbours is smaller than its square (Visvalingam-Whyatt); borders between
-    polygons stay shared. Without a CRS it is taken as pixels.
+    Args:
+        classes_path: class raster.
+        confidence_path: percents.
+        legend: of the class raster.
+        grid: where its pixels lie.
+        source: what the column of that name says.
+        simplify_m: removes, smallest first, vertices whose triangle with their neighbours is
+            smaller than its square (Visvalingam-Whyatt); borders between polygons stay shared.
+            Without a CRS it is taken as pixels. Takes all regions at once, as GCPs do.
     """
-    rings = trace(classes_path, legend.nodata)
-    confidence = mean_confidence(rings, confidence_path)
-    if simplify_m > 0 and len(rings.values):
-        rings = simplified(rings, _tolerance_pixels(grid, simplify_m))
-    elif grid.gcps:
-        rings = noded(rings)  # straight pixel edges bend: meeting borders must bend alike
-    rings = replace(rings, xy=_ground(rings.xy, grid))
-    crs = None if grid.crs is None else CRS.from_user_input(grid.crs)
-    names = dict(zip(legend.values, legend.names, strict=True))
-    return geopandas.GeoDataFrame(
-        {
-            "class_id": rings.values,
-            "class_name": pd.array([names[v] for v in rings.values.tolist()], dtype="string"),
-            "area_m2": _areas_m2(rings, grid, crs),
-            "confidence": confidence,
-            "source": pd.array([source] * len(rings.values), dtype="string"),
-        },
-        geometry=rings.geometry(),
-        crs=crs,
-    )
+
+    def __init__(
+        self,
+        classes_path: str | Path,
+        confidence_path: str | Path,
+        legend: Legend,
+        grid: Grid,
+        *,
+        source: str,
+        simplify_m: float = 0.0,
+    ) -> None:
+        self._paths = (classes_path, confidence_path)
+        self._legend = legend
+        self._grid = grid
+        self._source = source
+        self._simplify_m = simplify_m
+        self._only: geopandas.GeoDataFrame | None = None  # where there is but one
+
+    def __iter__(self) -> Iterator[geopandas.GeoDataFrame]:
+        """Trace the raster, unless one frame held everything the last time."""
+        if self._only is not None:
+            yield self._only
+            return
+        count = 0
+        for regions in self._regions():
+            frame = self._frame(regions)
+            count += 1
+            yield frame
+        if count == 1:
+            self._only = frame
+
+    def _regions(self) -> Iterator[Regions]:
+        """Yield the regions as they will be drawn, in pixel coordinates: at least once."""
+        found = whole_regions(*self._paths, self._legend.nodata)
+        if not self._simplify_m and not self._grid.gcps:
+            first = next(found)
+            yield first
+            yield from (regions for regions in found if len(regions.rings.values))
+            return
+        regions = together(list(found))
+        if not len(regions.rings.values):
+            yield regions
+        elif self._simplify_m:
+            tolerance = _tolerance_pixels(self._grid, self._simplify_m)
+            yield replace(regions, rings=simplified(regions.rings, tolerance))
+        else:  # straight pixel edges bend: meeting borders must bend alike
+            yield replace(regions, rings=noded(regions.rings))
+
+    def _frame(self, regions: Regions) -> geopandas.GeoDataFrame:
+        crs = None if self._grid.crs is None else CRS.from_user_input(self._grid.crs)
+        names = dict(zip(self._legend.values, self._legend.names, strict=True))
+        rings = replace(regions.rings, xy=_ground(regions.rings.xy, self._grid))
+        values = rings.values.tolist()
+        return geopandas.GeoDataFrame(
+            {
+                "class_id": rings.values,
+                "class_name": pd.array([names[value] for value in values], dtype="string"),
+                "area_m2": _areas_m2(rings, self._grid, crs),
+                "confidence": regions.confidence,
+                "source": pd.array([self._source] * len(values), dtype="string"),
+            },
+            geometry=rings.geometry(),
+            crs=crs,
+        )
 
 
 def _tolerance_pixels(grid: Grid, simplify_m: float) -> float:
@@ -134,12 +179,12 @@ def require_vector_support(destination: str | Path) -> None:
 
 
 def write_vector(
-    frame: geopandas.GeoDataFrame,
+    frames: Frames,
     destination: str | Path,
     legend: Legend,
     record: Record | None = None,
 ) -> list[Path]:
-    """Write `polygons` in the format of the destination's suffix; return the files made.
+    """Write `Polygons` in the format of the destination's suffix; return the files made.
 
     Files of the same name are replaced. The layer is named after the file. A GeoPackage gets the
     legend's colours as QGIS style. All carry the record, some in a file beside them.
@@ -147,11 +192,10 @@ def write_vector(
     """
     path = Path(destination)
     require_vector_support(path)
-    _warn_of_pixels(frame, path.name)
     layer = _Layer(_layer_name(path.stem), legend, record or {})
     try:
         _remove(path)
-        _WRITERS[path.suffix.lower()](frame, path, layer)
+        _WRITERS[path.suffix.lower()](_warned(frames, path.name), path, layer)
     except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
         reason = _reason(error, path)
         _remove(path)
@@ -162,23 +206,21 @@ def write_vector(
     return files_of(path)
 
 
-def write_features(frame: geopandas.GeoDataFrame, stream: TextIO) -> None:
+def write_features(frames: Frames, stream: TextIO) -> None:
     """Write one GeoJSON feature per line (no record separators), as `write_vector` would.
 
     OSError of the stream passes through, so that a closed pipe can be told from a full disk.
     """
-    _warn_of_pixels(frame, "the output")
-    for feature in _features(frame):
+    for feature in _features(_warned(frames, "the output")):
         stream.write(feature + "\n")
 
 
-def _features(frame: geopandas.GeoDataFrame) -> Iterator[str]:
+def _features(frames: Frames) -> Iterator[str]:
     """Yield GeoJSON texts as RFC 7946 has them: WGS 84, right-handed rings, 7 decimals."""
-    columns = [name for name in frame.columns if name != frame.geometry.name]
-    for start in range(0, len(frame), _FEATURES):
-        part = frame.iloc[start : start + _FEATURES]
-        rows = zip(*(part[name].tolist() for name in columns), strict=True)
-        geometries = shapely.to_geojson(_lon_lat(part.geometry))
+    for frame in frames:
+        columns = [name for name in frame.columns if name != frame.geometry.name]
+        rows = zip(*(frame[name].tolist() for name in columns), strict=True)
+        geometries = shapely.to_geojson(_lon_lat(frame.geometry))
         for row, geometry in zip(rows, geometries, strict=True):
             values = [None if value != value else value for value in row]  # NaN
             properties = dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False)
@@ -213,23 +255,23 @@ class _Layer:
     record: Record
 
 
-def _write_geojson(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
+def _write_geojson(frames: Frames, path: Path, layer: _Layer) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         about = f'"{KEY}":{to_json(layer.record)},' if layer.record else ""
         stream.write(f'{{"type":"FeatureCollection",{about}"features":[')
-        for index, feature in enumerate(_features(frame)):
+        for index, feature in enumerate(_features(frames)):
             stream.write((",\n" if index else "\n") + feature)
         stream.write("\n]}\n")
 
 
-def _write_geojsonl(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
+def _write_geojsonl(frames: Frames, path: Path, layer: _Layer) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(feature + "\n" for feature in _features(frame))
+        stream.writelines(feature + "\n" for feature in _features(frames))
     _write_beside(path, layer.record)
 
 
-def _write_parquet(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
-    frame.to_parquet(path, index=False, compression="zstd")
+def _write_parquet(frames: Frames, path: Path, layer: _Layer) -> None:
+    _whole(frames).to_parquet(path, index=False, compression="zstd")
     if layer.record:  # geopandas passes no metadata on
         from pyarrow import parquet
 
@@ -238,43 +280,49 @@ def _write_parquet(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> 
         parquet.write_table(whole.replace_schema_metadata(metadata), path, compression="zstd")
 
 
-def _write_gpkg(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
-    _write_ogr(frame, path, layer.name, "GPKG", layer_metadata=to_tags(layer.record) or None)
+def _write_gpkg(frames: Frames, path: Path, layer: _Layer) -> None:
+    _write_ogr(frames, path, layer.name, "GPKG", layer_metadata=to_tags(layer.record) or None)
     save_default_style(path, layer.name, layer.legend, moment())
 
 
-def _write_fgb(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
+def _write_fgb(frames: Frames, path: Path, layer: _Layer) -> None:
     metadata = to_tags(layer.record) or None
-    _write_ogr(frame, path, layer.name, "FlatGeobuf", layer_metadata=metadata)
+    _write_ogr([_whole(frames)], path, layer.name, "FlatGeobuf", layer_metadata=metadata)
 
 
-def _write_shp(frame: geopandas.GeoDataFrame, path: Path, layer: _Layer) -> None:
+def _write_shp(frames: Frames, path: Path, layer: _Layer) -> None:
     made = moment()
     dated = {"DBF_DATE_LAST_UPDATE": f"{made:%Y-%m-%d}"} if made else {}
-    _write_ogr(frame, path, path.stem, "ESRI Shapefile", encoding="UTF-8", **dated)
+    _write_ogr([_whole(frames)], path, path.stem, "ESRI Shapefile", encoding="UTF-8", **dated)
     _write_beside(path, layer.record)
 
 
-def _write_ogr(
-    frame: geopandas.GeoDataFrame, path: Path, layer: str, driver: str, **options: Any
-) -> None:
+def _whole(frames: Frames) -> geopandas.GeoDataFrame:
+    """Return all frames as one, for formats that are written in one go."""
+    return pd.concat(frames, ignore_index=True)
+
+
+def _write_ogr(frames: Frames, path: Path, layer: str, driver: str, **options: Any) -> None:
     made = moment()
     pyogrio.set_gdal_config_options(
         {"OGR_CURRENT_DATE": f"{made:%Y-%m-%dT%H:%M:%S.000Z}" if made else None}
     )
+    where = {"layer": layer, "driver": driver, "geometry_type": "Polygon"}
+    count = 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")
-        pyogrio.write_dataframe(
-            frame, path, layer=layer, driver=driver, geometry_type="Polygon", **options
-        )
+        for index, frame in enumerate(frames):
+            pyogrio.write_dataframe(frame, path, append=index > 0, **where, **options)
+            count += len(frame)
+            options = {}  # they are the layer's
     fids, _ = pyogrio.read_bounds(path, layer=layer)
-    if len(fids) != len(frame):
-        raise OSError(f"only {len(fids)} of {len(frame)} polygons arrived")
+    if len(fids) != count:
+        raise OSError(f"only {len(fids)} of {count} polygons arrived")
     with TemporaryFile(dir=path.parent) as probe:  # GDAL keeps silent if the end did not fit,
         probe.write(bytes(_PROBE))  # and then nothing else does
 
 
-_WRITERS: dict[str, Callable[[geopandas.GeoDataFrame, Path, _Layer], None]] = {
+_WRITERS: dict[str, Callable[[Frames, Path, _Layer], None]] = {
     ".gpkg": _write_gpkg,
     ".geojson": _write_geojson,
     ".geojsonl": _write_geojsonl,
@@ -321,9 +369,12 @@ def _layer_name(name: str) -> str:
     return f"map_{name}" if taken else name
 
 
-def _warn_of_pixels(frame: geopandas.GeoDataFrame, name: str) -> None:
-    if frame.crs is None:
-        logger.warning("%s has no coordinate system: its coordinates are the scene's own", name)
+def _warned(frames: Frames, name: str) -> Iterator[geopandas.GeoDataFrame]:
+    """Pass the frames on, and say so where they have no coordinate system."""
+    for index, frame in enumerate(frames):
+        if frame.crs is None and index == 0:
+            logger.warning("%s has no coordinate system: its coordinates are the scene's own", name)
+        yield frame
 
 
 def _reason(error: BaseException, path: Path) -> str:

@@ -1,0 +1,215 @@
+"""Regions of a class raster that go on from strip to strip: their pieces joined to one polygon.
+
+A raster is traced strip by strip: memory holds a strip and the regions that go on below it,
+whatever the raster's height.
+"""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
+
+from segearth_cli.geo.outlines import (
+    Regions,
+    Rings,
+    offsets_of,
+    ranges,
+    regions_of,
+    runs,
+    signed_areas,
+    together,
+)
+
+STRIP = 1 << 22  # pixels
+
+
+def whole_regions(
+    classes_path: str | Path, confidence_path: str | Path, nodata: int
+) -> Iterator[Regions]:
+    """Yield the 4-connected regions of a class raster's values but 0 and nodata, some at a time.
+
+    They come as they end, from the top; each time those that end in a strip.
+    """
+    with _open(classes_path) as classes, _open(confidence_path) as confidence:
+        step = max(1, STRIP // classes.width)
+        seams = _Seams(classes.width, step)
+        for top in range(0, classes.height, step):
+            window = ((top, min(classes.height, top + step)), (0, classes.width))
+            percents = confidence.read(1, window=window)
+            valid = percents != confidence.nodata
+            pieces = regions_of(classes.read(1, window=window), nodata, percents, valid, top)
+            yield seams.push(pieces, top, is_last=top + step >= classes.height)
+
+
+def _open(path: str | Path) -> Any:
+    with warnings.catch_warnings():  # scenes without georeferencing were warned of already
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path)
+
+
+class _Seams:
+    """Pieces of regions above a seam, each joined to what it meets below.
+
+    Args:
+        width: of the raster, in pixels.
+        step: rows of a strip.
+    """
+
+    def __init__(self, width: int, step: int) -> None:
+        self._width = width
+        self._step = step
+        self._open: list[list[Regions]] = []  # pieces of each region that goes on below
+        self._above = np.full(width, -1)  # which of them is above each column of the seam
+
+    def push(self, pieces: Regions, top: int, is_last: bool) -> Regions:
+        """Take what was traced in the strip from row ``top`` on; return the regions that end."""
+        rings = pieces.rings
+        old, new = len(self._open), len(rings.values)
+        below = _along(rings, top, self._width)
+        values = np.array([parts[0].rings.values[0] for parts in self._open], np.int32)
+        met = np.flatnonzero((self._above >= 0) & (below >= 0))
+        met = met[values[self._above[met]] == rings.values[below[met]]]
+        pairs = np.unique(np.stack([self._above[met], old + below[met]]), axis=1)
+        region = _connected(old + new, pairs.T.tolist())
+
+        bottom = np.full(self._width, -1)
+        if not is_last:
+            bottom = _along(rings, top + self._step, self._width)
+        reaches = np.flatnonzero(bottom >= 0)
+        at_bottom = region[old + bottom[reaches]]
+        goes_on = np.unique(at_bottom)
+
+        is_alone = np.bincount(region, minlength=old + new)[region[old:]] == 1
+        is_alone &= ~np.isin(region[old:], goes_on)
+        parts: dict[int, list[Regions]] = {}
+        for number, own in zip(region[:old].tolist(), self._open, strict=True):
+            fewer, more = sorted((parts.get(number, []), own), key=len)
+            more.extend(fewer)  # a region of many strips is not copied whenever it grows
+            parts[number] = more
+        others = np.flatnonzero(~is_alone)
+        others = others[np.argsort(region[old + others], kind="stable")]
+        numbers, first = np.unique(region[old + others], return_index=True)
+        for number, own_pieces in zip(numbers.tolist(), np.split(others, first)[1:], strict=True):
+            parts.setdefault(number, []).append(pieces.take(own_pieces))
+
+        self._open = [parts.pop(number) for number in goes_on.tolist()]
+        self._above = np.full(self._width, -1)
+        self._above[reaches] = np.searchsorted(goes_on, at_bottom)
+        ended = [_one(together(own), self._step) for own in parts.values()]
+        return together([pieces.take(np.flatnonzero(is_alone)), *ended])
+
+
+def _along(rings: Rings, row: int, width: int) -> NDArray[np.int64]:
+    """Return which polygon has an edge along a row of corners, at each column; else -1."""
+    x, y = rings.xy.T
+    edges = np.flatnonzero(rings.edges() & (y[:-1] == row) & (y[1:] == row))
+    ring = np.searchsorted(rings.ring_offsets, edges, "right") - 1
+    polygon = np.searchsorted(rings.polygon_offsets, ring, "right") - 1
+    ends = np.sort(np.stack([x[edges], x[edges + 1]]), axis=0)
+    found = np.full(width, -1)
+    found[ranges(ends[0], ends[1] - ends[0])] = np.repeat(polygon, ends[1] - ends[0])
+    return found
+
+
+def _connected(count: int, pairs: list[list[int]]) -> NDArray[np.int64]:
+    """Return for each of so many things the least of those it is connected to by pairs."""
+    least = list(range(count))
+
+    def root(thing: int) -> int:
+        while least[thing] != thing:
+            least[thing] = thing = least[least[thing]]
+        return thing
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        least[high] = low
+    return np.array([root(thing) for thing in range(count)], np.int64)
+
+
+def _one(pieces: Regions, step: int) -> Regions:
+    """Return the pieces of one region as one polygon.
+
+    Where pieces meet at a seam their edges run in opposite directions, and cancel. What is left is
+    linked to rings again.
+    """
+    rings = pieces.rings
+    if len(rings.values) == 1:
+        return pieces
+    x, y = rings.xy.T
+    span = int(x.max()) + 1
+    corners = y * span + x
+    leads = rings.edges()
+    at_seam = leads & (y[:-1] == y[1:]) & (y[:-1] % step == 0)
+    others = leads & ~at_seam
+    left = _uncancelled(corners[:-1][at_seam], corners[1:][at_seam])
+    start = np.concatenate([corners[:-1][others], left[0]])
+    end = np.concatenate([corners[1:][others], left[1]])
+
+    delta = end - start
+    direction = np.where(np.abs(delta) < span, 1, 2) * np.sign(delta)  # of x, or of y
+    order, rings_at = _linked(start, end, direction)
+    before = np.arange(-1, len(order) - 1)
+    before[rings_at[:-1]] = rings_at[1:] - 1
+    turns = direction[order] != direction[order][before]
+    counts = np.add.reduceat(turns, rings_at[:-1], dtype=np.int64)
+    corners, firsts = start[order][turns], offsets_of(counts)
+    corners = np.insert(corners, firsts[1:], corners[firsts[:-1]])  # each ring's first one, again
+    xy, ring_offsets = np.stack([corners % span, corners // span], axis=1), offsets_of(counts + 1)
+
+    is_hole = signed_areas(xy, ring_offsets) > 0
+    points, ring_offsets = runs(ring_offsets, np.argsort(is_hole, kind="stable"))
+    joined = Rings(rings.values[:1], xy[points], ring_offsets, np.array([0, len(is_hole)]))
+    return Regions(joined, pieces.sums.sum(axis=1, keepdims=True))
+
+
+def _uncancelled(start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what edges along rows, by their corners' numbers, leave of opposite ones [2, edges].
+
+    Corners are numbered row by row.
+    """
+    corners, place = np.unique(np.concatenate([start, end]), return_inverse=True)
+    begin, stop = (
+        np.bincount(part, minlength=len(corners)) for part in np.split(place, [len(start)])
+    )
+    net = np.cumsum(begin - stop)[:-1]
+    low, high = corners[:-1], corners[1:]
+    return np.where(net > 0, [low, high], [high, low])[:, net != 0]
+
+
+def _linked(
+    start: NDArray[np.int64], end: NDArray[np.int64], direction: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return edges in the order of the rings that they make, and where each ring begins.
+
+    Where four edges meet, two parts of the region touch at a corner. There a ring turns to the side
+    that is not the region's, so that holes touch each other or the shell, and no ring itself.
+
+    Args:
+        start, end: corners of each edge.
+        direction: of each: 1 and -1 along x, 2 and -2 along y.
+    """
+    by_start = np.argsort(start, kind="stable")
+    low = np.searchsorted(start[by_start], end)
+    follower, other = by_start[low], by_start[np.minimum(low + 1, len(start) - 1)]
+    is_fork = (other != follower) & (start[other] == end)
+    to_the_left = np.array([0, -2, 1, -1, 2])[direction]  # the last two are of -2 and -1
+    is_wrong = is_fork & (direction[follower] == to_the_left)
+    following = memoryview(np.where(is_wrong, other, follower).data)
+    order = np.empty(len(start), np.int64)
+    out, place, rings_at = memoryview(order.data), 0, []
+    free = bytearray(b"\1") * len(start)
+    for first in range(len(start)):
+        if free[first]:
+            rings_at.append(place)
+        edge = first
+        while free[edge]:
+            free[edge] = 0
+            out[place] = edge
+            place += 1
+            edge = following[edge]
+    return order, np.array([*rings_at, place])
