@@ -7,7 +7,7 @@ from pathlib import Path
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.model.weights import found_model
-from segearth_cli.options import SegmentOptions
+from segearth_cli.options import RASTER_SUFFIXES, SegmentOptions
 from segearth_cli.outputs import output_paths
 from segearth_cli.record import same_settings, settings_record
 from segearth_cli.stac import item_time, parse_time
@@ -26,7 +26,7 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
     from segearth_cli.device import precision_here  # imports torch
 
     paths = output_paths(options)
-    records = [read_record(path) if _is_whole(path) else None for path in paths]
+    records = [read_record(path) if _is_whole(path, options) else None for path in paths]
     first = records[0] if records else None
     if first is None or any(record is None for record in records):
         return False
@@ -40,11 +40,13 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
     return all(record is not None and same_settings(record, settings) for record in records)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path, options: SegmentOptions) -> bool:
     """Whether an output's file is there, and those that it is nothing without."""
-    parts = (
-        [path.with_suffix(end) for end in (".shx", ".dbf")] if path.suffix.lower() == ".shp" else []
-    )
+    parts: list[Path] = []
+    if path.suffix.lower() == ".shp":
+        parts = [path.with_suffix(end) for end in (".shx", ".dbf")]
+    elif path.suffix.lower() in RASTER_SUFFIXES and str(path) != options.probabilities:
+        parts = [path.with_name(f"{path.name}.aux.xml")]  # the classes' names
     return all(file.is_file() for file in (path, *parts))
 
 

@@ -67,6 +67,8 @@ def test_without_background_values_start_at_one():
         ("building,,road", "empty class name"),
         ("building,|road", "empty class name"),
         ("building,Building", "named twice"),
+        ("building|house,House", "'house' is a word of two classes, building and House"),
+        ("road|Background", "'background' is a word of two classes, background and road"),
         ("background", "only class is the background"),
     ],
 )

@@ -73,9 +73,12 @@ def test_what_is_complete_is_left_as_it_is(sources, out, tiny_model):
     assert {name: (out / name).stat().st_mtime_ns for name in before} == times
 
 
-@pytest.mark.parametrize("lost", [".gpkg", ".shp", ".dbf", ".shx", ".shp.segearth.json", "_p.tif"])
+@pytest.mark.parametrize(
+    "lost",
+    [".gpkg", ".shp", ".dbf", ".shx", ".shp.segearth.json", ".tif", ".tif.aux.xml", "_p.tif"],
+)
 def test_a_scene_with_a_part_missing_is_done_again(sources, out, tiny_model, lost):
-    outputs = [out / "{stem}.gpkg", out / "{stem}.shp"]
+    outputs = [out / "{stem}.gpkg", out / "{stem}.shp", out / "{stem}.tif"]
     options = options_for(tiny_model, *outputs, probabilities=str(out / "{stem}_p.tif"))
     list(segment_all(sources[:2], options, RESUME))
     names = names_in(out)

@@ -10,7 +10,8 @@ import os
 import re
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -195,7 +196,8 @@ def write_vector(
     layer = _Layer(_layer_name(path.stem), legend, record or {})
     try:
         _remove(path)
-        _WRITERS[path.suffix.lower()](_warned(frames, path.name), path, layer)
+        with closing(_warned(frames, path.name)) as parts:  # whatever they are made of is let go
+            _WRITERS[path.suffix.lower()](parts, path, layer)
     except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
         reason = _reason(error, path)
         _remove(path)
@@ -211,8 +213,9 @@ def write_features(frames: Frames, stream: TextIO) -> None:
 
     OSError of the stream passes through, so that a closed pipe can be told from a full disk.
     """
-    for feature in _features(_warned(frames, "the output")):
-        stream.write(feature + "\n")
+    with closing(_warned(frames, "the output")) as parts:
+        for feature in _features(parts):
+            stream.write(feature + "\n")
 
 
 def _features(frames: Frames) -> Iterator[str]:
@@ -369,7 +372,7 @@ def _layer_name(name: str) -> str:
     return f"map_{name}" if taken else name
 
 
-def _warned(frames: Frames, name: str) -> Iterator[geopandas.GeoDataFrame]:
+def _warned(frames: Frames, name: str) -> Generator[geopandas.GeoDataFrame, None, None]:
     """Pass the frames on, and say so where they have no coordinate system."""
     for index, frame in enumerate(frames):
         if frame.crs is None and index == 0:

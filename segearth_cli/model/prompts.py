@@ -99,7 +99,8 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
     """The vocabulary that the options describe: background first, then the others in order.
 
     Raises:
-        UsageError: a class is named twice, or nothing but background is left.
+        UsageError: a class is named twice, a word stands for two classes, or nothing but background
+            is left.
     """
     classes = list(options.classes)
     colours = list(options.colours) or class_colours(classes)
@@ -124,6 +125,15 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
         colours.insert(0, colour)
     if len(classes) == int(has_background):
         raise UsageError("the only class is the background; name something to look for")
+    class_of: dict[str, str] = {}
+    for name, *others in classes:
+        for word in dict.fromkeys(synonym.casefold() for synonym in (name, *others)):
+            other = class_of.setdefault(word, name)
+            if other != name:
+                raise UsageError(
+                    f"{word!r} is a word of two classes, {other} and {name}: the first would get all "
+                    "of it; name it once"
+                )
     return Vocabulary(tuple(classes), has_background, tuple(colours))
 
 
