@@ -131,8 +131,8 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
             other = class_of.setdefault(word, name)
             if other != name:
                 raise UsageError(
-                    f"{word!r} is a word of two classes, {other} and {name}: the first would get all "
-                    "of it; name it once"
+                    f"{word!r} is a word of two classes, {other} and {name}: the first would get "
+                    "all of it; name it once"
                 )
     return Vocabulary(tuple(classes), has_background, tuple(colours))
 
