@@ -68,40 +68,46 @@ class _Seams:
 
     def push(self, pieces: Regions, top: int, is_last: bool) -> Regions:
         """Take what was traced in the strip from row ``top`` on; return the regions that end."""
-        rings = pieces.rings
-        old, new = len(self._open), len(rings.values)
+        region = self._numbers(pieces.rings, top)
+        own = region[len(self._open) :]  # of each piece
+        bottom = np.full(self._width, -1)
+        if not is_last:
+            bottom = _along(pieces.rings, top + self._step, self._width)
+        reaches = np.flatnonzero(bottom >= 0)
+        goes_on, place = np.unique(own[bottom[reaches]], return_inverse=True)
+
+        is_alone = (np.bincount(region)[own] == 1) & ~np.isin(own, goes_on)
+        parts = self._parts(region, pieces, np.flatnonzero(~is_alone))
+        self._open = [parts.pop(number) for number in goes_on.tolist()]
+        self._above = np.full(self._width, -1)
+        self._above[reaches] = place
+        ended = [_one(together(joint), self._step) for joint in parts.values()]
+        return together([pieces.take(np.flatnonzero(is_alone)), *ended])
+
+    def _numbers(self, rings: Rings, top: int) -> NDArray[np.int64]:
+        """The region of each open one and then of each new piece, now that they have met."""
         below = _along(rings, top, self._width)
         values = np.array([parts[0].rings.values[0] for parts in self._open], np.int32)
         met = np.flatnonzero((self._above >= 0) & (below >= 0))
         met = met[values[self._above[met]] == rings.values[below[met]]]
-        pairs = np.unique(np.stack([self._above[met], old + below[met]]), axis=1)
-        region = _connected(old + new, pairs.T.tolist())
+        pairs = np.unique([self._above[met], len(values) + below[met]], axis=1)
+        return _connected(len(values) + len(rings.values), pairs.T.tolist())
 
-        bottom = np.full(self._width, -1)
-        if not is_last:
-            bottom = _along(rings, top + self._step, self._width)
-        reaches = np.flatnonzero(bottom >= 0)
-        at_bottom = region[old + bottom[reaches]]
-        goes_on = np.unique(at_bottom)
-
-        is_alone = np.bincount(region, minlength=old + new)[region[old:]] == 1
-        is_alone &= ~np.isin(region[old:], goes_on)
+    def _parts(
+        self, region: NDArray[np.int64], pieces: Regions, joint: NDArray[np.int64]
+    ) -> dict[int, list[Regions]]:
+        """The pieces of each region: the open ones' and the new ones that are ``joint``."""
         parts: dict[int, list[Regions]] = {}
-        for number, own in zip(region[:old].tolist(), self._open, strict=True):
-            fewer, more = sorted((parts.get(number, []), own), key=len)
+        for number, known in zip(region.tolist(), self._open, strict=False):
+            fewer, more = sorted((parts.get(number, []), known), key=len)
             more.extend(fewer)  # a region of many strips is not copied whenever it grows
             parts[number] = more
-        others = np.flatnonzero(~is_alone)
-        others = others[np.argsort(region[old + others], kind="stable")]
-        numbers, first = np.unique(region[old + others], return_index=True)
-        for number, own_pieces in zip(numbers.tolist(), np.split(others, first)[1:], strict=True):
-            parts.setdefault(number, []).append(pieces.take(own_pieces))
-
-        self._open = [parts.pop(number) for number in goes_on.tolist()]
-        self._above = np.full(self._width, -1)
-        self._above[reaches] = np.searchsorted(goes_on, at_bottom)
-        ended = [_one(together(own), self._step) for own in parts.values()]
-        return together([pieces.take(np.flatnonzero(is_alone)), *ended])
+        own = region[len(self._open) + joint]
+        order = np.argsort(own, kind="stable")
+        numbers, first = np.unique(own[order], return_index=True)
+        for number, some in zip(numbers.tolist(), np.split(joint[order], first)[1:], strict=True):
+            parts.setdefault(number, []).append(pieces.take(some))
+        return parts
 
 
 def _along(rings: Rings, row: int, width: int) -> NDArray[np.int64]:
