@@ -17,6 +17,7 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+from pyarrow import parquet
 from pyproj import Geod
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
@@ -285,7 +286,8 @@ def test_simplifying_without_a_crs_counts_in_pixels_and_says_so(tmp_path, caplog
 @pytest.mark.parametrize("empty", [False, True])
 def test_every_format_can_be_read_back(tmp_path, suffix, empty):
     frame = make(tmp_path, np.zeros((3, 3)) if empty else RING)
-    files = write_vector([frame], tmp_path / f"a map{suffix}", LEGEND)
+    parts = [frame] if empty else [frame.iloc[:1], frame.iloc[1:]]
+    files = write_vector(parts, tmp_path / f"a map{suffix}", LEGEND)
     assert files[0] == tmp_path / f"a map{suffix}"
     assert sorted(tmp_path.glob("a map*")) == sorted(files)
     if suffix == ".geojsonl" and empty:
@@ -303,6 +305,14 @@ def test_every_format_can_be_read_back(tmp_path, suffix, empty):
     exact = back.to_crs(frame.crs).geometry.to_numpy()
     assert shapely.area(exact) == pytest.approx(frame.area_m2.to_numpy(), rel=0.02)
     assert back.class_id.dtype.kind == "i"
+
+
+def test_geoparquet_says_where_all_its_parts_lie(tmp_path):
+    frame = make(tmp_path, RING)
+    path = write_vector([frame.iloc[:1], frame.iloc[1:]], tmp_path / "map.parquet", LEGEND)[0]
+    about = json.loads(parquet.read_metadata(path).metadata[b"geo"])
+    assert about["columns"]["geometry"]["bbox"] == frame.total_bounds.tolist()
+    assert read(path).total_bounds.tolist() == frame.total_bounds.tolist()
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

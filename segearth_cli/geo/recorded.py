@@ -118,7 +118,7 @@ def _parquet_record(path: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+        metadata = pyarrow.parquet.read_metadata(path).metadata or {}
     except pyarrow.ArrowInvalid:
         return None
     return _loaded(metadata.get(KEY.encode(), b""))

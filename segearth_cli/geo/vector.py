@@ -4,6 +4,7 @@ Borders are traced and simplified in pixel coordinates and placed on the ground 
 that rotated grids, GCPs and scenes without a CRS all take the same path.
 """
 
+import json
 import logging
 import math
 import os
@@ -11,12 +12,12 @@ import re
 import sqlite3
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import pairwise
-from json import dumps
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
@@ -102,9 +103,13 @@ class Polygons:
         """Yield the regions as they will be drawn, in pixel coordinates: at least once."""
         found = whole_regions(*self._paths, self._legend.nodata)
         if not self._simplify_m and not self._grid.gcps:
-            first = next(found)
-            yield first
-            yield from (regions for regions in found if len(regions.rings.values))
+            is_empty = True
+            for regions in found:
+                if len(regions.rings.values):
+                    is_empty = False
+                    yield regions
+            if is_empty:
+                yield regions
             return
         regions = together(list(found))
         if not len(regions.rings.values):
@@ -226,7 +231,7 @@ def _features(frames: Frames) -> Iterator[str]:
         geometries = shapely.to_geojson(_lon_lat(frame.geometry))
         for row, geometry in zip(rows, geometries, strict=True):
             values = [None if value != value else value for value in row]  # NaN
-            properties = dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False)
+            properties = json.dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False)
             yield f'{{"type":"Feature","properties":{properties},"geometry":{geometry}}}'
 
 
@@ -274,13 +279,27 @@ def _write_geojsonl(frames: Frames, path: Path, layer: _Layer) -> None:
 
 
 def _write_parquet(frames: Frames, path: Path, layer: _Layer) -> None:
-    _whole(frames).to_parquet(path, index=False, compression="zstd")
-    if layer.record:  # geopandas passes no metadata on
-        from pyarrow import parquet
+    from pyarrow import parquet
 
-        whole = parquet.read_table(path)
-        metadata = {**whole.schema.metadata, KEY: to_json(layer.record)}
-        parquet.write_table(whole.replace_schema_metadata(metadata), path, compression="zstd")
+    boxes = []
+    with ExitStack() as stack:
+        for index, frame in enumerate(frames):
+            buffer = BytesIO()
+            frame.to_parquet(buffer, index=False)
+            table = parquet.read_table(buffer)
+            about = dict(table.schema.metadata)
+            geo = json.loads(about.pop(b"geo"))  # of the whole file: written when all is known
+            table = table.replace_schema_metadata(about)
+            if index == 0:
+                writer = parquet.ParquetWriter(path, table.schema, compression="zstd")
+                stack.enter_context(writer)
+            writer.write_table(table)
+            boxes.append(shapely.box(*frame.total_bounds))
+        (column,) = geo["columns"].values()
+        if "bbox" in column:
+            column["bbox"] = shapely.total_bounds(boxes).tolist()
+        record = {KEY: to_json(layer.record)} if layer.record else {}
+        writer.add_key_value_metadata({"geo": json.dumps(geo), **record})
 
 
 def _write_gpkg(frames: Frames, path: Path, layer: _Layer) -> None:
