@@ -124,7 +124,7 @@ def parse_bands(text: str | None) -> tuple[str, ...]:
 
 
 def parse_bbox(text: str | None) -> tuple[float, float, float, float] | None:
-    """``"left,bottom,right,top"`` as numbers, between commas or spaces.
+    """``"left,bottom,right,top"`` as numbers, between commas or else spaces.
 
     Raises:
         UsageError: these are not four numbers.
@@ -132,7 +132,8 @@ def parse_bbox(text: str | None) -> tuple[float, float, float, float] | None:
     if text is None:
         return None
     try:
-        left, bottom, right, top = (float(part) for part in text.replace(",", " ").split())
+        parts = text.split(",") if "," in text else text.split()
+        left, bottom, right, top = map(float, parts)
     except ValueError as error:
         raise UsageError(
             f"--bbox {text!r} is not four numbers; give left,bottom,right,top"

@@ -45,7 +45,7 @@ def _is_whole(path: Path, options: SegmentOptions) -> bool:
     parts: list[Path] = []
     if path.suffix.lower() == ".shp":
         parts = [path.with_suffix(end) for end in (".shx", ".dbf")]
-    elif path.suffix.lower() in RASTER_SUFFIXES and str(path) != options.probabilities:
+    elif path.suffix.lower() in RASTER_SUFFIXES and path != Path(options.probabilities or ""):
         parts = [path.with_name(f"{path.name}.aux.xml")]  # the classes' names
     return all(file.is_file() for file in (path, *parts))
 

@@ -37,7 +37,7 @@ def writing_to(stream: TextIO | None) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+        raise OutputError(f"cannot write to stdout: {error.strerror or error}") from error
 
 
 def let_go() -> None:

@@ -237,7 +237,8 @@ def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
     ("args", "message"),
     [
         (["--bbox", "1,2,3"], "--bbox '1,2,3' is not four numbers"),
-        (["--bbox", "3 4, 1 2"], "--bbox 3,4,1,2 is no box: give left,bottom,right,top"),
+        (["--bbox", "1,5 2,5"], "--bbox '1,5 2,5' is not four numbers"),
+        (["--bbox", "3 4 1 2"], "--bbox 3,4,1,2 is no box: give left,bottom,right,top"),
         (["--bbox", "0,0,inf,inf"], "--bbox 0,0,inf,inf is no box"),
         (["--bbox", "0,0,1,1", "--aoi", "x.gpkg"], "--bbox and --aoi exclude each other"),
         (["--bands", "7"], "the scene has no band '7'; it has bands 1 to 3"),

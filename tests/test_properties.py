@@ -257,7 +257,7 @@ def test_polygons_are_valid_apart_and_as_large_as_their_pixels(tmp_path_factory,
 def test_polygons_traced_in_strips_are_those_traced_at_once(tmp_path_factory, values, rows):
     folder = tmp_path_factory.mktemp("strips")
     whole = polygons_of(folder, values)
-    with mock.patch.object(seams, "STRIP", rows * values.shape[1]):
+    with mock.patch.multiple(seams, STRIP=1, FEWEST_ROWS=rows):
         strips = polygons_of(folder, values)
     one, other = (
         sorted(zip(f.geometry.normalize().to_wkb(), f.class_id, f.confidence, strict=True))

@@ -63,7 +63,7 @@ def run(*args, **more):
 
 def test_what_is_complete_is_left_as_it_is(sources, out, tiny_model):
     outputs = [out / f"{{stem}}{kind}" for kind in EVERY_KIND]
-    options = options_for(tiny_model, *outputs, probabilities=str(out / "{stem}_p.tif"))
+    options = options_for(tiny_model, *outputs, probabilities=f"{out}/./{{stem}}_p.tif")
     assert kinds(segment_all(sources[:2], options, RESUME)) == [SegmentResult] * 2
     before = contents(out)
     times = {name: (out / name).stat().st_mtime_ns for name in before}

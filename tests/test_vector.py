@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import resource
 import sqlite3
 import sys
@@ -92,6 +93,11 @@ def make(
     return pd.concat(frames, ignore_index=True)
 
 
+def trace_in_strips(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(seams, "STRIP", 1)
+    monkeypatch.setattr(seams, "FEWEST_ROWS", rows)
+
+
 def assert_same_polygons(
     one: geopandas.GeoDataFrame, other: geopandas.GeoDataFrame, columns: list[str]
 ) -> None:
@@ -149,7 +155,7 @@ def test_polygons_do_not_depend_on_the_strips_they_are_traced_in(tmp_path, monke
     confidence = np.random.default_rng(1).integers(0, 101, classes.shape)
     columns = ["class_id", "area_m2", "confidence"]
     whole = make(tmp_path, classes, confidence=confidence)
-    monkeypatch.setattr(seams, "STRIP", 40 * rows)
+    trace_in_strips(monkeypatch, rows)
     strips = make(tmp_path, classes, confidence=confidence)
     assert_same_polygons(whole, strips, columns)
     simple = make(tmp_path, classes, confidence=confidence, simplify_m=3)
@@ -157,9 +163,9 @@ def test_polygons_do_not_depend_on_the_strips_they_are_traced_in(tmp_path, monke
 
 
 def test_memory_for_polygons_does_not_grow_with_the_height(tmp_path, monkeypatch):
-    monkeypatch.setattr(seams, "STRIP", 60 * 50)
+    trace_in_strips(monkeypatch, 50)
     peaks = []
-    for height in (600, 2400):
+    for height in (300, 1200):
         classes = np.tile(blobs(300, 60), (height // 300, 1)).astype(np.uint8)
         grid = utm_grid(classes.shape)
         paths = [write_raster(tmp_path / name, classes, grid, 255) for name in ("a.tif", "b.tif")]
@@ -169,8 +175,31 @@ def test_memory_for_polygons_does_not_grow_with_the_height(tmp_path, monkeypatch
         write_vector(frames, tmp_path / f"{height}.gpkg", LEGEND)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert len(read(tmp_path / "2400.gpkg")) > 3.9 * len(read(tmp_path / "600.gpkg")) > 1000
+    assert len(read(tmp_path / "1200.gpkg")) > 3.9 * len(read(tmp_path / "300.gpkg")) > 500
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_a_mistake_in_tracing_is_not_called_one_of_writing(tmp_path):
+    def frames():
+        yield make(tmp_path, RING)
+        raise ValueError("shapes differ")
+
+    with pytest.raises(ValueError, match=r"^shapes differ"):
+        write_vector(frames(), tmp_path / "map.gpkg", LEGEND)
+    assert not (tmp_path / "map.gpkg").exists()
+
+
+def test_a_working_raster_that_is_cut_off_is_one_line(tmp_path):
+    classes = blobs(300, 300)
+    make(tmp_path, classes)
+    raster = tmp_path / "classes.tif"
+    os.truncate(raster, raster.stat().st_size // 2)
+    frames = Polygons(
+        raster, tmp_path / "confidence.tif", LEGEND, utm_grid(classes.shape), source="scene.tif"
+    )
+    with pytest.raises(OutputError, match=r"classes\.tif"):
+        write_vector(frames, tmp_path / "map.gpkg", LEGEND)
+    assert not (tmp_path / "map.gpkg").exists()
 
 
 def test_a_scene_without_any_polygon_gives_an_empty_frame(tmp_path):

@@ -153,14 +153,10 @@ def _directed(rings: Rings) -> Rings:
     if not wrong.any():
         return rings
     counts = np.diff(rings.ring_offsets)
-    first, last = (np.repeat(ends, counts) for ends in _ends(rings.ring_offsets))
+    first, last = (np.repeat(rings.ring_offsets[:-1] + own, counts) for own in (0, counts - 1))
     place = np.arange(len(rings.xy))
     place = np.where(np.repeat(wrong, counts), first + last - place, place)
     return replace(rings, xy=rings.xy[place])
-
-
-def _ends(offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return offsets[:-1], offsets[1:] - 1
 
 
 def signed_areas(xy: NDArray[Any], ring_offsets: NDArray[np.int64]) -> NDArray[Any]:
@@ -192,7 +188,7 @@ def confidence_sums(
     columns, rows = rings.xy.T
     vertical = rings.edges() & (columns[:-1] == columns[1:])
     height, width = percents.shape
-    integral = np.zeros((height + 1, width + 1), np.int32 if percents.size < 1 << 24 else np.int64)
+    integral = np.zeros((height + 1, width + 1), np.int32 if percents.size < 1 << 23 else np.int64)
     sums = []
     for layer in (np.where(valid, percents, 0), valid):
         np.cumsum(layer, axis=1, out=integral[1:, 1:])

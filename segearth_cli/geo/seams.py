@@ -4,15 +4,13 @@ A raster is traced strip by strip: memory holds a strip and the regions that go 
 whatever the raster's height.
 """
 
-import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 
 from segearth_cli.geo.outlines import (
     Regions,
@@ -24,8 +22,10 @@ from segearth_cli.geo.outlines import (
     signed_areas,
     together,
 )
+from segearth_cli.geo.writer import writing
 
 STRIP = 1 << 22  # pixels
+FEWEST_ROWS = 64  # of a strip: seams cost time
 
 
 def whole_regions(
@@ -35,21 +35,21 @@ def whole_regions(
 
     They come as they end, from the top; each time those that end in a strip.
     """
-    with _open(classes_path) as classes, _open(confidence_path) as confidence:
-        step = max(1, STRIP // classes.width)
-        seams = _Seams(classes.width, step)
-        for top in range(0, classes.height, step):
-            window = ((top, min(classes.height, top + step)), (0, classes.width))
-            percents = confidence.read(1, window=window)
-            valid = percents != confidence.nodata
-            pieces = regions_of(classes.read(1, window=window), nodata, percents, valid, top)
-            yield seams.push(pieces, top, is_last=top + step >= classes.height)
-
-
-def _open(path: str | Path) -> Any:
-    with warnings.catch_warnings():  # scenes without georeferencing were warned of already
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+    with ExitStack() as stack:
+        rasters = []
+        for path in (classes_path, confidence_path):
+            with writing(Path(path)):
+                rasters.append(stack.enter_context(rasterio.open(path)))
+        width, height = rasters[0].width, rasters[0].height
+        step = max(FEWEST_ROWS, STRIP // width)
+        seams = _Seams(width, step)
+        for top in range(0, height, step):
+            window = ((top, min(height, top + step)), (0, width))
+            with writing(Path(classes_path)):
+                classes, percents = (raster.read(1, window=window) for raster in rasters)
+            valid = percents != rasters[1].nodata
+            pieces = regions_of(classes, nodata, percents, valid, top)
+            yield seams.push(pieces, top, is_last=top + step >= height)
 
 
 class _Seams:
@@ -63,13 +63,13 @@ class _Seams:
     def __init__(self, width: int, step: int) -> None:
         self._width = width
         self._step = step
-        self._open: list[list[Regions]] = []  # pieces of each region that goes on below
+        self._unfinished: list[list[Regions]] = []  # pieces of each region that goes on below
         self._above = np.full(width, -1)  # which of them is above each column of the seam
 
     def push(self, pieces: Regions, top: int, is_last: bool) -> Regions:
         """Take what was traced in the strip from row ``top`` on; return the regions that end."""
         region = self._numbers(pieces.rings, top)
-        own = region[len(self._open) :]  # of each piece
+        own = region[len(self._unfinished) :]  # of each piece
         bottom = np.full(self._width, -1)
         if not is_last:
             bottom = _along(pieces.rings, top + self._step, self._width)
@@ -78,16 +78,16 @@ class _Seams:
 
         is_alone = (np.bincount(region)[own] == 1) & ~np.isin(own, goes_on)
         parts = self._parts(region, pieces, np.flatnonzero(~is_alone))
-        self._open = [parts.pop(number) for number in goes_on.tolist()]
+        self._unfinished = [parts.pop(number) for number in goes_on.tolist()]
         self._above = np.full(self._width, -1)
         self._above[reaches] = place
-        ended = [_one(together(joint), self._step) for joint in parts.values()]
+        ended = [_joined(joint, self._step) for joint in parts.values()]
         return together([pieces.take(np.flatnonzero(is_alone)), *ended])
 
     def _numbers(self, rings: Rings, top: int) -> NDArray[np.int64]:
         """The region of each open one and then of each new piece, now that they have met."""
         below = _along(rings, top, self._width)
-        values = np.array([parts[0].rings.values[0] for parts in self._open], np.int32)
+        values = np.array([parts[0].rings.values[0] for parts in self._unfinished], np.int32)
         met = np.flatnonzero((self._above >= 0) & (below >= 0))
         met = met[values[self._above[met]] == rings.values[below[met]]]
         pairs = np.unique([self._above[met], len(values) + below[met]], axis=1)
@@ -98,11 +98,11 @@ class _Seams:
     ) -> dict[int, list[Regions]]:
         """The pieces of each region: the open ones' and the new ones that are ``joint``."""
         parts: dict[int, list[Regions]] = {}
-        for number, known in zip(region.tolist(), self._open, strict=False):
+        for number, known in zip(region.tolist(), self._unfinished, strict=False):
             fewer, more = sorted((parts.get(number, []), known), key=len)
             more.extend(fewer)  # a region of many strips is not copied whenever it grows
             parts[number] = more
-        own = region[len(self._open) + joint]
+        own = region[len(self._unfinished) + joint]
         order = np.argsort(own, kind="stable")
         numbers, first = np.unique(own[order], return_index=True)
         for number, some in zip(numbers.tolist(), np.split(joint[order], first)[1:], strict=True):
@@ -137,15 +137,16 @@ def _connected(count: int, pairs: list[list[int]]) -> NDArray[np.int64]:
     return np.array([root(thing) for thing in range(count)], np.int64)
 
 
-def _one(pieces: Regions, step: int) -> Regions:
+def _joined(parts: list[Regions], step: int) -> Regions:
     """Return the pieces of one region as one polygon.
 
     Where pieces meet at a seam their edges run in opposite directions, and cancel. What is left is
     linked to rings again.
     """
+    if len(parts) == len(parts[0].rings.values) == 1:
+        return parts[0]
+    pieces = together(parts)
     rings = pieces.rings
-    if len(rings.values) == 1:
-        return pieces
     x, y = rings.xy.T
     span = int(x.max()) + 1
     corners = y * span + x
@@ -158,7 +159,7 @@ def _one(pieces: Regions, step: int) -> Regions:
 
     delta = end - start
     direction = np.where(np.abs(delta) < span, 1, 2) * np.sign(delta)  # of x, or of y
-    order, rings_at = _linked(start, end, direction)
+    order, rings_at = _in_ring_order(start, end, direction)
     before = np.arange(-1, len(order) - 1)
     before[rings_at[:-1]] = rings_at[1:] - 1
     turns = direction[order] != direction[order][before]
@@ -187,7 +188,7 @@ def _uncancelled(start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np
     return np.where(net > 0, [low, high], [high, low])[:, net != 0]
 
 
-def _linked(
+def _in_ring_order(
     start: NDArray[np.int64], end: NDArray[np.int64], direction: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return edges in the order of the rings that they make, and where each ring begins.
@@ -205,9 +206,9 @@ def _linked(
     is_fork = (other != follower) & (start[other] == end)
     to_the_left = np.array([0, -2, 1, -1, 2])[direction]  # the last two are of -2 and -1
     is_wrong = is_fork & (direction[follower] == to_the_left)
-    following = memoryview(np.where(is_wrong, other, follower).data)
+    following = np.where(is_wrong, other, follower).data
     order = np.empty(len(start), np.int64)
-    out, place, rings_at = memoryview(order.data), 0, []
+    out, place, rings_at = order.data, 0, []
     free = bytearray(b"\1") * len(start)
     for first in range(len(start)):
         if free[first]:

@@ -145,7 +145,7 @@ def _tolerance_pixels(grid: Grid, simplify_m: float) -> float:
     return simplify_m / math.sqrt(grid.pixel_area_m2)
 
 
-def _ground(xy: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+def _ground(xy: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
     """Return x and y in the grid's CRS of pixel positions [points, 2]."""
     columns, rows = xy.T
     if grid.is_in_pixels:
@@ -199,13 +199,16 @@ def write_vector(
     path = Path(destination)
     require_vector_support(path)
     layer = _Layer(_layer_name(path.stem), legend, record or {})
+    parts = _Watched(frames, path.name)
     try:
         _remove(path)
-        with closing(_warned(frames, path.name)) as parts:  # whatever they are made of is let go
+        with closing(parts):
             _WRITERS[path.suffix.lower()](parts, path, layer)
     except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
         reason = _reason(error, path)
         _remove(path)
+        if parts.are_being_made:
+            raise
         raise OutputError(f"cannot write {shown(path)}: {reason}") from error
     except BaseException:  # Ctrl-C
         _remove(path)
@@ -218,7 +221,7 @@ def write_features(frames: Frames, stream: TextIO) -> None:
 
     OSError of the stream passes through, so that a closed pipe can be told from a full disk.
     """
-    with closing(_warned(frames, "the output")) as parts:
+    with closing(_Watched(frames, "the output")) as parts:
         for feature in _features(parts):
             stream.write(feature + "\n")
 
@@ -391,12 +394,39 @@ def _layer_name(name: str) -> str:
     return f"map_{name}" if taken else name
 
 
-def _warned(frames: Frames, name: str) -> Generator[geopandas.GeoDataFrame, None, None]:
-    """Pass the frames on, and say so where they have no coordinate system."""
-    for index, frame in enumerate(frames):
-        if frame.crs is None and index == 0:
-            logger.warning("%s has no coordinate system: its coordinates are the scene's own", name)
-        yield frame
+class _Watched:
+    """Frames on their way into a file: an error may be of their making or of writing them.
+
+    Closing lets go of the files that they are made of.
+    """
+
+    def __init__(self, frames: Frames, name: str) -> None:
+        self.are_being_made = False
+        self._frames = self._passed_on(frames, name)
+
+    def __iter__(self) -> Iterator[geopandas.GeoDataFrame]:
+        """Pass the frames on, and say so where they have no coordinate system."""
+        return self._frames
+
+    def close(self) -> None:
+        """Ask for no more."""
+        self._frames.close()
+
+    def _passed_on(
+        self, frames: Frames, name: str
+    ) -> Generator[geopandas.GeoDataFrame, None, None]:
+        has_warned = False
+        self.are_being_made = True
+        for frame in frames:
+            self.are_being_made = False
+            if frame.crs is None and not has_warned:
+                logger.warning(
+                    "%s has no coordinate system: its coordinates are the scene's own", name
+                )
+                has_warned = True
+            yield frame
+            self.are_being_made = True
+        self.are_being_made = False
 
 
 def _reason(error: BaseException, path: Path) -> str:

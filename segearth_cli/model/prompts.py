@@ -132,7 +132,7 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
             if other != name:
                 raise UsageError(
                     f"{word!r} is a word of two classes, {other} and {name}: the first would get "
-                    "all of it; name it once"
+                    "all of it; take it from one"
                 )
     return Vocabulary(tuple(classes), has_background, tuple(colours))
 
