@@ -1,4 +1,4 @@
-"""``segearth info``: what a map says of its making, and how a scene would be read."""
+"""``segearth info``: what a map says of its making, how a scene would be read, what a model is."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from segearth_cli.flags import Json
 from segearth_cli.stdout import print_json, print_lines
 
 if TYPE_CHECKING:
-    from segearth_cli.info import MapInfo, SceneInfo
+    from segearth_cli.info import MapInfo, ModelInfo, SceneInfo
 
 
 def info_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="MAP|SCENE", show_envvar=False, help="A map that segearth made, or any raster."
+            metavar="MAP|SCENE|MODEL",
+            show_envvar=False,
+            help="A map that segearth made, any raster, or a model folder.",
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Tell how a map was made, and the command that makes it again; or how a scene is read.
+    """Tell how a map was made, and the command for it; how a scene is read; what a model is.
 
     Example: segearth info map.gpkg
     """
-    from segearth_cli.info import MapInfo, told
+    from segearth_cli.info import MapInfo, ModelInfo, told
 
     terminal.log_to_stderr(False, False)
     info = told(name)
     if isinstance(info, MapInfo):
         show_map(info, json)
+    elif isinstance(info, ModelInfo):
+        show_model(info, json)
     else:
         show_scene(info, json)
 
@@ -79,6 +83,33 @@ def show_scene(info: SceneInfo, as_json: bool) -> None:
         ["read as", info.reading],
     ]
     print_rows(rows)
+
+
+def show_model(info: ModelInfo, as_json: bool) -> None:
+    """What a model folder is, and how it runs unless told otherwise, on stdout."""
+    card = info.card
+    if as_json:
+        facts = asdict(info)
+        print_json({**facts.pop("card"), **facts})
+        return
+    pixels = f", {card.gsd_m[0]:g} to {card.gsd_m[1]:g} m a pixel" if card.gsd_m else ""
+    settings = [
+        f"{name} {getattr(card, name)}"
+        for name in ("attention", "modulated_blocks", "global_bias", "logit_scale", "window")
+    ]
+    rows = [
+        ["model", card.name],
+        ["description", card.description],
+        ["made for", f"{card.sensor} images{pixels}"],
+        ["runs as", ", ".join([*settings, f"stride {card.stride}", f"upsampler {info.upsampler}"])],
+        ["words", f"{len(card.words)} that it has read" if card.words else "any"],
+        ["channels", f"{info.channels}"],
+        ["size", f"{info.size / 1e6:.0f} MB"],
+        ["digest", f"sha256 {info.digest}"],
+        ["licence", card.licence],
+        ["made by", card.made_by],
+    ]
+    print_rows([row for row in rows if row[1]])
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""What ``segearth info`` tells: of a map how it was made, of a scene how it would be read."""
+"""What ``segearth info`` tells of a map, a scene or a model folder."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.recorded import READERS, Record, is_probabilities, read_record
 from segearth_cli.geo.shapes import layer_names
 from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
+from segearth_cli.model.card import CARD, ModelCard
+from segearth_cli.model.folder import CHECKPOINT, CONFIG, REPORT, open_model_folder
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX, SceneOptions
 from segearth_cli.reading import radar_options
 from segearth_cli.record import command_again
@@ -43,13 +45,27 @@ class SceneInfo:
     reading: str  # sensor, bands, scaling
 
 
-def told(name: str) -> MapInfo | SceneInfo:
-    """What there is to know of a map or, if it is no map of segearth's, of a scene.
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model folder, and how it is meant to run."""
+
+    folder: str
+    card: ModelCard
+    channels: int  # of the features that image and text share
+    upsampler: str  # bilinear, or its file's name
+    size: int  # bytes
+    digest: str
+
+
+def told(name: str) -> MapInfo | SceneInfo | ModelInfo:
+    """What there is to know of a map or, if it is no map of segearth's, of a scene; or of a model.
 
     Raises:
-        SegEarthError: it is neither.
+        SegEarthError: it is none of them.
     """
     path = Path(name)
+    if any((path / part).is_file() for part in (CARD, CONFIG, CHECKPOINT, REPORT)):
+        return model_info(path)
     if is_map_name(path):
         record = read_record(path)
         if record or not may_be_scene(path):
@@ -98,6 +114,19 @@ def scene_info(source: str) -> SceneInfo:
             sensor=scene.sensor,
             reading=scene.description,
         )
+
+
+def model_info(path: Path) -> ModelInfo:
+    """What a model folder says of itself.
+
+    Raises:
+        ModelError: a part of it is missing or damaged.
+    """
+    folder = open_model_folder(path)
+    upsampler = folder.upsampler.name if folder.upsampler else "bilinear"
+    return ModelInfo(
+        str(path), folder.card, folder.embed_dim, upsampler, folder.size, folder.digest()
+    )
 
 
 def map_info(output: Path) -> MapInfo:

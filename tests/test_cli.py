@@ -530,6 +530,20 @@ def test_info_tells_of_a_scene_how_it_is_read(run, scene, tmp_path):
     assert "there is no such file" in only_line(missing.stderr)
 
 
+def test_info_tells_of_a_model_folder_how_it_runs(run, tiny_model, upsampled_model, tmp_path):
+    said = json.loads(run.any("info", tiny_model, "--json").stdout)
+    assert (said["folder"], said["name"]) == (str(tiny_model), "tiny")
+    assert (said["window"], said["channels"]) == (64, 24)
+    table = run.any("info", tiny_model)
+    assert f"digest           sha256 {said['digest']}\n" in table.stdout
+    assert "upsampler bilinear" in table.stdout
+    assert "upsampler upsampler.safetensors" in run.any("info", upsampled_model).stdout
+    (tmp_path / "segearth.json").write_text('{"name": "half"}')
+    half = run.any("info", tmp_path)
+    assert (half.exit_code, half.stdout) == (1, "")
+    assert "has no open_clip_config.json" in only_line(half.stderr)
+
+
 def test_maps_without_a_place_are_told_of_without_python_warnings(run, tmp_path, folder):
     scene = write_scene(tmp_path / "nowhere.tif", crs=None, transform=Affine.identity())
     assert run(scene, "-o", "map.tif", "-q").exit_code == 0
