@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from segearth_cli.scores import Scores
 
 
-OF_MAPS = ("label", "classes", "label_values", "ignore")
+OF_MAPS = ("label", "classes", "label_values", "ignore", "column")
 OF_BOTH = ("dataset", "pred", "json", "csv", "markdown", "verbose", "quiet")
 
 
@@ -72,7 +72,11 @@ def evaluate_command(
         map_option(metavar="FILE|DIR", help="Maps to measure, instead of a model; or a folder."),
     ] = None,
     label: Annotated[
-        Path | None, map_option(metavar="FILE|DIR", help="Their labels, by stem in a folder.")
+        Path | None,
+        map_option(
+            metavar="FILE|DIR",
+            help="Their labels: rasters, points or polygons; by stem in a folder.",
+        ),
     ] = None,
     classes: Annotated[
         str | None,
@@ -82,11 +86,19 @@ def evaluate_command(
         str | None,
         map_option(
             metavar="LABEL=MAP,...",
-            help="Values or names of the map for values of the label; * for the rest.",
+            help="Values or names of the map for those of the label; * for the rest.",
         ),
     ] = None,
     ignore: Annotated[
         str | None, map_option(metavar="N,...", help="Values of the label that say nothing.")
+    ] = None,
+    column: Annotated[
+        str | None,
+        map_option(
+            metavar="NAME",
+            help="Column of points or polygons that holds the class. Default: the first of "
+            "class_name, class, label, name that is there.",
+        ),
     ] = None,
     model: Annotated[
         str, model_option(metavar="A,B,...", help="Models to compare: names or folders.")
@@ -189,6 +201,7 @@ def evaluate_command(
         classes=parse_list(classes),
         label_values=parse_label_values(label_values),
         ignore=parse_whole("--ignore", ignore),
+        column=column,
         progress=not quiet,
     )
     show_comparison(compare(comparison), form, quiet)

@@ -1,4 +1,4 @@
-"""Class rasters measured against label rasters, row by row, whatever their grids."""
+"""Class rasters measured against labels, row by row: rasters on any grid, points or polygons."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,19 @@ from tqdm import tqdm
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.labels import class_names, on_grid
+from segearth_cli.geo.labels import (
+    DISPUTED,
+    UNKNOWN,
+    ClassNames,
+    class_names,
+    is_vector,
+    on_grid,
+    open_labels,
+    refuse_column,
+)
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.names import listed
-from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
+from segearth_cli.options import BACKGROUND_NAMES, VECTOR_SUFFIXES, CompareOptions
 from segearth_cli.scores import IGNORED, Confusion, Scores
 
 logger = logging.getLogger(__name__)
@@ -39,22 +49,56 @@ class CompareResult:
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What the values of a map and of its label stand for.
+class MapClasses:
+    """What the values of a map stand for.
 
     Attributes:
-        names: of the map's values 0, 1, ...
-        class_of_label: the map's value for each of the label's 256, and for what lies beyond.
-        class_of_map: the map's own values, with nodata ignored.
-        known: which of the label's have a meaning, if only to be ignored.
-        known_of_map: which of the map's.
+        own: names by value.
+        names: of the values 0, 1, ...
+        class_of: the map's own values, with nodata ignored.
+        known: which of the map's 256 values have a meaning, if only to be ignored.
     """
 
+    own: Mapping[int, str]
     names: tuple[str, ...]
-    class_of_label: NDArray[np.uint8]
-    class_of_map: NDArray[np.uint8]
+    class_of: NDArray[np.uint8]
     known: NDArray[np.bool_]
-    known_of_map: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of a label raster stand for.
+
+    Attributes:
+        class_of: the map's value for each of the label's 256, and for what lies beyond.
+        known: which of them have a meaning, if only to be ignored.
+    """
+
+    class_of: NDArray[np.uint8]
+    known: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ShapeNames(ClassNames):
+    """The map's values for what points and polygons are called.
+
+    Attributes:
+        own: names of the map by value, which labels may give instead.
+        found: what they are called, as the map calls it if it does.
+    """
+
+    own: Mapping[int, str] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
+
+    def value_of(self, name: str, origin: str) -> int:
+        """The map's value; what the map does not know is its background, or left out."""
+        plain = " ".join(name.casefold().split()).removesuffix(".0")  # numbers beside gaps
+        value = self.values.get(plain)
+        if value is None and plain.isdecimal() and int(plain) in self.own:
+            value = int(plain)
+        if value != IGNORED:
+            self.found.append(name if value is None else self.names[value])
+        return _rest_of(self.names) if value is None else value
 
 
 def compare(options: CompareOptions) -> CompareResult:
@@ -64,21 +108,21 @@ def compare(options: CompareOptions) -> CompareResult:
         SegEarthError: nothing fits together, or a raster cannot be read.
     """
     started = time.perf_counter()
-    pairs = raster_pairs(options.maps, options.labels)
+    pairs = file_pairs(options.maps, options.labels)
     confusion: Confusion | None = None
     names: tuple[str, ...] = ()
     disable = None if options.progress else True
     for made, label in tqdm(pairs, unit="map", disable=disable, leave=False):
-        meaning = meaning_of(made, label, options)
+        own = classes_of(made, options)
         if confusion is None:
-            confusion, names = Confusion(len(meaning.names)), meaning.names
-        elif meaning.names != names:
+            confusion, names = Confusion(len(own.names)), own.names
+        elif own.names != names:
             raise UsageError(
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
-        for truth, predicted in aligned_rows(made, label, options.ignore):
-            check_values(truth, predicted, meaning, made, label)
-            confusion.add(meaning.class_of_label[truth], meaning.class_of_map[predicted])
+        beside = beside_shapes if is_vector(str(label)) else beside_raster
+        for truth, predicted in beside(made, label, own, options):
+            confusion.add(truth, predicted)
     assert confusion is not None
     scores = confusion.scores(names)
     if scores.pixels == 0:
@@ -86,7 +130,7 @@ def compare(options: CompareOptions) -> CompareResult:
     return CompareResult(len(pairs), scores, time.perf_counter() - started)
 
 
-def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
+def file_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
     """Two files, or the files of equal stem in two folders, with a warning for those left over.
 
     Raises:
@@ -98,7 +142,7 @@ def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
         return [(maps, labels)]
     if not labels.is_dir():
         raise UsageError(f"{maps} is a folder and {labels} is none; name two of a kind")
-    by_stem, made = _rasters(labels), _rasters(maps)
+    by_stem, made = _files(labels, (*RASTERS, *VECTOR_SUFFIXES)), _files(maps, RASTERS)
     if not made:
         raise UsageError(f"no raster lies in {maps}; its maps end with {' '.join(RASTERS)}")
     both = sorted(made.keys() & by_stem.keys())
@@ -119,21 +163,18 @@ def raster_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
     return [(made[stem], by_stem[stem]) for stem in both]
 
 
-def _rasters(folder: Path) -> dict[str, Path]:
+def _files(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
     """By stem; of a map and its preview, which has the same, the map."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in RASTERS]
-    found.sort(key=lambda path: RASTERS.index(path.suffix.lower()), reverse=True)
+    found = [path for path in folder.iterdir() if path.suffix.lower() in kinds]
+    found.sort(key=lambda path: kinds.index(path.suffix.lower()), reverse=True)
     return {path.stem: path for path in found}
 
 
-def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
-    """What the values of two files stand for.
-
-    Names come from the options, else from the map. The label's values are the options', else those
-    of the same name where both files name theirs, else the map's own.
+def classes_of(made: Path, options: CompareOptions) -> MapClasses:
+    """What the values of a map stand for, as the options say, else the map itself.
 
     Raises:
-        UsageError: the map names no classes, and nobody else does.
+        UsageError: both say it, or neither.
     """
     own, nodata = class_names(str(made))
     if own and options.classes:
@@ -149,19 +190,42 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
         raise UsageError(
             f"{made} does not name its classes; name those of its values 0, 1, ... with --classes"
         )
+    class_of = np.full(256, IGNORED, np.uint8)
+    class_of[[*own.keys() & range(256)]] = [*own.keys() & range(256)]
+    known = class_of != IGNORED
+    known[IGNORED] = True
+    if nodata is not None and 0 <= nodata < 256:
+        class_of[int(nodata)] = IGNORED
+        known[int(nodata)] = True
     names = tuple(own.get(value, str(value)) for value in range(max(own) + 1))
-    labelled, label_nodata = class_names(str(label))
-    class_of_label = np.full(BEYOND + 1, IGNORED, np.uint8)
+    return MapClasses(own, names, class_of, known)
+
+
+def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOptions) -> Meaning:
+    """What the values of a label raster stand for.
+
+    They are the options', else those of the same name where both files name theirs, else the map's.
+
+    Raises:
+        UsageError: the options name a class that there is not.
+    """
+    names = classes.names
+    labelled, nodata = class_names(str(label))
+    class_of = np.full(BEYOND + 1, IGNORED, np.uint8)
     if options.label_values:
-        values = [(old, _said(new, own, made)) for old, new in options.label_values]
-        for old, new in sorted(values, key=lambda pair: pair[0] is not None):
-            class_of_label[slice(BEYOND) if old is None else old] = new
+        by_name = {name.casefold(): value for value, name in labelled.items()}
+        for old, new in said_values(options, classes, made):
+            value = by_name.get(old.casefold()) if isinstance(old, str) else old
+            if value is None and old is not None:
+                shown = ", ".join(labelled.values()) or "no names of its values"
+                raise UsageError(f"--label-values: {label} has no class {old}; it has {shown}")
+            class_of[slice(BEYOND) if value is None else value] = new
     elif labelled:
         for value in labelled.keys() & range(256):
-            class_of_label[value] = _value_of(labelled[value], names)
+            class_of[value] = _value_of(labelled[value], names)
         _warn_of_names([labelled[value] for value in sorted(labelled)], names)
     else:
-        class_of_label[: len(names)] = range(len(names))
+        class_of[: len(names)] = range(len(names))
         if not options.classes:
             shown = ", ".join(f"{value} {name}" for value, name in enumerate(names))
             logger.warning(
@@ -169,22 +233,27 @@ def meaning_of(made: Path, label: Path, options: CompareOptions) -> Meaning:
                 "--label-values says otherwise",
                 shown,
             )
-    class_of_map = np.full(256, IGNORED, np.uint8)
-    class_of_map[[*own.keys() & range(256)]] = [*own.keys() & range(256)]
-    for table, empty in ((class_of_label, label_nodata), (class_of_map, nodata)):
-        if empty is not None and 0 <= empty < 256:
-            table[int(empty)] = IGNORED
-    class_of_label[[value for value in options.ignore if 0 <= value < 256]] = IGNORED
-    known = class_of_label != IGNORED
+    if nodata is not None and 0 <= nodata < 256:
+        class_of[int(nodata)] = IGNORED
+    class_of[[value for value in options.ignore if 0 <= value < 256]] = IGNORED
+    known = class_of != IGNORED
     known[BEYOND] = True
-    for said in (IGNORED, label_nodata, *options.ignore, *labelled):
+    for said in (IGNORED, nodata, *options.ignore, *labelled):
         if said is not None and 0 <= said < 256:
             known[int(said)] = True
-    known_of_map = class_of_map != IGNORED
-    known_of_map[IGNORED] = True
-    if nodata is not None and 0 <= nodata < 256:
-        known_of_map[int(nodata)] = True
-    return Meaning(names, class_of_label, class_of_map, known, known_of_map)
+    return Meaning(class_of, known)
+
+
+def said_values(
+    options: CompareOptions, classes: MapClasses, made: Path
+) -> list[tuple[int | str | None, int]]:
+    """What the options say that labels are in the map, the rest first.
+
+    Raises:
+        UsageError: the map has no such class.
+    """
+    values = [(old, _said(new, classes.own, made)) for old, new in options.label_values]
+    return sorted(values, key=lambda pair: pair[0] is not None)
 
 
 def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
@@ -206,9 +275,7 @@ def _warn_of_names(labelled: Sequence[str], names: Sequence[str]) -> None:
     of_map, of_label = ({name.casefold() for name in each} for each in (names, labelled))
     lost = [name for name in labelled if name.casefold() not in of_map | BACKGROUND_NAMES]
     if lost:
-        fate = (
-            "count as its background" if names[0].casefold() in BACKGROUND_NAMES else "are left out"
-        )
+        fate = "are left out" if _rest_of(names) == IGNORED else "count as its background"
         logger.warning("the map has no class %s: such pixels %s", ", ".join(lost), fate)
     idle = [name for name in names if name.casefold() not in of_label | BACKGROUND_NAMES]
     if idle:
@@ -219,6 +286,7 @@ def check_values(
     truth: NDArray[np.integer],
     predicted: NDArray[np.uint8],
     meaning: Meaning,
+    classes: MapClasses,
     made: Path,
     label: Path,
 ) -> None:
@@ -233,11 +301,19 @@ def check_values(
             f"{label} holds {strange[0]}, which is no class of the map; say --label-values "
             f"{strange[0]}=CLASS or --ignore {strange[0]}"
         )
-    counted = meaning.class_of_label[truth] != IGNORED
-    strange_of_map = predicted[counted & ~meaning.known_of_map[predicted]]
-    if strange_of_map.size:
+    check_map(predicted[meaning.class_of[truth] != IGNORED], classes, made)
+
+
+def check_map(predicted: NDArray[np.uint8], classes: MapClasses, made: Path) -> None:
+    """Refuse values of a map, where a label counts, that nobody has given a meaning.
+
+    Raises:
+        UsageError: there is one.
+    """
+    strange = predicted[~classes.known[predicted]]
+    if strange.size:
         raise UsageError(
-            f"{made} holds {strange_of_map[0]}, and its classes are {', '.join(meaning.names)}; "
+            f"{made} holds {strange[0]}, and its classes are {', '.join(classes.names)}; "
             "name all of its values with --classes"
         )
 
@@ -245,9 +321,90 @@ def check_values(
 def _value_of(name: str, names: tuple[str, ...]) -> int:
     """The map's value for a name of the label's; what the map does not know is its background."""
     plain = [own.casefold() for own in names]
-    if name.casefold() in plain:
-        return plain.index(name.casefold())
-    return 0 if plain[0] in BACKGROUND_NAMES else IGNORED
+    return plain.index(name.casefold()) if name.casefold() in plain else _rest_of(names)
+
+
+def _rest_of(names: Sequence[str]) -> int:
+    """The map's value for what it does not know: its background, if it has one."""
+    return 0 if names[0].casefold() in BACKGROUND_NAMES else IGNORED
+
+
+def beside_raster(
+    made: Path, label: Path, classes: MapClasses, options: CompareOptions
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Classes by a label raster and by the map, some rows of the label at a time.
+
+    Raises:
+        SceneError: they do not lie on one another, or cannot be read.
+        UsageError: a value is none of a class, and not to be ignored.
+    """
+    refuse_column(str(label), options.column)
+    meaning = meaning_of(label, made, classes, options)
+    for truth, predicted in aligned_rows(made, label, options.ignore):
+        check_values(truth, predicted, meaning, classes, made, label)
+        yield meaning.class_of[truth], classes.class_of[predicted]
+
+
+def beside_shapes(
+    made: Path, label: Path, classes: MapClasses, options: CompareOptions
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Classes by points or polygons and by the map, some rows of the map at a time.
+
+    Raises:
+        SceneError: they do not lie on one another, or cannot be read.
+        UsageError: a value of the map is none of a class.
+    """
+    values = {name.casefold(): value for value, name in enumerate(classes.names)}
+    rest = IGNORED
+    for old, new in said_values(options, classes, made):
+        if old is None:
+            rest = new
+        else:
+            values[str(old).casefold()] = new
+    values |= {str(value): IGNORED for value in options.ignore}
+    names = ShapeNames(classes.names, values, classes.own)
+    with ExitStack() as stack:
+        stack.enter_context(environment(gdal_settings(str(made))))
+        source = stack.enter_context(opened(str(made)))
+        check_kind(source, made, np.uint8)
+        grid = file_grid(source, str(made))
+        read = stack.enter_context(open_labels(str(label), grid, names, options.column))
+        rest_name = [] if rest == IGNORED else [classes.names[rest]]
+        _warn_of_names([*names.found, *rest_name], classes.names)
+        has_background = _rest_of(classes.names) != IGNORED
+        if has_background and classes.names[0] not in [*names.found, *rest_name]:
+            logger.warning(
+                "%s shows no %s, which can only be wrong; --label-values '*=0' makes it all that "
+                "lies in none of its shapes",
+                label,
+                classes.names[0],
+            )
+        for first in range(0, grid.height, ROWS):
+            count = min(ROWS, grid.height - first)
+            labels = read(first, count)
+            labels = np.select([labels == UNKNOWN, labels == DISPUTED], [rest, IGNORED], labels)
+            truth = labels.astype(np.uint8)
+            try:
+                window = Window(0, first, grid.width, count)
+                known = source.dataset_mask(window=window) > 0
+                predicted = np.where(known, source.read(1, window=window), np.uint8(IGNORED))
+            except GDAL_ERRORS as error:
+                raise SceneError(f"cannot read {made}: {reason(error)}") from error
+            check_map(predicted[truth != IGNORED], classes, made)
+            yield truth, classes.class_of[predicted]
+
+
+def check_kind(src: Any, path: Path, wanted: Any) -> None:
+    """Refuse a raster that holds no classes.
+
+    Raises:
+        SceneError: it has several bands, or other numbers.
+    """
+    if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), wanted):
+        raise SceneError(
+            f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class "
+            "values, whole numbers from 0 to 255"
+        )
 
 
 def aligned_rows(
@@ -264,13 +421,8 @@ def aligned_rows(
         stack.enter_context(environment(settings))
         truth = stack.enter_context(opened(str(label)))
         source = stack.enter_context(opened(str(made)))
-        for path, src in ((label, truth), (made, source)):
-            wanted = np.integer if src is truth else np.uint8
-            if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), wanted):
-                raise SceneError(
-                    f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class "
-                    "values, whole numbers from 0 to 255"
-                )
+        check_kind(truth, label, np.integer)
+        check_kind(source, made, np.uint8)
         unknown = {*ignore, *filter(None, (truth.nodata,))}
         grid = file_grid(truth, str(label))
         predicted = on_grid(source, str(made), grid, str(label), stack)

@@ -321,11 +321,12 @@ class CompareOptions:
     """Maps that are measured against labels."""
 
     maps: Path  # a class raster, or a folder of them
-    labels: Path
+    labels: Path  # class rasters as well, or points or polygons
     classes: tuple[str, ...] = ()  # names of the values 0, 1, ...; none: the map's own
-    # a label's value (None: all others), and the map's or its name
-    label_values: tuple[tuple[int | None, int | str], ...] = ()
+    # a label's value or name (None: all others), and the map's
+    label_values: tuple[tuple[int | str | None, int | str], ...] = ()
     ignore: tuple[int, ...] = ()
+    column: str | None = None  # of vector labels, that holds the classes
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -85,22 +85,25 @@ def parse_whole(option: str, text: str | None) -> tuple[int, ...]:
         raise UsageError(f"{option} {text!r} is no list of whole numbers") from error
 
 
-def parse_label_values(text: str | None) -> tuple[tuple[int | None, int | str], ...]:
-    """``"1=2,3=road,*=0"`` as pairs of a label's value, ``None`` for all others, and the map's.
+def parse_label_values(text: str | None) -> tuple[tuple[int | str | None, int | str], ...]:
+    """``"1=2,house=building,*=0"`` as pairs of a label's value or name and the map's.
+
+    ``None`` stands for all other labels.
 
     Raises:
         UsageError: these are no such pairs.
     """
-    try:
-        pairs = [[end.strip() for end in part.split("=")] for part in parse_list(text)]
-        return tuple(
-            (None if old == "*" else int(old), int(new) if new.isdecimal() else new)
-            for old, new in pairs
-        )
-    except ValueError as error:
+    pairs = [[_value_or_name(end) for end in part.split("=")] for part in parse_list(text)]
+    if not all(len(pair) == 2 and "" not in pair for pair in pairs):
         raise UsageError(
             f"--label-values {text!r} is not LABEL=MAP,..., for instance 1=1,2=road,*=0"
-        ) from error
+        )
+    return tuple((None if old == "*" else old, new) for old, new in pairs)
+
+
+def _value_or_name(text: str) -> int | str:
+    text = text.strip()
+    return int(text) if text.isdecimal() else text
 
 
 def parse_labelled(text: str) -> tuple[str, str]:

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import rasterio
+from geopandas import GeoDataFrame, points_from_xy
 from rasterio import Affine
 from scenes import read, write_scene
+from shapely import box
+from shapely.affinity import translate
 from typer.testing import CliRunner
 
 from segearth_cli.cli import app
@@ -220,3 +223,92 @@ def test_values_of_a_map_that_nobody_named_are_refused(tmp_path, label):
         "evaluate takes maps of 8 bits"
         in run("--pred", tmp_path / "many.tif", "--label", label).stderr
     )
+
+
+# --- points and polygons -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A map of 4 x 6 pixels of 2 m: background above, water and road below."""
+    values = np.kron(np.array([[0, 0], [1, 2]]), np.ones((2, 3), int))
+    return write(tmp_path / "map.tif", values, MAP)
+
+
+def shapes(path, column, values, crs="EPSG:32633"):
+    """Three boxes: the upper left pixel, the lower left half and the lower right one."""
+    places = [(0, 6, 2, 8), (0, 0, 6, 4), (6, 0, 12, 4)]
+    boxes = [translate(box(*place), 500_000, 5_399_992) for place in places]
+    frame = GeoDataFrame({column: values}, geometry=boxes[: len(values)], crs="EPSG:32633")
+    frame.to_crs(crs).to_file(path)
+    return path
+
+
+def confusion(*arguments):
+    done = run(*arguments, "--json", "-q")
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)["scores"]["confusion"]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326"])
+def test_polygons_label_the_pixels_in_them_and_no_others(tmp_path, made, crs):
+    labels = shapes(tmp_path / "labels.gpkg", "class_name", ["Road", "water", "water"], crs)
+    assert confusion("--pred", made, "--label", labels) == [[0, 0, 0], [0, 6, 6], [1, 0, 0]]
+    assert "labels.gpkg shows no background" in run("--pred", made, "--label", labels).stderr
+    rest = ("--label-values", "*=background")
+    expected = [[11, 0, 0], [0, 6, 6], [1, 0, 0]]
+    assert confusion("--pred", made, "--label", labels, *rest) == expected
+
+
+def test_points_label_the_pixels_they_lie_in(tmp_path, made):
+    points = points_from_xy([500_001, 500_001, 500_011], [5_399_999, 5_399_993, 5_399_993])
+    frame = GeoDataFrame({"class": ["water", "water", "road"]}, geometry=points, crs=32633)
+    frame.to_file(tmp_path / "points.geojson")
+    result = confusion("--pred", made, "--label", tmp_path / "points.geojson")
+    assert result == [[0, 0, 0], [1, 1, 0], [0, 0, 1]]
+
+
+def test_shapes_may_be_called_by_other_names_and_by_values(tmp_path, made):
+    named = shapes(tmp_path / "named.gpkg", "kind", ["house", "lake", "unclear"])
+    what = ("--column", "kind", "--label-values", "house=background,lake=water")
+    done = run("--pred", made, "--label", named, *what, "--json")
+    assert json.loads(done.stdout)["scores"]["confusion"] == [[1, 0, 6], [0, 6, 0], [0, 0, 0]]
+    assert "the map has no class unclear: such pixels count as its background" in done.stderr
+    assert "the label has no class road: they can only be wrong" in done.stderr
+    values = shapes(tmp_path / "values.gpkg", "class", [2, 1, 7])
+    done = confusion("--pred", made, "--label", values, "--ignore", "7")
+    assert done == [[0, 0, 0], [0, 6, 0], [1, 0, 0]]
+
+
+def test_folders_may_hold_rasters_and_shapes(tmp_path, made):
+    maps, labels = tmp_path / "maps", tmp_path / "labels"
+    maps.mkdir()
+    labels.mkdir()
+    for stem in ("a", "b"):
+        write(maps / f"{stem}.tif", read(made), MAP)
+    write(labels / "a.tif", read(made), MAP)
+    shapes(labels / "b.gpkg", "label", ["background", "water", "road"])
+    assert confusion("--pred", maps, "--label", labels) == [[13, 0, 0], [0, 12, 0], [0, 0, 12]]
+
+
+def test_shapes_that_say_no_class_are_named(tmp_path, made):
+    labels = shapes(tmp_path / "labels.gpkg", "kind", ["road"])
+    done = run("--pred", made, "--label", labels)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "does not say which column holds the classes: --column (kind)" in done.stderr
+    done = run("--pred", made, "--label", made, "--column", "kind")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--column kind is of a vector file" in done.stderr
+
+
+def test_label_rasters_may_be_said_by_name_too(tmp_path, label):
+    made = write(tmp_path / "map.tif", np.array([0, 2, 1, 0], np.uint8)[read(label)], MAP)
+    said = ("--label-values", "road=road,water=water,tree=0,other=0")
+    assert confusion("--pred", made, "--label", label, *said) == [
+        [48, 0, 0],
+        [0, 24, 0],
+        [0, 0, 24],
+    ]
+    done = run("--pred", made, "--label", label, "--label-values", "house=road")
+    assert done.exit_code == 2
+    assert "has no class house; it has other, road, water, tree" in done.stderr

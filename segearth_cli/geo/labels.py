@@ -190,16 +190,25 @@ def open_labels(
     if local and not os.path.exists(path):
         raise SceneError(f"cannot open {path}: there is no such file")
     with ExitStack() as stack:
-        if _is_vector(path):
+        if is_vector(path):
             yield _vector_reader(path, grid, names, column)
             return
-        if column is not None:
-            raise UsageError(f"--column {column} is of a vector file, and {path} is none")
+        refuse_column(path, column)
         stack.enter_context(environment(gdal_settings(path)))
         yield _raster_reader(path, grid, names, stack)
 
 
-def _is_vector(path: str) -> bool:
+def refuse_column(path: str, column: str | None) -> None:
+    """Refuse a column of what has none.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if column is not None:
+        raise UsageError(f"--column {column} is of a vector file, and {path} is none")
+
+
+def is_vector(path: str) -> bool:
     """Whether a file holds a layer of geometries: a GeoPackage may hold either kind."""
     return path.lower().endswith(".parquet") or bool(layer_names(path))
 
