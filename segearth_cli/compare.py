@@ -96,6 +96,8 @@ class ShapeNames(ClassNames):
         value = self.values.get(plain)
         if value is None and plain.isdecimal() and int(plain) in self.own:
             value = int(plain)
+        if value is None and plain in BACKGROUND_NAMES:
+            value = _rest_of(self.names)
         if value != IGNORED:
             self.found.append(name if value is None else self.names[value])
         return _rest_of(self.names) if value is None else value

@@ -287,8 +287,11 @@ def test_folders_may_hold_rasters_and_shapes(tmp_path, made):
     for stem in ("a", "b"):
         write(maps / f"{stem}.tif", read(made), MAP)
     write(labels / "a.tif", read(made), MAP)
-    shapes(labels / "b.gpkg", "label", ["background", "water", "road"])
-    assert confusion("--pred", maps, "--label", labels) == [[13, 0, 0], [0, 12, 0], [0, 0, 12]]
+    shapes(labels / "b.gpkg", "label", ["Other", "water", "road"])
+    done = run("--pred", maps, "--label", labels, "--json")
+    expected = [[13, 0, 0], [0, 12, 0], [0, 0, 12]]
+    assert json.loads(done.stdout)["scores"]["confusion"] == expected
+    assert "warning" not in done.stderr
 
 
 def test_shapes_that_say_no_class_are_named(tmp_path, made):
