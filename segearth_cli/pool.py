@@ -336,8 +336,8 @@ class Pool:
             for process in under_way.values()
             if process is not None
         ]
-        _, unfinished = wait(under_way, STOP_SECONDS)
-        self.lost += filter(None, (under_way[future] for future in unfinished))
+        wait(under_way, STOP_SECONDS)
+        self.lost += filter(None, under_way.values())  # some end before they have let go
         del sent
         for member in [*self._idle, *(member for member, _ in self._busy.values())]:
             ray.kill(member.actor)

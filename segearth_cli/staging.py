@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,7 @@ PREFIX = ".segearth-"
 _RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were made
 
 _LOCK = "lock"
+_DYING_SECONDS = 10  # that a process that was killed may take to end
 
 logger = logging.getLogger(__name__)
 
@@ -145,13 +147,31 @@ def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> No
             owner = _owner(left)
             if owner[0] == socket.gethostname() and (left / _LOCK).exists():
                 with (left / _LOCK).open("rb") as stream:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _take_lock(stream, _DYING_SECONDS if owner in lost else 0)
             elif owner not in lost:
                 continue
         except (OSError, ValueError):  # somebody works there, or nobody knows
             continue
         shutil.rmtree(left, ignore_errors=True)
-        logger.warning("removed %s, which a killed run left", left)
+        level = logging.INFO if owner in lost else logging.WARNING
+        logger.log(level, "removed %s, which a killed run left", left)
+
+
+def _take_lock(stream: IO[bytes], patience: float) -> None:
+    """Lock a file that another process may have locked; within so many seconds, if it ends.
+
+    Raises:
+        OSError: it has it still, or there are no locks here.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.05)
 
 
 def _remove_if_empty(folder: Path) -> None:

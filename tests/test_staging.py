@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from scenes import names_in, options_for
 
+from segearth_cli import staging
 from segearth_cli.errors import OutputError
 from segearth_cli.outputs import check_outputs
 from segearth_cli.staging import (
@@ -97,8 +99,23 @@ def test_of_another_machine_only_what_a_lost_process_left_goes(tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{PREFIX}7", f"{PREFIX}9"]
 
 
-def test_a_folder_that_is_locked_here_stays_whoever_is_lost(tmp_path):
+def test_a_folder_that_is_locked_here_stays_whoever_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "_DYING_SECONDS", 0)
     with contextlib.ExitStack() as stack:
         own = Staging(stack).beside(tmp_path / "map.tif")
         remove_abandoned(tmp_path, [(socket.gethostname(), os.getpid())])
         assert own.is_dir()
+
+
+def test_what_a_lost_process_left_goes_when_it_has_ended(tmp_path, monkeypatch):
+    left = tmp_path / f"{PREFIX}7"
+    left.mkdir()
+    (left / "lock").write_text(f"{socket.gethostname()} 7")
+    stream = (left / "lock").open("rb")
+    fcntl.flock(stream, fcntl.LOCK_EX)  # as if it lived
+    monkeypatch.setattr(staging.time, "sleep", lambda seconds: stream.close())
+
+    remove_abandoned(tmp_path, [(socket.gethostname(), 7)])
+
+    assert stream.closed
+    assert not left.exists()
