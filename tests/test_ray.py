@@ -215,7 +215,7 @@ def test_the_panels_of_a_scene_are_computed_by_all_workers(cluster, tmp_path, up
 def test_a_panel_whose_worker_is_killed_is_made_by_another(
     cluster, tmp_path, upsampled_model, caplog
 ):
-    source = write_scene(tmp_path / "wide.tif", blocks(3, 150, 700))
+    source = write_scene(tmp_path / "wide.tif", blocks(3, 150, 450))
     killed = threading.Event()
 
     def kill_who_writes_a_panel():
