@@ -39,6 +39,7 @@ from segearth_cli.parse import (
     parse_label_values,
     parse_list,
     parse_numbers,
+    parse_values,
     parse_whole,
 )
 from segearth_cli.stdout import print_json, print_table, table_form
@@ -90,7 +91,8 @@ def evaluate_command(
         ),
     ] = None,
     ignore: Annotated[
-        str | None, map_option(metavar="N,...", help="Values of the label that say nothing.")
+        str | None,
+        map_option(metavar="N,...", help="Values or names of the label that say nothing."),
     ] = None,
     column: Annotated[
         str | None,
@@ -200,7 +202,7 @@ def evaluate_command(
         labels=label,
         classes=parse_list(classes),
         label_values=parse_label_values(label_values),
-        ignore=parse_whole("--ignore", ignore),
+        ignore=parse_values(ignore),
         column=column,
         progress=not quiet,
     )

@@ -25,8 +25,8 @@ from segearth_cli.geo.labels import (
     is_vector,
     on_grid,
     open_labels,
-    refuse_column,
 )
+from segearth_cli.geo.recorded import read_record
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.names import listed
 from segearth_cli.options import BACKGROUND_NAMES, VECTOR_SUFFIXES, CompareOptions
@@ -55,14 +55,30 @@ class MapClasses:
     Attributes:
         own: names by value.
         names: of the values 0, 1, ...
+        values: by every name and synonym, in lower case.
         class_of: the map's own values, with nodata ignored.
         known: which of the map's 256 values have a meaning, if only to be ignored.
     """
 
     own: Mapping[int, str]
     names: tuple[str, ...]
+    values: Mapping[str, int]
     class_of: NDArray[np.uint8]
     known: NDArray[np.bool_]
+
+    @property
+    def rest(self) -> int:
+        """The value for what the map does not know: its background, if it has one."""
+        return 0 if self.names[0].casefold() in BACKGROUND_NAMES else IGNORED
+
+    def value_of(self, name: str) -> int:
+        """The value for a name of the label's; what the map does not know is its background."""
+        return self.values.get(name.casefold(), self.rest)
+
+    def called(self, name: str) -> str:
+        """What the map calls that, if it knows it."""
+        value = self.values.get(name.casefold())
+        return name if value is None else self.names[value]
 
 
 @dataclass(frozen=True)
@@ -83,24 +99,33 @@ class ShapeNames(ClassNames):
     """The map's values for what points and polygons are called.
 
     Attributes:
-        own: names of the map by value, which labels may give instead.
-        found: what they are called, as the map calls it if it does.
+        classes: the map's.
+        found: what they are called, in lower case.
     """
 
-    own: Mapping[int, str] = field(default_factory=dict)
+    classes: MapClasses
     found: list[str] = field(default_factory=list)
 
     def value_of(self, name: str, origin: str) -> int:
         """The map's value; what the map does not know is its background, or left out."""
         plain = " ".join(name.casefold().split()).removesuffix(".0")  # numbers beside gaps
-        value = self.values.get(plain)
-        if value is None and plain.isdecimal() and int(plain) in self.own:
-            value = int(plain)
-        if value is None and plain in BACKGROUND_NAMES:
-            value = _rest_of(self.names)
-        if value != IGNORED:
-            self.found.append(name if value is None else self.names[value])
-        return _rest_of(self.names) if value is None else value
+        self.found.append(plain)
+        if plain in self.values:
+            return self.values[plain]
+        if plain.isdecimal() and int(plain) in self.classes.own:
+            return int(plain)
+        return self.classes.value_of(plain)
+
+    def called(self) -> list[str]:
+        """What they are called, as the map calls it if it does, without those left out."""
+        by_value = {str(value): name for value, name in self.classes.own.items()}
+        return [
+            self.classes.names[self.values[name]]
+            if name in self.values
+            else by_value.get(name) or self.classes.called(name)
+            for name in self.found
+            if self.values.get(name) != IGNORED
+        ]
 
 
 def compare(options: CompareOptions) -> CompareResult:
@@ -111,6 +136,10 @@ def compare(options: CompareOptions) -> CompareResult:
     """
     started = time.perf_counter()
     pairs = file_pairs(options.maps, options.labels)
+    if options.column is not None and not any(is_vector(str(label)) for _, label in pairs):
+        raise UsageError(
+            f"--column {options.column} is of a vector file, and {options.labels} is none"
+        )
     confusion: Confusion | None = None
     names: tuple[str, ...] = ()
     disable = None if options.progress else True
@@ -200,13 +229,26 @@ def classes_of(made: Path, options: CompareOptions) -> MapClasses:
         class_of[int(nodata)] = IGNORED
         known[int(nodata)] = True
     names = tuple(own.get(value, str(value)) for value in range(max(own) + 1))
-    return MapClasses(own, names, class_of, known)
+    values = {name.casefold(): value for value, name in reversed([*enumerate(names)])}
+    if names[0].casefold() in BACKGROUND_NAMES:
+        values = dict.fromkeys(BACKGROUND_NAMES, 0) | values
+    for first, *synonyms in (read_record(made) or {}).get("classes", []):
+        if first.casefold() in values:
+            values |= {word.casefold(): values[first.casefold()] for word in synonyms}
+    return MapClasses(own, names, values, class_of, known)
 
 
-def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOptions) -> Meaning:
+def meaning_of(
+    label: Path,
+    made: Path,
+    classes: MapClasses,
+    options: CompareOptions,
+    ignore: tuple[int, ...],
+) -> Meaning:
     """What the values of a label raster stand for.
 
-    They are the options', else those of the same name where both files name theirs, else the map's.
+    They are the options', else those of the same name where both files name theirs; where neither
+    says more, the map's.
 
     Raises:
         UsageError: the options name a class that there is not.
@@ -214,19 +256,21 @@ def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOpt
     names = classes.names
     labelled, nodata = class_names(str(label))
     class_of = np.full(BEYOND + 1, IGNORED, np.uint8)
-    if options.label_values:
-        by_name = {name.casefold(): value for value, name in labelled.items()}
-        for old, new in said_values(options, classes, made):
-            value = by_name.get(old.casefold()) if isinstance(old, str) else old
-            if value is None and old is not None:
-                shown = ", ".join(labelled.values()) or "no names of its values"
-                raise UsageError(f"--label-values: {label} has no class {old}; it has {shown}")
-            class_of[slice(BEYOND) if value is None else value] = new
-    elif labelled:
-        for value in labelled.keys() & range(256):
-            class_of[value] = _value_of(labelled[value], names)
-        _warn_of_names([labelled[value] for value in sorted(labelled)], names)
-    else:
+    for value in labelled.keys() & range(256):
+        class_of[value] = classes.value_of(labelled[value])
+    by_name = {name.casefold(): value for value, name in labelled.items()}
+    said = said_values(options, classes, made)
+    for old, new in said:
+        if old is None:  # all that is called as no class of the map
+            called = [v for v, n in labelled.items() if n.casefold() in classes.values and v < 256]
+            kept = class_of[called]
+            class_of[:BEYOND] = new
+            class_of[called] = kept
+        else:
+            class_of[label_value(old, by_name, label)] = new
+    if labelled and not said:
+        _warn_of_names([classes.called(labelled[value]) for value in sorted(labelled)], classes)
+    elif not said:
         class_of[: len(names)] = range(len(names))
         if not options.classes:
             shown = ", ".join(f"{value} {name}" for value, name in enumerate(names))
@@ -237,13 +281,27 @@ def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOpt
             )
     if nodata is not None and 0 <= nodata < 256:
         class_of[int(nodata)] = IGNORED
-    class_of[[value for value in options.ignore if 0 <= value < 256]] = IGNORED
+    class_of[[value for value in ignore if 0 <= value < 256]] = IGNORED
     known = class_of != IGNORED
     known[BEYOND] = True
-    for said in (IGNORED, nodata, *options.ignore, *labelled):
-        if said is not None and 0 <= said < 256:
-            known[int(said)] = True
+    known[[value for value in (IGNORED, *ignore, *labelled) if 0 <= value < 256]] = True
+    if nodata is not None and 0 <= nodata < 256:
+        known[int(nodata)] = True
     return Meaning(class_of, known)
+
+
+def label_value(said: int | str, by_name: Mapping[str, int], label: Path) -> int:
+    """A value of a label raster, by number or name.
+
+    Raises:
+        UsageError: it names no such class.
+    """
+    if isinstance(said, int):
+        return said
+    if said.casefold() not in by_name:
+        shown = ", ".join(by_name) or "no names of its values"
+        raise UsageError(f"{label} has no class {said}; it has {shown}")
+    return by_name[said.casefold()]
 
 
 def said_values(
@@ -272,14 +330,14 @@ def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
     return value
 
 
-def _warn_of_names(labelled: Sequence[str], names: Sequence[str]) -> None:
+def _warn_of_names(labelled: Sequence[str], classes: MapClasses) -> None:
     """Say which classes one of the two files does not have."""
-    of_map, of_label = ({name.casefold() for name in each} for each in (names, labelled))
-    lost = [name for name in labelled if name.casefold() not in of_map | BACKGROUND_NAMES]
+    of_map, of_label = ({name.casefold() for name in each} for each in (classes.names, labelled))
+    lost = [name for name in labelled if name.casefold() not in of_map]
     if lost:
-        fate = "are left out" if _rest_of(names) == IGNORED else "count as its background"
+        fate = "are left out" if classes.rest == IGNORED else "count as its background"
         logger.warning("the map has no class %s: such pixels %s", ", ".join(lost), fate)
-    idle = [name for name in names if name.casefold() not in of_label | BACKGROUND_NAMES]
+    idle = [name for name in classes.names if name.casefold() not in of_label | BACKGROUND_NAMES]
     if idle:
         logger.warning("the label has no class %s: they can only be wrong", ", ".join(idle))
 
@@ -320,17 +378,6 @@ def check_map(predicted: NDArray[np.uint8], classes: MapClasses, made: Path) -> 
         )
 
 
-def _value_of(name: str, names: tuple[str, ...]) -> int:
-    """The map's value for a name of the label's; what the map does not know is its background."""
-    plain = [own.casefold() for own in names]
-    return plain.index(name.casefold()) if name.casefold() in plain else _rest_of(names)
-
-
-def _rest_of(names: Sequence[str]) -> int:
-    """The map's value for what it does not know: its background, if it has one."""
-    return 0 if names[0].casefold() in BACKGROUND_NAMES else IGNORED
-
-
 def beside_raster(
     made: Path, label: Path, classes: MapClasses, options: CompareOptions
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -340,9 +387,10 @@ def beside_raster(
         SceneError: they do not lie on one another, or cannot be read.
         UsageError: a value is none of a class, and not to be ignored.
     """
-    refuse_column(str(label), options.column)
-    meaning = meaning_of(label, made, classes, options)
-    for truth, predicted in aligned_rows(made, label, options.ignore):
+    by_name = {name.casefold(): value for value, name in class_names(str(label))[0].items()}
+    ignore = tuple(label_value(value, by_name, label) for value in options.ignore)
+    meaning = meaning_of(label, made, classes, options, ignore)
+    for truth, predicted in aligned_rows(made, label, ignore):
         check_values(truth, predicted, meaning, classes, made, label)
         yield meaning.class_of[truth], classes.class_of[predicted]
 
@@ -356,34 +404,25 @@ def beside_shapes(
         SceneError: they do not lie on one another, or cannot be read.
         UsageError: a value of the map is none of a class.
     """
-    values = {name.casefold(): value for value, name in enumerate(classes.names)}
-    rest = IGNORED
-    for old, new in said_values(options, classes, made):
-        if old is None:
-            rest = new
-        else:
-            values[str(old).casefold()] = new
-    values |= {str(value): IGNORED for value in options.ignore}
-    names = ShapeNames(classes.names, values, classes.own)
+    said = {
+        None if o is None else str(o).casefold(): n for o, n in said_values(options, classes, made)
+    }
+    said |= {str(value).casefold(): IGNORED for value in options.ignore}
+    rest = said.pop(None, IGNORED)
+    names = ShapeNames(classes.names, {str(name): value for name, value in said.items()}, classes)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(str(made))))
         source = stack.enter_context(opened(str(made)))
         check_kind(source, made, np.uint8)
         grid = file_grid(source, str(made))
         read = stack.enter_context(open_labels(str(label), grid, names, options.column))
-        rest_name = [] if rest == IGNORED else [classes.names[rest]]
-        _warn_of_names([*names.found, *rest_name], classes.names)
-        has_background = _rest_of(classes.names) != IGNORED
-        if has_background and classes.names[0] not in [*names.found, *rest_name]:
-            logger.warning(
-                "%s shows no %s, which can only be wrong; --label-values '*=0' makes it all that "
-                "lies in none of its shapes",
-                label,
-                classes.names[0],
-            )
+        check_shapes(label, names, rest)
+        labelled = disputed = 0
         for first in range(0, grid.height, ROWS):
             count = min(ROWS, grid.height - first)
             labels = read(first, count)
+            labelled += int(np.count_nonzero(labels != UNKNOWN))
+            disputed += int(np.count_nonzero(labels == DISPUTED))
             labels = np.select([labels == UNKNOWN, labels == DISPUTED], [rest, IGNORED], labels)
             truth = labels.astype(np.uint8)
             try:
@@ -394,6 +433,41 @@ def beside_shapes(
                 raise SceneError(f"cannot read {made}: {reason(error)}") from error
             check_map(predicted[truth != IGNORED], classes, made)
             yield truth, classes.class_of[predicted]
+    if not labelled:
+        logger.warning("%s labels no pixel of %s", label, made)
+    if disputed:
+        logger.warning("%s: %d pixels have labels of several classes; left out", label, disputed)
+
+
+def check_shapes(label: Path, names: ShapeNames, rest: int) -> None:
+    """Say which classes, and which names that the options give, one of both does not have.
+
+    Args:
+        label: a vector file.
+        names: what its features are called.
+        rest: the class of what lies in none of them.
+
+    Raises:
+        UsageError: no feature has a class of the map.
+    """
+    classes, called = names.classes, names.called()
+    unused = sorted(names.values.keys() - set(names.found))
+    if unused:
+        logger.warning("%s has nothing called %s", label, ", ".join(unused))
+    if called and not {*called} & {*classes.names}:
+        raise UsageError(
+            f"{label} is of {listed(sorted(called))}, and none of them is a class of the map "
+            f"({', '.join(classes.names)}); say which column with --column, or --label-values"
+        )
+    called += [] if rest == IGNORED else [classes.names[rest]]
+    _warn_of_names(called, classes)
+    if called and classes.rest != IGNORED and classes.names[0] not in called:
+        logger.warning(
+            "%s shows no %s, which can only be wrong; if all that it leaves out is, say "
+            "--label-values '*=0'",
+            label,
+            classes.names[0],
+        )
 
 
 def check_kind(src: Any, path: Path, wanted: Any) -> None:

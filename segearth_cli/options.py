@@ -325,7 +325,7 @@ class CompareOptions:
     classes: tuple[str, ...] = ()  # names of the values 0, 1, ...; none: the map's own
     # a label's value or name (None: all others), and the map's
     label_values: tuple[tuple[int | str | None, int | str], ...] = ()
-    ignore: tuple[int, ...] = ()
+    ignore: tuple[int | str, ...] = ()  # values or names of the label that say nothing
     column: str | None = None  # of vector labels, that holds the classes
     progress: bool = True
 

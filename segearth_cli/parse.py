@@ -101,9 +101,14 @@ def parse_label_values(text: str | None) -> tuple[tuple[int | str | None, int | 
     return tuple((None if old == "*" else old, new) for old, new in pairs)
 
 
+def parse_values(text: str | None) -> tuple[int | str, ...]:
+    """``"255,-1,cloud"`` as values and names."""
+    return tuple(_value_or_name(part) for part in parse_list(text))
+
+
 def _value_or_name(text: str) -> int | str:
     text = text.strip()
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def parse_labelled(text: str) -> tuple[str, str]:

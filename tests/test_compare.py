@@ -3,16 +3,18 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
-from geopandas import GeoDataFrame, points_from_xy
+from geopandas import GeoDataFrame, points_from_xy, read_file
 from rasterio import Affine
-from scenes import read, write_scene
+from scenes import blocks, options_for, read, write_scene
 from shapely import box
 from shapely.affinity import translate
 from typer.testing import CliRunner
 
 from segearth_cli.cli import app
+from segearth_cli.segment import segment
 
 
 def run(*arguments):
@@ -207,7 +209,7 @@ def test_labels_may_be_named_and_what_does_not_match_is_said(tmp_path, label):
     assert "right: 100.0 %" in named.stderr
     assert "warning" not in named.stderr
     assert "labels do not name their classes: their values are taken" in bare.stderr
-    assert "the map has no class water, tree" in other.stderr
+    assert "the map has no class other, water, tree" in other.stderr
     assert "the label has no class rest" in other.stderr
     assert again.exit_code == 2
     assert "names its own classes (rest, road); leave --classes out" in again.stderr
@@ -315,3 +317,46 @@ def test_label_rasters_may_be_said_by_name_too(tmp_path, label):
     done = run("--pred", made, "--label", label, "--label-values", "house=road")
     assert done.exit_code == 2
     assert "has no class house; it has other, road, water, tree" in done.stderr
+
+
+def test_a_name_that_is_said_leaves_the_other_names_as_they_are(tmp_path, label):
+    made = write(tmp_path / "map.tif", np.array([0, 2, 1, 0], np.uint8)[read(label)], MAP)
+    said = ("--label-values", "tree=background")
+    assert confusion("--pred", made, "--label", label, *said) == [
+        [48, 0, 0],
+        [0, 24, 0],
+        [0, 0, 24],
+    ]
+    rest = ("--label-values", "*=road")  # the map has other as its background
+    assert confusion("--pred", made, "--label", label, *rest)[0] == [24, 0, 0]
+    assert confusion("--pred", made, "--label", label, "--ignore", "water")[1] == [0, 0, 0]
+
+
+def test_shapes_of_no_class_of_the_map_and_what_is_left_out_is_said(tmp_path, made):
+    strange = shapes(tmp_path / "strange.gpkg", "name", ["0.5", "True", "x"])
+    done = run("--pred", made, "--label", strange)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "is of 0.5, true, x, and none of them is a class of the map" in done.stderr
+    labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "water", "cloud"])
+    said = ("--label-values", "haus=road", "--ignore", "cloud")
+    done = run("--pred", made, "--label", labels, *said, "--json")
+    assert json.loads(done.stdout)["scores"]["pixels"] == 7
+    assert "has nothing called haus" in done.stderr
+    twice = GeoDataFrame(geometry=[box(500_000, 5_399_992, 500_004, 5_399_996)] * 2, crs=32633)
+    twice["name"] = ["road", "water"]
+    both = pd.concat([twice, read_file(labels)])
+    both.to_file(tmp_path / "both.gpkg")
+    done = run("--pred", made, "--label", tmp_path / "both.gpkg")
+    assert "both.gpkg: 4 pixels have labels of several classes; left out" in done.stderr
+
+
+def test_labels_may_be_called_by_the_maps_synonyms(tmp_path, tiny_model):
+    scene = write_scene(tmp_path / "scene.tif", blocks(1, 40, 50))
+    made = tmp_path / "map.tif"
+    segment(scene, options_for(tiny_model, made, classes=(("building", "house"), ("road",))))
+    frame = GeoDataFrame(
+        {"class": ["House"]}, geometry=[box(5e5, 5399920, 500_100, 5.4e6)], crs=32633
+    )
+    frame.to_file(tmp_path / "houses.gpkg")
+    truth = confusion("--pred", made, "--label", tmp_path / "houses.gpkg")
+    assert [sum(row) for row in truth] == [0, 40 * 50, 0]

@@ -193,19 +193,10 @@ def open_labels(
         if is_vector(path):
             yield _vector_reader(path, grid, names, column)
             return
-        refuse_column(path, column)
+        if column is not None:
+            raise UsageError(f"--column {column} is of a vector file, and {path} is none")
         stack.enter_context(environment(gdal_settings(path)))
         yield _raster_reader(path, grid, names, stack)
-
-
-def refuse_column(path: str, column: str | None) -> None:
-    """Refuse a column of what has none.
-
-    Raises:
-        UsageError: there is one.
-    """
-    if column is not None:
-        raise UsageError(f"--column {column} is of a vector file, and {path} is none")
 
 
 def is_vector(path: str) -> bool:
