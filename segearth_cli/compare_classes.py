@@ -1,0 +1,159 @@
+"""What the values of a map stand for, where it is measured against labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.labels import (
+    class_names,
+)
+from segearth_cli.geo.recorded import read_record
+from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
+from segearth_cli.scores import IGNORED
+
+logger = logging.getLogger(__name__)
+
+ROWS = 512  # read at once
+
+
+@dataclass(frozen=True)
+class MapClasses:
+    """What the values of a map stand for.
+
+    Attributes:
+        own: names by value.
+        names: of the values 0, 1, ...
+        values: by every name and synonym, in lower case.
+        class_of: the map's own values, with nodata ignored.
+        known: which of the map's 256 values have a meaning, if only to be ignored.
+    """
+
+    own: Mapping[int, str]
+    names: tuple[str, ...]
+    values: Mapping[str, int]
+    class_of: NDArray[np.uint8]
+    known: NDArray[np.bool_]
+
+    @property
+    def rest(self) -> int:
+        """The value for what the map does not know: its background, if it has one."""
+        return 0 if self.names[0].casefold() in BACKGROUND_NAMES else IGNORED
+
+    def value_of(self, name: str) -> int:
+        """The value for a name of the label's; what the map does not know is its background."""
+        return self.values.get(name.casefold(), self.rest)
+
+    def called(self, name: str) -> str:
+        """What the map calls that, if it knows it."""
+        value = self.values.get(name.casefold())
+        return name if value is None else self.names[value]
+
+
+def classes_of(made: Path, options: CompareOptions) -> MapClasses:
+    """What the values of a map stand for, as the options say, else the map itself.
+
+    Raises:
+        UsageError: both say it, or neither.
+    """
+    own, nodata = class_names(str(made))
+    if own and options.classes:
+        raise UsageError(
+            f"{made} names its own classes ({', '.join(own.values())}); leave --classes out"
+        )
+    own = own or dict(enumerate(options.classes))
+    if own and max(own) >= IGNORED:
+        raise UsageError(
+            f"{made} has classes beyond 255; evaluate takes maps of 8 bits, of 255 classes at most"
+        )
+    if not own:
+        raise UsageError(
+            f"{made} does not name its classes; name those of its values 0, 1, ... with --classes"
+        )
+    class_of = np.full(256, IGNORED, np.uint8)
+    class_of[[*own.keys() & range(256)]] = [*own.keys() & range(256)]
+    known = class_of != IGNORED
+    known[IGNORED] = True
+    if nodata is not None and 0 <= nodata < 256:
+        class_of[int(nodata)] = IGNORED
+        known[int(nodata)] = True
+    names = tuple(own.get(value, str(value)) for value in range(max(own) + 1))
+    values = {name.casefold(): value for value, name in reversed([*enumerate(names)])}
+    if names[0].casefold() in BACKGROUND_NAMES:
+        values = dict.fromkeys(BACKGROUND_NAMES, 0) | values
+    for first, *synonyms in (read_record(made) or {}).get("classes", []):
+        if first.casefold() in values:
+            values |= {word.casefold(): values[first.casefold()] for word in synonyms}
+    return MapClasses(own, names, values, class_of, known)
+
+
+def said_values(
+    options: CompareOptions, classes: MapClasses, made: Path
+) -> list[tuple[int | str | None, int]]:
+    """What the options say that labels are in the map, the rest first.
+
+    Raises:
+        UsageError: the map has no such class.
+    """
+    values = [(old, _said(new, classes.own, made)) for old, new in options.label_values]
+    return sorted(values, key=lambda pair: pair[0] is not None)
+
+
+def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
+    """A value of the map's, by its number or name.
+
+    Raises:
+        UsageError: the map has no such class.
+    """
+    by_name = {name.casefold(): value for value, name in own.items()}
+    value = by_name.get(new.casefold(), -1) if isinstance(new, str) else new
+    if value not in own:
+        shown = ", ".join(f"{number} {name}" for number, name in sorted(own.items()))
+        raise UsageError(f"--label-values: {made} has no class {new}; it has {shown}")
+    return value
+
+
+def warn_of_names(labelled: Sequence[str], classes: MapClasses) -> None:
+    """Say which classes one of the two files does not have."""
+    of_map, of_label = ({name.casefold() for name in each} for each in (classes.names, labelled))
+    lost = [name for name in labelled if name.casefold() not in of_map]
+    if lost:
+        fate = "are left out" if classes.rest == IGNORED else "count as its background"
+        logger.warning("the map has no class %s: such pixels %s", ", ".join(lost), fate)
+    idle = [name for name in classes.names if name.casefold() not in of_label | BACKGROUND_NAMES]
+    if idle:
+        logger.warning("the label has no class %s: they can only be wrong", ", ".join(idle))
+
+
+def check_map(predicted: NDArray[np.uint8], classes: MapClasses, made: Path) -> None:
+    """Refuse values of a map, where a label counts, that nobody has given a meaning.
+
+    Raises:
+        UsageError: there is one.
+    """
+    strange = predicted[~classes.known[predicted]]
+    if strange.size:
+        raise UsageError(
+            f"{made} holds {strange[0]}, and its classes are {', '.join(classes.names)}; "
+            "name all of its values with --classes"
+        )
+
+
+def check_kind(src: Any, path: Path, wanted: Any) -> None:
+    """Refuse a raster that holds no classes.
+
+    Raises:
+        SceneError: it has several bands, or other numbers.
+    """
+    if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), wanted):
+        raise SceneError(
+            f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class "
+            "values, whole numbers from 0 to 255"
+        )

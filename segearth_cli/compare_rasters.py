@@ -1,0 +1,203 @@
+"""A map beside a label raster, row by row, whatever their grids."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from segearth_cli.compare_classes import (
+    ROWS,
+    MapClasses,
+    check_kind,
+    check_map,
+    said_values,
+    warn_of_names,
+)
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.labels import (
+    class_names,
+    on_grid,
+)
+from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.options import CompareOptions
+from segearth_cli.scores import IGNORED
+
+logger = logging.getLogger(__name__)
+
+BEYOND = 256  # stands for a label's values that no class has and that say nothing
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of a label raster stand for.
+
+    Attributes:
+        class_of: the map's value for each of the label's 256, and for what lies beyond.
+        known: which of them have a meaning, if only to be ignored.
+    """
+
+    class_of: NDArray[np.uint8]
+    known: NDArray[np.bool_]
+
+
+def beside_raster(
+    made: Path, label: Path, classes: MapClasses, options: CompareOptions
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Classes by a label raster and by the map, some rows of the label at a time.
+
+    Raises:
+        SceneError: they do not lie on one another, or cannot be read.
+        UsageError: a value is none of a class, and not to be ignored.
+    """
+    by_name = {name.casefold(): value for value, name in class_names(str(label))[0].items()}
+    ignore = tuple(label_value(value, by_name, label) for value in options.ignore)
+    meaning = meaning_of(label, made, classes, options, ignore)
+    for truth, predicted in aligned_rows(made, label, ignore):
+        check_values(truth, predicted, meaning, classes, made, label)
+        yield meaning.class_of[truth], classes.class_of[predicted]
+
+
+def meaning_of(
+    label: Path,
+    made: Path,
+    classes: MapClasses,
+    options: CompareOptions,
+    ignore: tuple[int, ...],
+) -> Meaning:
+    """What the values of a label raster stand for.
+
+    They are the options', else those of the same name where both files name theirs; where neither
+    says more, the map's.
+
+    Raises:
+        UsageError: the options name a class that there is not.
+    """
+    names = classes.names
+    labelled, nodata = class_names(str(label))
+    class_of = np.full(BEYOND + 1, IGNORED, np.uint8)
+    for value in labelled.keys() & range(256):
+        class_of[value] = classes.value_of(labelled[value])
+    by_name = {name.casefold(): value for value, name in labelled.items()}
+    said = said_values(options, classes, made)
+    for old, new in said:
+        if old is None:  # all that is called as no class of the map
+            called = [v for v, n in labelled.items() if n.casefold() in classes.values and v < 256]
+            kept = class_of[called]
+            class_of[:BEYOND] = new
+            class_of[called] = kept
+        else:
+            class_of[label_value(old, by_name, label)] = new
+    if labelled and not said:
+        warn_of_names([classes.called(labelled[value]) for value in sorted(labelled)], classes)
+    elif not said:
+        class_of[: len(names)] = range(len(names))
+        if not options.classes:
+            shown = ", ".join(f"{value} {name}" for value, name in enumerate(names))
+            logger.warning(
+                "labels do not name their classes: their values are taken as the map's (%s); "
+                "--label-values says otherwise",
+                shown,
+            )
+    if nodata is not None and 0 <= nodata < 256:
+        class_of[int(nodata)] = IGNORED
+    class_of[[value for value in ignore if 0 <= value < 256]] = IGNORED
+    known = class_of != IGNORED
+    known[BEYOND] = True
+    known[[value for value in (IGNORED, *ignore, *labelled) if 0 <= value < 256]] = True
+    if nodata is not None and 0 <= nodata < 256:
+        known[int(nodata)] = True
+    return Meaning(class_of, known)
+
+
+def label_value(said: int | str, by_name: Mapping[str, int], label: Path) -> int:
+    """A value of a label raster, by number or name.
+
+    Raises:
+        UsageError: it names no such class.
+    """
+    if isinstance(said, int):
+        return said
+    if said.casefold() not in by_name:
+        shown = ", ".join(by_name) or "no names of its values"
+        raise UsageError(f"{label} has no class {said}; it has {shown}")
+    return by_name[said.casefold()]
+
+
+def check_values(
+    truth: NDArray[np.integer],
+    predicted: NDArray[np.uint8],
+    meaning: Meaning,
+    classes: MapClasses,
+    made: Path,
+    label: Path,
+) -> None:
+    """Refuse values that nobody has given a meaning: they would go unnoticed.
+
+    Raises:
+        UsageError: there is one.
+    """
+    strange = truth[~meaning.known[truth]]
+    if strange.size:
+        raise UsageError(
+            f"{label} holds {strange[0]}, which is no class of the map; say --label-values "
+            f"{strange[0]}=CLASS or --ignore {strange[0]}"
+        )
+    check_map(predicted[meaning.class_of[truth] != IGNORED], classes, made)
+
+
+def aligned_rows(
+    made: Path, label: Path, ignore: Collection[int]
+) -> Iterator[tuple[NDArray[np.integer], NDArray[np.uint8]]]:
+    """Values of label and map on the label's pixels, some rows at a time.
+
+    Raises:
+        SceneError: they do not lie on one another, or cannot be read.
+        UsageError: a value of the label is none of a class, and not to be ignored.
+    """
+    settings = gdal_settings(str(label)) | gdal_settings(str(made))
+    with ExitStack() as stack:
+        stack.enter_context(environment(settings))
+        truth = stack.enter_context(opened(str(label)))
+        source = stack.enter_context(opened(str(made)))
+        check_kind(truth, label, np.integer)
+        check_kind(source, made, np.uint8)
+        unknown = {*ignore, *filter(None, (truth.nodata,))}
+        grid = file_grid(truth, str(label))
+        predicted = on_grid(source, str(made), grid, str(label), stack)
+        try:
+            for first in range(0, truth.height, ROWS):
+                window = Window(0, first, truth.width, min(ROWS, truth.height - first))
+                known = predicted.dataset_mask(window=window) > 0
+                values = predicted.read(1, window=window)
+                labelled = as_classes(truth.read(1, window=window), label, unknown)
+                yield labelled, np.where(known, values, np.uint8(IGNORED))
+        except GDAL_ERRORS as error:
+            raise SceneError(f"cannot read {made} beside {label}: {reason(error)}") from error
+
+
+def as_classes(
+    values: NDArray[np.integer], label: Path, unknown: Collection[float]
+) -> NDArray[np.integer]:
+    """A label's values, the ``unknown`` ones that no class can have as ``BEYOND``.
+
+    Raises:
+        UsageError: another one lies there.
+    """
+    if values.dtype == np.uint8:  # nothing lies beyond
+        return values
+    beyond = (values < 0) | (values > 255)
+    strange = values[beyond & ~np.isin(values, list(unknown))]
+    if strange.size:
+        raise UsageError(
+            f"{label} holds {strange[0]}, and classes are 0 to 255; say --ignore {strange[0]} if "
+            "it means nothing"
+        )
+    return np.where(beyond, BEYOND, values).astype(np.uint16)

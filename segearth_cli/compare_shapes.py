@@ -1,0 +1,145 @@
+"""A map beside points or polygons, row by row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from segearth_cli.compare_classes import (
+    ROWS,
+    MapClasses,
+    check_kind,
+    check_map,
+    said_values,
+    warn_of_names,
+)
+from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.labels import (
+    DISPUTED,
+    UNKNOWN,
+    ClassNames,
+    open_labels,
+)
+from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.names import listed
+from segearth_cli.options import CompareOptions
+from segearth_cli.scores import IGNORED
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShapeNames(ClassNames):
+    """The map's values for what points and polygons are called.
+
+    Attributes:
+        classes: the map's.
+        found: what they are called, in lower case.
+    """
+
+    classes: MapClasses
+    found: list[str] = field(default_factory=list)
+
+    def value_of(self, name: str, origin: str) -> int:
+        """The map's value; what the map does not know is its background, or left out."""
+        plain = " ".join(name.casefold().split()).removesuffix(".0")  # numbers beside gaps
+        self.found.append(plain)
+        if plain in self.values:
+            return self.values[plain]
+        if plain.isdecimal() and int(plain) in self.classes.own:
+            return int(plain)
+        return self.classes.value_of(plain)
+
+    def called(self) -> list[str]:
+        """What they are called, as the map calls it if it does, without those left out."""
+        by_value = {str(value): name for value, name in self.classes.own.items()}
+        return [
+            self.classes.names[self.values[name]]
+            if name in self.values
+            else by_value.get(name) or self.classes.called(name)
+            for name in self.found
+            if self.values.get(name) != IGNORED
+        ]
+
+
+def beside_shapes(
+    made: Path, label: Path, classes: MapClasses, options: CompareOptions
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Classes by points or polygons and by the map, some rows of the map at a time.
+
+    Raises:
+        SceneError: they do not lie on one another, or cannot be read.
+        UsageError: a value of the map is none of a class.
+    """
+    said = {
+        None if o is None else str(o).casefold(): n for o, n in said_values(options, classes, made)
+    }
+    said |= {str(value).casefold(): IGNORED for value in options.ignore}
+    rest = said.pop(None, IGNORED)
+    names = ShapeNames(classes.names, {str(name): value for name, value in said.items()}, classes)
+    with ExitStack() as stack:
+        stack.enter_context(environment(gdal_settings(str(made))))
+        source = stack.enter_context(opened(str(made)))
+        check_kind(source, made, np.uint8)
+        grid = file_grid(source, str(made))
+        read = stack.enter_context(open_labels(str(label), grid, names, options.column))
+        check_shapes(label, names, rest)
+        labelled = disputed = 0
+        for first in range(0, grid.height, ROWS):
+            count = min(ROWS, grid.height - first)
+            labels = read(first, count)
+            labelled += int(np.count_nonzero(labels != UNKNOWN))
+            disputed += int(np.count_nonzero(labels == DISPUTED))
+            labels = np.select([labels == UNKNOWN, labels == DISPUTED], [rest, IGNORED], labels)
+            truth = labels.astype(np.uint8)
+            try:
+                window = Window(0, first, grid.width, count)
+                known = source.dataset_mask(window=window) > 0
+                predicted = np.where(known, source.read(1, window=window), np.uint8(IGNORED))
+            except GDAL_ERRORS as error:
+                raise SceneError(f"cannot read {made}: {reason(error)}") from error
+            check_map(predicted[truth != IGNORED], classes, made)
+            yield truth, classes.class_of[predicted]
+    if not labelled:
+        logger.warning("%s labels no pixel of %s", label, made)
+    if disputed:
+        logger.warning("%s: %d pixels have labels of several classes; left out", label, disputed)
+
+
+def check_shapes(label: Path, names: ShapeNames, rest: int) -> None:
+    """Say which classes, and which names that the options give, one of both does not have.
+
+    Args:
+        label: a vector file.
+        names: what its features are called.
+        rest: the class of what lies in none of them.
+
+    Raises:
+        UsageError: no feature has a class of the map.
+    """
+    classes, called = names.classes, names.called()
+    unused = sorted(names.values.keys() - set(names.found))
+    if unused:
+        logger.warning("%s has nothing called %s", label, ", ".join(unused))
+    if called and not {*called} & {*classes.names}:
+        raise UsageError(
+            f"{label} is of {listed(sorted(called))}, and none of them is a class of the map "
+            f"({', '.join(classes.names)}); say which column with --column, or --label-values"
+        )
+    called += [] if rest == IGNORED else [classes.names[rest]]
+    warn_of_names(called, classes)
+    if called and classes.rest != IGNORED and classes.names[0] not in called:
+        logger.warning(
+            "%s shows no %s, which can only be wrong; if all that it leaves out is, say "
+            "--label-values '*=0'",
+            label,
+            classes.names[0],
+        )
