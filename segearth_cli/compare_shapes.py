@@ -52,22 +52,25 @@ class ShapeNames(ClassNames):
         """The map's value; what the map does not know is its background, or left out."""
         plain = " ".join(name.casefold().split()).removesuffix(".0")  # numbers beside gaps
         self.found.append(plain)
+        value = self._known(plain)
+        return self.classes.rest if value is None else value
+
+    def called(self) -> list[str]:
+        """What they are called, as the map calls it if it does, without those left out."""
+        values = {name: self._known(name) for name in self.found}
+        return [
+            name if value is None else self.classes.names[value]
+            for name, value in values.items()
+            if value != IGNORED
+        ]
+
+    def _known(self, plain: str) -> int | None:
+        """The value that the options give, or the map by number or name."""
         if plain in self.values:
             return self.values[plain]
         if plain.isdecimal() and int(plain) in self.classes.own:
             return int(plain)
-        return self.classes.value_of(plain)
-
-    def called(self) -> list[str]:
-        """What they are called, as the map calls it if it does, without those left out."""
-        by_value = {str(value): name for value, name in self.classes.own.items()}
-        return [
-            self.classes.names[self.values[name]]
-            if name in self.values
-            else by_value.get(name) or self.classes.called(name)
-            for name in self.found
-            if self.values.get(name) != IGNORED
-        ]
+        return self.classes.values.get(plain)
 
 
 def beside_shapes(
@@ -79,12 +82,14 @@ def beside_shapes(
         SceneError: they do not lie on one another, or cannot be read.
         UsageError: a value of the map is none of a class.
     """
-    said = {
-        None if o is None else str(o).casefold(): n for o, n in said_values(options, classes, made)
-    }
-    said |= {str(value).casefold(): IGNORED for value in options.ignore}
-    rest = said.pop(None, IGNORED)
-    names = ShapeNames(classes.names, {str(name): value for name, value in said.items()}, classes)
+    rest, values = IGNORED, {}
+    for old, new in said_values(options, classes, made):
+        if old is None:
+            rest = new
+        else:
+            values[str(old).casefold()] = new
+    values |= {str(value).casefold(): IGNORED for value in options.ignore}
+    names = ShapeNames(classes.names, values, classes)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(str(made))))
         source = stack.enter_context(opened(str(made)))
