@@ -14,9 +14,7 @@ from segearth_cli.compare_classes import classes_of
 from segearth_cli.compare_rasters import beside_raster
 from segearth_cli.compare_shapes import beside_shapes
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.labels import (
-    is_vector,
-)
+from segearth_cli.geo.labels import is_vector
 from segearth_cli.names import listed
 from segearth_cli.options import VECTOR_SUFFIXES, CompareOptions
 from segearth_cli.scores import Confusion, Scores
@@ -43,7 +41,8 @@ def compare(options: CompareOptions) -> CompareResult:
     """
     started = time.perf_counter()
     pairs = file_pairs(options.maps, options.labels)
-    if options.column is not None and not any(is_vector(str(label)) for _, label in pairs):
+    vectors = {label for _, label in pairs if is_vector(str(label))}
+    if options.column is not None and not vectors:
         raise UsageError(
             f"--column {options.column} is of a vector file, and {options.labels} is none"
         )
@@ -58,7 +57,7 @@ def compare(options: CompareOptions) -> CompareResult:
             raise UsageError(
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
-        beside = beside_shapes if is_vector(str(label)) else beside_raster
+        beside = beside_shapes if label in vectors else beside_raster
         for truth, predicted in beside(made, label, own, options):
             confusion.add(truth, predicted)
     assert confusion is not None

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.labels import (
-    class_names,
-)
+from segearth_cli.geo.labels import class_names
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED
@@ -46,10 +45,6 @@ class MapClasses:
     def rest(self) -> int:
         """The value for what the map does not know: its background, if it has one."""
         return 0 if self.names[0].casefold() in BACKGROUND_NAMES else IGNORED
-
-    def value_of(self, name: str) -> int:
-        """The value for a name of the label's; what the map does not know is its background."""
-        return self.values.get(name.casefold(), self.rest)
 
     def called(self, name: str) -> str:
         """What the map calls that, if it knows it."""
@@ -96,14 +91,15 @@ def classes_of(made: Path, options: CompareOptions) -> MapClasses:
 
 def said_values(
     options: CompareOptions, classes: MapClasses, made: Path
-) -> list[tuple[int | str | None, int]]:
-    """What the options say that labels are in the map, the rest first.
+) -> tuple[dict[int | str, int], int | None]:
+    """What the options say that labels are in the map, and that all others are.
 
     Raises:
         UsageError: the map has no such class.
     """
-    values = [(old, _said(new, classes.own, made)) for old, new in options.label_values]
-    return sorted(values, key=lambda pair: pair[0] is not None)
+    values = {old: _said(new, classes.own, made) for old, new in options.label_values}
+    rest = values.pop(None, None)
+    return {old: new for old, new in values.items() if old is not None}, rest
 
 
 def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
@@ -144,6 +140,12 @@ def check_map(predicted: NDArray[np.uint8], classes: MapClasses, made: Path) -> 
             f"{made} holds {strange[0]}, and its classes are {', '.join(classes.names)}; "
             "name all of its values with --classes"
         )
+
+
+def read_map(src: Any, window: Window) -> NDArray[np.uint8]:
+    """Values of a map, ignored where it has none."""
+    known = src.dataset_mask(window=window) > 0
+    return np.where(known, src.read(1, window=window), np.uint8(IGNORED))
 
 
 def check_kind(src: Any, path: Path, wanted: Any) -> None:

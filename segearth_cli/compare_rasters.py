@@ -17,15 +17,13 @@ from segearth_cli.compare_classes import (
     MapClasses,
     check_kind,
     check_map,
+    read_map,
     said_values,
     warn_of_names,
 )
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.labels import (
-    class_names,
-    on_grid,
-)
+from segearth_cli.geo.labels import class_names, on_grid
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.options import CompareOptions
 from segearth_cli.scores import IGNORED
@@ -42,10 +40,12 @@ class Meaning:
     Attributes:
         class_of: the map's value for each of the label's 256, and for what lies beyond.
         known: which of them have a meaning, if only to be ignored.
+        ignored: values, of any size, that mean nothing by the options.
     """
 
     class_of: NDArray[np.uint8]
     known: NDArray[np.bool_]
+    ignored: tuple[int, ...]
 
 
 def beside_raster(
@@ -57,21 +57,13 @@ def beside_raster(
         SceneError: they do not lie on one another, or cannot be read.
         UsageError: a value is none of a class, and not to be ignored.
     """
-    by_name = {name.casefold(): value for value, name in class_names(str(label))[0].items()}
-    ignore = tuple(label_value(value, by_name, label) for value in options.ignore)
-    meaning = meaning_of(label, made, classes, options, ignore)
-    for truth, predicted in aligned_rows(made, label, ignore):
+    meaning = meaning_of(label, made, classes, options)
+    for truth, predicted in aligned_rows(made, label, meaning.ignored):
         check_values(truth, predicted, meaning, classes, made, label)
         yield meaning.class_of[truth], classes.class_of[predicted]
 
 
-def meaning_of(
-    label: Path,
-    made: Path,
-    classes: MapClasses,
-    options: CompareOptions,
-    ignore: tuple[int, ...],
-) -> Meaning:
+def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOptions) -> Meaning:
     """What the values of a label raster stand for.
 
     They are the options', else those of the same name where both files name theirs; where neither
@@ -82,22 +74,20 @@ def meaning_of(
     """
     names = classes.names
     labelled, nodata = class_names(str(label))
-    class_of = np.full(BEYOND + 1, IGNORED, np.uint8)
-    for value in labelled.keys() & range(256):
-        class_of[value] = classes.value_of(labelled[value])
     by_name = {name.casefold(): value for value, name in labelled.items()}
-    said = said_values(options, classes, made)
-    for old, new in said:
-        if old is None:  # all that is called as no class of the map
-            called = [v for v, n in labelled.items() if n.casefold() in classes.values and v < 256]
-            kept = class_of[called]
-            class_of[:BEYOND] = new
-            class_of[called] = kept
-        else:
-            class_of[label_value(old, by_name, label)] = new
-    if labelled and not said:
+    ignored = tuple(label_value(value, by_name, label) for value in options.ignore)
+    said, rest = said_values(options, classes, made)
+    class_of = np.full(BEYOND + 1, IGNORED, np.uint8)
+    if rest is not None:
+        class_of[:BEYOND] = rest
+    unknown = classes.rest if rest is None else rest
+    for value in labelled.keys() & range(256):
+        class_of[value] = classes.values.get(labelled[value].casefold(), unknown)
+    for old, new in said.items():
+        class_of[label_value(old, by_name, label)] = new
+    if labelled and not options.label_values:
         warn_of_names([classes.called(labelled[value]) for value in sorted(labelled)], classes)
-    elif not said:
+    elif not options.label_values:
         class_of[: len(names)] = range(len(names))
         if not options.classes:
             shown = ", ".join(f"{value} {name}" for value, name in enumerate(names))
@@ -106,15 +96,12 @@ def meaning_of(
                 "--label-values says otherwise",
                 shown,
             )
-    if nodata is not None and 0 <= nodata < 256:
-        class_of[int(nodata)] = IGNORED
-    class_of[[value for value in ignore if 0 <= value < 256]] = IGNORED
+    empty = [int(nodata)] if nodata is not None and 0 <= nodata < 256 else []
+    empty += [value for value in ignored if 0 <= value < 256]
+    class_of[empty] = IGNORED
     known = class_of != IGNORED
-    known[BEYOND] = True
-    known[[value for value in (IGNORED, *ignore, *labelled) if 0 <= value < 256]] = True
-    if nodata is not None and 0 <= nodata < 256:
-        known[int(nodata)] = True
-    return Meaning(class_of, known)
+    known[[IGNORED, BEYOND, *empty, *(labelled.keys() & range(256))]] = True
+    return Meaning(class_of, known, ignored)
 
 
 def label_value(said: int | str, by_name: Mapping[str, int], label: Path) -> int:
@@ -175,10 +162,8 @@ def aligned_rows(
         try:
             for first in range(0, truth.height, ROWS):
                 window = Window(0, first, truth.width, min(ROWS, truth.height - first))
-                known = predicted.dataset_mask(window=window) > 0
-                values = predicted.read(1, window=window)
-                labelled = as_classes(truth.read(1, window=window), label, unknown)
-                yield labelled, np.where(known, values, np.uint8(IGNORED))
+                values = read_map(predicted, window)
+                yield as_classes(truth.read(1, window=window), label, unknown), values
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {made} beside {label}: {reason(error)}") from error
 

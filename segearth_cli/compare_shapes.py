@@ -17,17 +17,13 @@ from segearth_cli.compare_classes import (
     MapClasses,
     check_kind,
     check_map,
+    read_map,
     said_values,
     warn_of_names,
 )
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.labels import (
-    DISPUTED,
-    UNKNOWN,
-    ClassNames,
-    open_labels,
-)
+from segearth_cli.geo.labels import DISPUTED, UNKNOWN, ClassNames, open_labels
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.names import listed
 from segearth_cli.options import CompareOptions
@@ -82,12 +78,9 @@ def beside_shapes(
         SceneError: they do not lie on one another, or cannot be read.
         UsageError: a value of the map is none of a class.
     """
-    rest, values = IGNORED, {}
-    for old, new in said_values(options, classes, made):
-        if old is None:
-            rest = new
-        else:
-            values[str(old).casefold()] = new
+    said, said_rest = said_values(options, classes, made)
+    rest = IGNORED if said_rest is None else said_rest
+    values = {str(old).casefold(): new for old, new in said.items()}
     values |= {str(value).casefold(): IGNORED for value in options.ignore}
     names = ShapeNames(classes.names, values, classes)
     with ExitStack() as stack:
@@ -107,8 +100,7 @@ def beside_shapes(
             truth = labels.astype(np.uint8)
             try:
                 window = Window(0, first, grid.width, count)
-                known = source.dataset_mask(window=window) > 0
-                predicted = np.where(known, source.read(1, window=window), np.uint8(IGNORED))
+                predicted = read_map(source, window)
             except GDAL_ERRORS as error:
                 raise SceneError(f"cannot read {made}: {reason(error)}") from error
             check_map(predicted[truth != IGNORED], classes, made)

@@ -110,6 +110,11 @@ def output_paths(options: SegmentOptions) -> list[Path]:
     return [Path(name) for name in options.written if name != STDOUT]
 
 
+def kind_of(path: Path, options: SegmentOptions) -> str:
+    """What an output is: its suffix in lower case, or ``probabilities``."""
+    return "probabilities" if path == Path(options.probabilities or "") else path.suffix.lower()
+
+
 def write_outputs(
     scene: Scene, class_map: ClassMap, places: Mapping[Path, Path]
 ) -> dict[Path, Path]:
@@ -117,8 +122,7 @@ def write_outputs(
     options = class_map.options
     finished: dict[Path, Path] = {}
     for path, place in places.items():
-        kind = "probabilities" if path == Path(options.probabilities or "") else path.suffix.lower()
-        for file in WRITERS[kind](scene, class_map, place):
+        for file in WRITERS[kind_of(path, options)](scene, class_map, place):
             finished[file] = path.with_name(file.name)
     return finished
 

@@ -8,7 +8,7 @@ from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.model.weights import found_model
 from segearth_cli.options import RASTER_SUFFIXES, SegmentOptions
-from segearth_cli.outputs import output_paths
+from segearth_cli.outputs import kind_of, output_paths
 from segearth_cli.record import same_settings, settings_record
 from segearth_cli.stac import item_time, parse_time
 from segearth_cli.staging import companions, record_beside
@@ -43,9 +43,10 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
 def _is_whole(path: Path, options: SegmentOptions) -> bool:
     """Whether an output's file is there, and those that it is nothing without."""
     parts: list[Path] = []
-    if path.suffix.lower() == ".shp":
+    kind = kind_of(path, options)
+    if kind == ".shp":
         parts = [path.with_suffix(end) for end in (".shx", ".dbf")]
-    elif path.suffix.lower() in RASTER_SUFFIXES and path != Path(options.probabilities or ""):
+    elif kind in RASTER_SUFFIXES:
         parts = [path.with_name(f"{path.name}.aux.xml")]  # the classes' names
     return all(file.is_file() for file in (path, *parts))
 

@@ -126,8 +126,9 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
     if len(classes) == int(has_background):
         raise UsageError("the only class is the background; name something to look for")
     class_of: dict[str, str] = {}
-    for name, *others in classes:
-        for word in dict.fromkeys(synonym.casefold() for synonym in (name, *others)):
+    for synonyms in classes:
+        name = synonyms[0]
+        for word in map(str.casefold, synonyms):
             other = class_of.setdefault(word, name)
             if other != name:
                 raise UsageError(
