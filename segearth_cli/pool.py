@@ -32,6 +32,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.staging import signals_wait
 
 MOST_LOSSES = 3  # of workers by one task, and of workers that never started in a row
 USUAL_THREADS = 4  # of a worker on a CPU: several scenes at a time beat many threads
@@ -280,7 +281,8 @@ class Pool:
         self._busy[member.actor.start.remote().future()] = member, None
 
     def _give(self, member: Member, task: Task) -> None:
-        self._busy[member.actor.do.remote(task).future()] = member, task
+        with signals_wait():  # or it works, and nobody knows of it
+            self._busy[member.actor.do.remote(task).future()] = member, task
 
     def _welcome(self, member: Member, process: Process | SegEarthError) -> None:
         """Take in a worker that has started, if it is like the others."""

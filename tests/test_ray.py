@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scenes import blocks, names_in, options_for, stopped_in_the_middle, write_scene
@@ -27,7 +29,15 @@ from segearth_cli.staging import PREFIX
 ray = pytest.importorskip("ray")
 
 from segearth_cli.cluster import shared_panels  # noqa: E402  (needs ray)
-from segearth_cli.pool import Pool, Process, Report, Room, connected, room_for  # noqa: E402
+from segearth_cli.pool import (  # noqa: E402
+    Pool,
+    Process,
+    Report,
+    Room,
+    connected,
+    room_for,
+    terminate,
+)
 
 WORDS = ("--classes", "building,road", "--device", "cpu", "--precision", "fp32")
 
@@ -312,3 +322,30 @@ def test_signals_end_a_cluster_and_leave_whole_scenes(tmp_path, tiny_model, sent
     outputs = ("-o", out / "{stem}.tif")
     stopped_in_the_middle(tmp_path, sent, code, *WORDS, "--model", tiny_model, *outputs, *engine)
     assert names_in(out) == ["a.tif", "a.tif.aux.xml"]
+
+
+def test_ctrl_c_while_a_task_is_given_ends_its_worker_too(monkeypatch):
+    started, under_way, told = Future(), Future(), []
+    started.set_result(Report(Process(12345, "here", "0" * 56, {}), []))
+
+    def give(task):
+        signal.raise_signal(signal.SIGINT)
+        return SimpleNamespace(future=lambda: under_way)
+
+    def tell(pid):
+        told.append(pid)
+        under_way.set_result(Report(None, []))
+
+    def remote(what=None, **resources):
+        if what is None:
+            return remote
+        made = {object: lambda: actor, terminate: tell}[what]
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=made))
+
+    start = SimpleNamespace(remote=lambda: SimpleNamespace(future=lambda: started))
+    actor = SimpleNamespace(start=start, do=SimpleNamespace(remote=give))
+    stub = SimpleNamespace(remote=remote, kill=lambda actor: None)
+    monkeypatch.setattr("segearth_cli.pool.ray", stub)
+    with pytest.raises(KeyboardInterrupt):
+        list(Pool(object, [], Room(1, 1, 0)).results([len]))
+    assert told == [12345]
