@@ -331,6 +331,7 @@ def segment_command(
     if json and "-" in (output or ()) and not dry_run:
         raise UsageError("--json and -o - both write to stdout; give the polygons a file")
     wanted = choose_classes(classes, classes_file, preset, background, no_background)
+    box, box_crs = parse_bbox(bbox, bbox_crs)
     options = SegmentOptions(
         classes=wanted.classes,
         colours=wanted.colours,
@@ -345,8 +346,8 @@ def segment_command(
         speckle=speckle,
         src_crs=src_crs,
         dst_crs=dst_crs,
-        bbox=parse_bbox(bbox),
-        bbox_crs=bbox_crs,
+        bbox=box,
+        bbox_crs=box_crs,
         aoi=aoi,
         min_area=min_area,
         simplify=simplify,

@@ -22,7 +22,7 @@ def info_command(
         typer.Argument(
             metavar="MAP|SCENE|MODEL",
             show_envvar=False,
-            help="A map that segearth made, any raster, or a model folder.",
+            help="A map that segearth made, any raster, a model or its folder.",
         ),
     ],
     json: Json = False,

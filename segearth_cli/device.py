@@ -1,7 +1,9 @@
 """Device, number format and autocast: the only file that names an accelerator."""
 
 import contextlib
+import functools
 import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,6 +21,8 @@ _NO_MEMORY = (  # how torch says it without an error of its own: on a CPU, of CU
     "STATUS_ALLOC_FAILED",
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,6 +59,8 @@ def pick_precision(name: str, device: torch.device) -> str:
     """
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if name == "bf16" and device.type == "cpu":
+        _warn_where_bf16_is_slow()
     if name != "auto":
         return name
     if device.type == "cpu":
@@ -82,6 +88,17 @@ def _cpu_has_bf16() -> bool:
     if _says("_is_amx_tile_supported"):
         return True
     return _says("_is_avx512_bf16_supported") and not _cpu_name().startswith("Intel")
+
+
+@functools.cache  # once is enough
+def _warn_where_bf16_is_slow() -> None:
+    """Say so where torch has no products of bf16 that are made for the CPU."""
+    has_products = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if has_products is not None and not has_products():
+        logger.warning(
+            "--precision bf16: this CPU has no instructions for bf16, which takes it some twenty "
+            "times as long as fp32; leave --precision away, or give fp32"
+        )
 
 
 def _says(name: str) -> bool:

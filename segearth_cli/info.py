@@ -13,6 +13,7 @@ from segearth_cli.geo.shapes import layer_names
 from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
 from segearth_cli.model.card import CARD, ModelCard
 from segearth_cli.model.folder import CHECKPOINT, CONFIG, REPORT, open_model_folder
+from segearth_cli.model.weights import list_models, model_path
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX, SceneOptions
 from segearth_cli.reading import radar_options
 from segearth_cli.record import command_again
@@ -70,6 +71,8 @@ def told(name: str) -> MapInfo | SceneInfo | ModelInfo:
         record = read_record(path)
         if record or not may_be_scene(path):
             return _map_info(path, record)
+    if not path.exists() and any(row.name == name for row in list_models()):
+        return model_info(model_path(name))
     return scene_info(name)
 
 

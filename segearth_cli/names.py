@@ -37,6 +37,12 @@ def files_named(source: str) -> list[str]:
     return list((stack_files(source) or {"": source}).values())
 
 
+def file_and_layer(name: str) -> tuple[str, str | None]:
+    """A vector file and the layer that is meant, of QGIS's name for both: FILE|layername=LAYER."""
+    file, mark, layer = name.partition("|layername=")
+    return file, layer if mark else None
+
+
 def public_name(source: str) -> str:
     """A scene's name for others to read: its URLs without user, password and query.
 

@@ -6,6 +6,7 @@ import math
 import os
 
 from segearth_cli.errors import UsageError
+from segearth_cli.names import file_and_layer
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -123,7 +124,8 @@ def parse_labelled(text: str) -> tuple[str, str]:
     splits = [(text[:end], text[end + 1 :]) for end in ends if text[:end] and text[end + 1 :]]
     if not splits:
         raise UsageError(f"{text!r} is not SCENE=LABELS, for instance scene.tif=labels.gpkg")
-    return next((split for split in reversed(splits) if os.path.exists(split[1])), splits[-1])
+    there = [split for split in splits if os.path.exists(file_and_layer(split[1])[0])]
+    return there[-1] if there else splits[-1]
 
 
 def parse_bands(text: str | None) -> tuple[str, ...]:
@@ -131,22 +133,34 @@ def parse_bands(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
-def parse_bbox(text: str | None) -> tuple[float, float, float, float] | None:
-    """``"left,bottom,right,top"`` as numbers, between commas or else spaces.
+def parse_bbox(
+    text: str | None, crs: str | None
+) -> tuple[tuple[float, float, float, float] | None, str | None]:
+    """A box and its coordinate system, which a box as QGIS copies it carries with it.
+
+    Args:
+        text: ``"left,bottom,right,top"``, between commas or else spaces, or QGIS's
+            ``"left,right,bottom,top [CRS]"``.
+        crs: of the box, where it carries none.
 
     Raises:
-        UsageError: these are not four numbers.
+        UsageError: these are not four numbers, or two coordinate systems are named.
     """
     if text is None:
-        return None
+        return None, crs
+    numbers, of_qgis, own_crs = text.partition("[")
     try:
-        parts = text.split(",") if "," in text else text.split()
-        left, bottom, right, top = map(float, parts)
+        parts = numbers.split(",") if "," in numbers else numbers.split()
+        first, second, third, fourth = map(float, parts)
     except ValueError as error:
         raise UsageError(
             f"--bbox {text!r} is not four numbers; give left,bottom,right,top"
         ) from error
-    return left, bottom, right, top
+    if not of_qgis:
+        return (first, second, third, fourth), crs
+    if crs is not None:
+        raise UsageError(f"--bbox {text!r} names its coordinate system; leave --bbox-crs away")
+    return (first, third, second, fourth), own_crs.rstrip().removesuffix("]")
 
 
 def parse_pairs(texts: list[str]) -> tuple[tuple[str, str], ...]:

@@ -5,7 +5,6 @@ Which files carry it where is in `geo.recorded`.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -15,8 +14,10 @@ from typing import Any
 from segearth_cli import __version__
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.recorded import Record
+from segearth_cli.model.files import file_digest
 from segearth_cli.model.prompts import parse_classes, preset_names, read_preset
 from segearth_cli.model.weights import ModelFolder
+from segearth_cli.names import file_and_layer
 from segearth_cli.options import DEFAULT_BACKGROUND, ModelOptions, SegmentOptions
 from segearth_cli.plain import plain
 
@@ -48,14 +49,15 @@ def settings_record(
     """
     name = folder.card.name if options.model.model == "auto" else options.model.model
     as_run = replace(options, model=replace(options.model, model=name, precision=precision))
+    aoi = None if options.aoi is None else file_and_layer(options.aoi)[0]
     return {
         "version": __version__,
         "source_digest": dict(digest),
         "model_digest": folder.digest(),
         "options": as_json(as_run),
         "also_read": {
-            name: file_sha256(path)
-            for name, path in (("aoi", options.aoi), ("upsampler", options.model.upsampler))
+            name: file_digest(Path(path))
+            for name, path in (("aoi", aoi), ("upsampler", options.model.upsampler))
             if path is not None and Path(path).is_file()
         },
     }
@@ -79,22 +81,6 @@ def as_json(options: SegmentOptions) -> Record:
     values = {k: v for k, v in asdict(options).items() if k not in _OF_NO_MATTER}
     values["model"] = {k: v for k, v in values["model"].items() if k not in _OF_NO_MATTER_TO_MODELS}
     return dict(plain(values))
-
-
-def file_sha256(path: str | Path) -> str:
-    """Of a file's content.
-
-    Raises:
-        SegEarthError: it cannot be read.
-    """
-    try:
-        total = hashlib.sha256()
-        with open(path, "rb") as stream:
-            while part := stream.read(1 << 20):
-                total.update(part)
-        return total.hexdigest()
-    except OSError as error:
-        raise SegEarthError(f"cannot read {path}: {error.strerror}") from error
 
 
 def command_again(record: Record, output: str, place: Sequence[str]) -> str | None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from segearth_cli.training.report import TrainResult
 
 
+# loggers of how a raster is read
+OF_SCENES = ("segearth_cli.geo.raster", "segearth_cli.geo.source", "segearth_cli.geo.bands")
+
+
 def console() -> Console:
     """Standard error: stdout carries data only."""
     return Console(stderr=True, soft_wrap=True, highlight=False)
@@ -80,11 +84,11 @@ def log_to_stderr(
     """Warnings (and with ``verbose`` the steps) on stderr, one line each.
 
     Of ``many_scenes`` each kind of remark comes once; of ``pictures``, which have no place on the
-    ground and need none, no remark at all.
+    ground and need none, no remark on how they are read.
     """
     handler = LineHandler()
     if pictures:
-        handler.addFilter(lambda record: not record.name.startswith("segearth_cli.geo"))
+        handler.addFilter(lambda record: record.name not in OF_SCENES)
     elif many_scenes:
         handler.addFilter(OnceForAllScenes())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,5 +1,10 @@
 """What several tests need: the reference's numbers, a tiny scene, the command line."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: a core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 from typing import Any
 

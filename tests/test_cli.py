@@ -239,6 +239,8 @@ def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
         (["--bbox", "1,2,3"], "--bbox '1,2,3' is not four numbers"),
         (["--bbox", "1,5 2,5"], "--bbox '1,5 2,5' is not four numbers"),
         (["--bbox", "3 4 1 2"], "--bbox 3,4,1,2 is no box: give left,bottom,right,top"),
+        (["--bbox", "1,2,3 [EPSG:4326]"], "--bbox '1,2,3 [EPSG:4326]' is not four numbers"),
+        (["--bbox", "1,3,2,4 [EPSG:1]", "--bbox-crs", "EPSG:1"], "names its coordinate system"),
         (["--bbox", "0,0,inf,inf"], "--bbox 0,0,inf,inf is no box"),
         (["--bbox", "0,0,1,1", "--aoi", "x.gpkg"], "--bbox and --aoi exclude each other"),
         (["--bands", "7"], "the scene has no band '7'; it has bands 1 to 3"),
@@ -538,6 +540,8 @@ def test_info_tells_of_a_model_folder_how_it_runs(run, tiny_model, upsampled_mod
     assert f"digest           sha256 {said['digest']}\n" in table.stdout
     assert "upsampler bilinear" in table.stdout
     assert "upsampler upsampler.safetensors" in run.any("info", upsampled_model).stdout
+    assert "sha256 e095fc76590e4c1f" in run.any("info", "mini").stdout  # as the README shows
+    assert "models pull vit-b-16" in only_line(run.any("info", "vit-b-16").stderr)
     (tmp_path / "segearth.json").write_text('{"name": "half"}')
     half = run.any("info", tmp_path)
     assert (half.exit_code, half.stdout) == (1, "")

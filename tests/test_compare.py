@@ -337,6 +337,9 @@ def test_shapes_of_no_class_of_the_map_and_what_is_left_out_is_said(tmp_path, ma
     done = run("--pred", made, "--label", strange)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "is of 0.5, true, x, and none of them is a class of the map" in done.stderr
+    nameless = shapes(tmp_path / "nameless.gpkg", "name", ["road", "water", None])
+    done = run("--pred", made, "--label", nameless)
+    assert "nameless.gpkg: 1 features have no name; left out" in done.stderr
     labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "water", "cloud"])
     said = ("--label-values", "haus=road", "--ignore", "cloud")
     done = run("--pred", made, "--label", labels, *said, "--json")

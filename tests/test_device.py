@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from segearth_cli import device
 from segearth_cli.device import pick_precision
 
 CPU = torch.device("cpu")
@@ -28,3 +29,16 @@ def test_auto_is_bf16_where_the_cpu_is_faster_with_it(answers, name, precision, 
 
     assert pick_precision("auto", CPU) == precision
     assert pick_precision("fp32", CPU) == "fp32"
+
+
+@pytest.mark.parametrize("has_products", [True, False])
+def test_bf16_gets_a_warning_where_it_is_slow(has_products, monkeypatch, caplog):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_products)
+    device._warn_where_bf16_is_slow.cache_clear()
+
+    for name in ("bf16", "bf16", "fp32"):
+        assert pick_precision(name, CPU) == name
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (0 if has_products else 1)
+    assert not said or "give fp32" in said[0]

@@ -76,6 +76,15 @@ def test_vectors_label_the_pixels_they_lie_on(tmp_path, scene, crs, kind, suffix
     assert (labels_on(path, grid_of(scene)) == truth()[0]).mean() > 0.999  # edges are rounded
 
 
+def test_labels_in_one_of_several_layers(tmp_path, scene):
+    path = tmp_path / "labels.gpkg"
+    frame = vector_of(truth(), scene, "polygons")
+    frame.to_file(path, layer="checked")
+    frame.assign(class_name="road").to_file(path, layer="draft")
+    found = labels_on(f"{path}|layername=checked", grid_of(scene))
+    assert (found == truth()[0]).all()
+
+
 def test_our_own_polygons_are_labels(tmp_path, tiny_model, scene, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = ["segment", scene, "--classes", "building,road", "--model", str(tiny_model)]

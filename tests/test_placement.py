@@ -27,6 +27,7 @@ from segearth_cli.geo.cog import write_class_raster
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.writer import grid_of
+from segearth_cli.parse import parse_bbox
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -61,6 +62,13 @@ def test_bbox_in_degrees_meets_the_same_ground(tmp_path):
     assert bottom <= box[1] + 0.01
     assert right >= box[2] - 0.01
     assert top >= box[3] - 0.01
+
+
+def test_a_box_as_qgis_copies_it():
+    box = (11.551, 48.136, 11.556, 48.139)
+    copied = "11.551,11.556,48.136,48.139 [EPSG:4326]"
+    assert parse_bbox(copied, None) == (box, "EPSG:4326")
+    assert parse_bbox("11.551,48.136,11.556,48.139", "EPSG:4326") == (box, "EPSG:4326")
 
 
 def test_aoi_leaves_pixels_outside_invalid(tmp_path, caplog):
@@ -400,5 +408,17 @@ def test_aoi_beside_the_scene_or_of_several_layers_is_one_line(tmp_path):
     with pytest.raises(SceneError, match=r"--aoi .*close\.gpkg does not touch the scene"):
         open_scene(path, options(aoi=str(tmp_path / "close.gpkg")))
     frame.to_file(aoi, layer="b")
-    with pytest.raises(SceneError, match=r"aoi\.gpkg holds several layers \(a, b\)"):
+    with pytest.raises(SceneError, match=r"several layers \(a, b\); say .*gpkg\|layername=a'"):
         open_scene(path, options(aoi=str(aoi)))
+    with pytest.raises(SceneError, match="no such layer, but a, b"):
+        open_scene(path, options(aoi=f"{aoi}|layername=c"))
+
+
+def test_aoi_in_one_of_several_layers(tmp_path):
+    aoi = tmp_path / "aoi.gpkg"
+    for layer, right in (("a", 500_020), ("b", 500_040)):
+        box = shapely.box(500_000, 5_399_880, right, 5_400_000)
+        geopandas.GeoDataFrame(geometry=[box], crs=32633).to_file(aoi, layer=layer)
+    path = scene_of(tmp_path, pattern())
+    with open_scene(path, options(aoi=f"{aoi}|layername=b")) as scene:
+        assert scene.grid.bounds[2] == 500_040

@@ -128,6 +128,7 @@ def test_pixels_under_the_threshold_become_0(out, source, tiny_model, background
     assert 0 < result.pixels["unclassified" if background is None else "background"] < before.size
 
 
+@pytest.mark.slow
 def test_260_classes_are_uint16(out, tiny_model):
     classes = tuple((f"class {index}",) for index in range(1, 261))
     image = blocks(3, 20, 30)

@@ -132,7 +132,7 @@ def test_the_printed_command_gives_the_classes_that_were_computed(pairs, here):
         ("tiny_model", "fp32", ("background", "rest")),
         ("tiny_model", "bf16", None),
         ("upsampled_model", "fp32", None),
-        ("upsampled_model", "bf16", ("background", "rest")),
+        pytest.param("upsampled_model", "bf16", ("background", "rest"), marks=pytest.mark.slow),
     ],
 )
 def test_so_it_does_in_any_model(request, tmp_path, here, name, precision, background):
@@ -296,6 +296,7 @@ def test_a_class_without_labels_is_named(small, tmp_path, here):
         ("a.tif=b.tif", ("a.tif", "b.tif")),
         ("d=1/a.tif=d=1/b.tif", ("d=1/a.tif", "d=1/b.tif")),
         ("d=1/a.tif=b.tif", ("d=1/a.tif", "b.tif")),
+        ("a.tif=b.tif|layername=c=d", ("a.tif", "b.tif|layername=c=d")),
     ],
 )
 def test_an_equals_sign_may_be_in_a_path(here, text, parts):

@@ -41,7 +41,12 @@ def segmenters():
 
 @pytest.mark.parametrize(
     ("size", "blend"),
-    [((80, 97), "mean"), ((80, 97), "smooth"), ((20, 70), "mean"), ((9, 12), "mean")],
+    [
+        pytest.param((80, 97), "mean", marks=pytest.mark.slow),
+        ((80, 97), "smooth"),
+        ((20, 70), "mean"),
+        ((9, 12), "mean"),
+    ],
 )
 def test_each_setting_gets_the_logits_that_it_would_get_alone(segmenters, size, blend):
     grid = WindowGrid(*size, 64, 32, blend=blend)

@@ -34,6 +34,7 @@ from segearth_cli.geo.shapes import (
     read_shapes,
 )
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.names import file_and_layer
 from segearth_cli.scores import IGNORED
 
 UNKNOWN = -1  # a pixel without a label
@@ -187,7 +188,7 @@ def open_labels(
         UsageError: they name a class that is not known, or no column holds classes.
     """
     local = not path.startswith("/vsi") and "://" not in path
-    if local and not os.path.exists(path):
+    if local and not os.path.exists(file_and_layer(path)[0]):
         raise SceneError(f"cannot open {path}: there is no such file")
     with ExitStack() as stack:
         if is_vector(path):
@@ -201,7 +202,8 @@ def open_labels(
 
 def is_vector(path: str) -> bool:
     """Whether a file holds a layer of geometries: a GeoPackage may hold either kind."""
-    return path.lower().endswith(".parquet") or bool(layer_names(path))
+    file, layer = file_and_layer(path)
+    return layer is not None or file.lower().endswith(".parquet") or bool(layer_names(file))
 
 
 def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -> Reader:

@@ -14,6 +14,7 @@ from rasterio.crs import CRS
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import reason
 from segearth_cli.geo.grid import Grid, is_on_earth
+from segearth_cli.names import file_and_layer
 
 PLACING_ERRORS = (CRSError, ProjError, shapely.errors.ShapelyError)
 
@@ -22,32 +23,36 @@ logger = logging.getLogger(__name__)
 
 def layer_names(path: str) -> list[str]:
     """Layers of geometries in a file: none where it is no vector file."""
+    file, _ = file_and_layer(path)
     try:
-        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        return [str(name) for name, kind in pyogrio.list_layers(file) if kind is not None]
     except DataSourceError:
         return []
 
 
 def read_shapes(path: str, shown: str) -> geopandas.GeoDataFrame:
-    """The features of a file's one layer, GeoParquet included.
+    """The features of a file's one layer, or of the one that is named; GeoParquet included.
 
     Args:
-        path: of any vector format.
+        path: of any vector format, see `file_and_layer`.
         shown: how messages name the file.
 
     Raises:
         SceneError: it cannot be read, or has several layers or none.
     """
     layers = layer_names(path)
-    if len(layers) > 1:
+    file, layer = file_and_layer(path)
+    if layer is None and len(layers) > 1:
         raise SceneError(
-            f"{shown} holds several layers ({', '.join(layers)}); save the one that is meant as "
-            "a file of its own"
+            f"{shown} holds several layers ({', '.join(layers)}); say which one is meant, as in "
+            f"'{file}|layername={layers[0]}'"
         )
+    if layer is not None and layers and layer not in layers:
+        raise SceneError(f"{shown}: the file has no such layer, but {', '.join(layers)}")
     try:
-        if path.lower().endswith(".parquet"):
-            return geopandas.read_parquet(path)
-        frame = geopandas.read_file(path, layer=layers[0] if layers else None)
+        if file.lower().endswith(".parquet"):
+            return geopandas.read_parquet(file)
+        frame = geopandas.read_file(file, layer=layer or (layers[0] if layers else None))
     except Exception as error:  # any of three libraries', and of the formats' own
         raise SceneError(f"cannot read {shown}: {reason(error)}") from error
     if not isinstance(frame, geopandas.GeoDataFrame):  # a table

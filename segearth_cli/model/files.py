@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segearth_cli.errors import ModelError
+from segearth_cli.errors import ModelError, SegEarthError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,9 +87,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file's content."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    """The sha256 of a file's content.
+
+    Raises:
+        SegEarthError: it cannot be read.
+    """
+    try:
+        stat = path.stat()
+        return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise SegEarthError(f"cannot read {path}: {error.strerror}") from error
 
 
 @functools.lru_cache(maxsize=64)
