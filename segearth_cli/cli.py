@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +55,7 @@ from segearth_cli.flags import (
 )
 from segearth_cli.options import SENSOR_CHOICES, BatchOptions, ModelOptions, SegmentOptions
 from segearth_cli.parse import parse_bands, parse_bbox, parse_memory, parse_pairs, parse_shard
+from segearth_cli.signals import handled_by
 
 PARTLY_FAILED = 3
 INTERRUPTED = 130
@@ -66,19 +64,6 @@ TERMINATED = 143  # 128 + SIGTERM, as shells count
 
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
-
-
-@contextlib.contextmanager
-def terminated_as_exit() -> Iterator[None]:
-    """A SIGTERM is a Ctrl-C: it unwinds the stack, so that temporary folders go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 # what typer raises for an unknown option, a value of the wrong kind, a missing argument
@@ -119,7 +104,8 @@ class ErrorBoundary(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; turn its being stopped into exit codes."""
         try:
-            with terminated_as_exit():
+            # a SIGTERM is a Ctrl-C: it unwinds the stack, so that temporary folders go
+            with handled_by(_terminate, signal.SIGTERM):
                 return super().invoke(ctx)
         except Stopped as stop:
             if str(stop):

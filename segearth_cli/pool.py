@@ -32,7 +32,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segearth_cli.errors import SegEarthError, UsageError
-from segearth_cli.staging import signals_wait
+from segearth_cli.signals import signals_wait
 
 MOST_LOSSES = 3  # of workers by one task, and of workers that never started in a row
 USUAL_THREADS = 4  # of a worker on a CPU: several scenes at a time beat many threads

@@ -8,12 +8,10 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +22,7 @@ except ImportError:  # Windows
 
 from segearth_cli.errors import OutputError
 from segearth_cli.options import RASTER_SUFFIXES
+from segearth_cli.signals import signals_wait
 
 PREFIX = ".segearth-"
 _RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were made
@@ -218,23 +217,3 @@ def _sync(file: Path) -> None:
     """Have the content on the disk before the name: a machine that loses power keeps both."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
-
-
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect at the end of the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        if came:
-            signal.raise_signal(came[0])

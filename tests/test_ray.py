@@ -24,6 +24,7 @@ from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.options import BatchOptions
 from segearth_cli.results import SegmentResult
+from segearth_cli.signals import handled_by
 from segearth_cli.staging import PREFIX
 
 ray = pytest.importorskip("ray")
@@ -346,6 +347,7 @@ def test_ctrl_c_while_a_task_is_given_ends_its_worker_too(monkeypatch):
     actor = SimpleNamespace(start=start, do=SimpleNamespace(remote=give))
     stub = SimpleNamespace(remote=remote, kill=lambda actor: None)
     monkeypatch.setattr("segearth_cli.pool.ray", stub)
-    with pytest.raises(KeyboardInterrupt):
+    # a shell may have Ctrl-C ignored
+    with pytest.raises(KeyboardInterrupt), handled_by(signal.default_int_handler, signal.SIGINT):
         list(Pool(object, [], Room(1, 1, 0)).results([len]))
     assert told == [12345]

@@ -36,6 +36,7 @@ def workplace(tmp_path_factory):
         # a quarter of the pixels, in windows side by side: less than a tenth of the time
         "SEGEARTH_SEGMENT_GSD": "1",
         "SEGEARTH_SEGMENT_STRIDE": "224",
+        "SEGEARTH_TRAIN_UPSAMPLER_KERNEL": "3",
         "SEGEARTH_TUNE_GSD": "1",
         "SEGEARTH_TUNE_STRIDE": "224",
     }

@@ -26,6 +26,7 @@ from segearth_cli.parse import parse_shard
 from segearth_cli.prefetch import prefetched
 from segearth_cli.results import SegmentResult
 from segearth_cli.segment import segment
+from segearth_cli.signals import handled_by
 from segearth_cli.staging import PREFIX, Staging
 
 TESTS = Path(__file__).parent
@@ -387,12 +388,12 @@ def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(sources, tmp_pa
     _, calls = killed([(str(tmp_path / name), None) for name in ("first", "whole")])
     whole = contents(tmp_path / "whole")
     pick = random.Random(20)
-    moments = [pick.randrange(1, calls) for _ in range(12)]
+    moments = [pick.randrange(1, calls) for _ in range(8)]
     # the last calls of a scene put its files into place
-    moments += [calls - pick.randrange(40, 500) for _ in range(12)]
+    moments += [calls - pick.randrange(40, 500) for _ in range(8)]
     folders = [tmp_path / f"killed {moment}" for moment in moments]
     ends = killed([(str(f), moment) for f, moment in zip(folders, moments, strict=True)])
-    assert sum(end == moment for end, moment in zip(ends, moments, strict=True)) >= 18
+    assert sum(end == moment for end, moment in zip(ends, moments, strict=True)) >= 12
     found = 0
     for left in folders:
         for name in names_in(left) if left.exists() else ():
@@ -400,7 +401,7 @@ def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(sources, tmp_pa
             if is_output and not name.startswith(PREFIX):
                 assert (left / name).read_bytes() == whole[name], name
                 found += 1
-    assert found > 20
+    assert found > 12
     killed([(str(folder), None) for folder in folders])
     for left in folders:
         assert contents(left) == whole
@@ -419,11 +420,8 @@ def test_signals_wait_while_files_are_put_into_place(tmp_path, sources, tiny_mod
     monkeypatch.setattr(staging, "_put", interrupted)
     out = tmp_path / "out"
     outputs = [out / "a.gpkg", out / "a.tif", out / "a.shp"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            segment(sources[0], options_for(tiny_model, *outputs))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    # a shell may have Ctrl-C ignored
+    with pytest.raises(KeyboardInterrupt), handled_by(signal.default_int_handler, signal.SIGINT):
+        segment(sources[0], options_for(tiny_model, *outputs))
     assert all(read_record(path) for path in outputs)
     assert not [name for name in names_in(out) if name.startswith(PREFIX)]

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from segearth_cli.model.card import CARD
 from segearth_cli.model.files import first_line
 from segearth_cli.model.folder import CHECKPOINT, REPORT
 from segearth_cli.options import TrainOptions
+from segearth_cli.signals import STOPPING, handled_by
 from segearth_cli.training.checkpoint import Run, identity_of, load_checkpoint, save_checkpoint
 from segearth_cli.training.data import Batch, RandomCrops, collate
 from segearth_cli.training.processes import agreed, share_gradients, started
@@ -337,9 +337,6 @@ def measure(run: Run, trainee: Trainee) -> None:
 def stop_requests() -> Iterator[list[int]]:
     """A list that Ctrl-C and SIGTERM add their numbers to; a second one does not wait."""
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
 
     def ask(number: int, frame: Any) -> None:
         if came:
@@ -347,9 +344,5 @@ def stop_requests() -> Iterator[list[int]]:
         logger.warning("stopping after this step; once more stops at once, without saving")
         came.append(number)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(ask, *STOPPING):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
