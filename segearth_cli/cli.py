@@ -275,7 +275,7 @@ def segment_command(
     ] = False,
     datetime: Annotated[
         str | None,
-        map_option(metavar="TIME", help="When the scene was taken, for the STAC Item."),
+        map_option(metavar="TIME[/TIME]", help="When the scene was taken, for the STAC Item."),
     ] = None,
     min_area: Annotated[
         float,

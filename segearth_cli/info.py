@@ -17,6 +17,7 @@ from segearth_cli.model.weights import list_models, model_path
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX, SceneOptions
 from segearth_cli.reading import radar_options
 from segearth_cli.record import command_again
+from segearth_cli.stac import time_of
 
 SCENE_SUFFIXES = (*RASTER_SUFFIXES, ".png")  # of maps, and of scenes as well
 
@@ -160,7 +161,7 @@ def _place(output: Path) -> list[str]:
         for name, asset in item["assets"].items():
             path = os.path.normpath(output.parent / unquote(asset["href"]))
             words += ["--probabilities" if name == "probabilities" else "-o", path]
-        time = item["properties"]["datetime"]
+        time = time_of(item["properties"])
     except (KeyError, TypeError, AttributeError) as error:
         raise SegEarthError(f"{output} does not name the files that it describes") from error
     return [*words, *([f"--datetime={time}"] if time else [])]

@@ -260,10 +260,10 @@ def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
         )
     files = {part: _href(str(assets[part]["href"]), name) for part in chosen}
     source = stack_name(files) if len(files) > 1 else files[chosen[0]]
-    properties = item.get("properties")
-    acquired = properties.get("datetime") if isinstance(properties, dict) else None
     stem = safe_name(label) if item.get("id") else stem_of(source)
-    return Input(source, stem, _moment(acquired, f"{name}: item {label}"))
+    stated = item.get("properties")
+    properties = stated if isinstance(stated, dict) else {}
+    return Input(source, stem, _acquired(properties, f"{name}: item {label}"))
 
 
 def _asked(asset: str, assets: Collection[str]) -> list[str]:
@@ -281,14 +281,15 @@ def _href(href: str, item: str) -> str:
     return urljoin(item, href) if _is_web(item) else _beside(item, href)
 
 
-def _moment(acquired: Any, item: str) -> str | None:
+def _acquired(properties: dict[str, Any], item: str) -> str | None:
     """When a scene was taken, where its Item says so."""
-    from segearth_cli.stac import parse_time
+    from segearth_cli.stac import parse_time, time_of
 
+    acquired = time_of(properties)
     if acquired is None:
         return None
     try:
-        return parse_time(str(acquired))
+        return parse_time(acquired)
     except UsageError:
         logger.warning("%s has the datetime %r, which is no time: left out", item, acquired)
         return None

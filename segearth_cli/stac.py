@@ -45,7 +45,7 @@ MEDIA_TYPES = {
 _SIDES = 9  # points along each side of a footprint: straight lines bend in degrees
 _DECIMALS = 7
 # "somewhere between these": STAC has no other word for an unknown time
-_UNKNOWN = {"start_datetime": "0001-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
+_UNKNOWN = "0001-01-01T00:00:00Z/9999-12-31T23:59:59Z"
 
 logger = logging.getLogger(__name__)
 
@@ -105,34 +105,54 @@ def item_of(
 
 
 def parse_time(text: str) -> str:
-    """A date, or a time with or without its offset from UTC, as STAC writes it.
+    """A time, or the two ends of an interval with ``/`` between, as STAC writes them.
+
+    Each is a date, or a time with or without its offset from UTC.
 
     Raises:
-        UsageError: this is no time.
+        UsageError: this is no time, or ends before it starts.
     """
     try:
-        # Python 3.10 reads three or six digits of a second
-        exact = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.strip().upper())
-        moment = datetime.fromisoformat(exact.replace("Z", "+00:00"))
-        moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
+        moments = [_moment(part) for part in text.split("/", 1)]
     except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"--datetime {text!r} is no time; give one such as 2024-05-31T10:20:30Z"
+            f"--datetime {text!r} is no time; give one such as 2024-05-31T10:20:30Z, or two with "
+            "a / between"
         ) from error
-    return moment.isoformat().replace("+00:00", "Z")
+    if moments[0] > moments[-1]:
+        raise UsageError(f"--datetime {text!r} ends before it starts")
+    return "/".join(moment.isoformat().replace("+00:00", "Z") for moment in moments)
+
+
+def _moment(text: str) -> datetime:
+    # Python 3.10 reads three or six digits of a second
+    exact = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.strip().upper())
+    moment = datetime.fromisoformat(exact.replace("Z", "+00:00"))
+    return moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
+
+
+def time_of(properties: Mapping[str, Any]) -> str | None:
+    """When an Item says that its scene was taken: a time, or both ends with ``/`` between."""
+    if properties.get("datetime") is not None:
+        return str(properties["datetime"])
+    ends = [properties.get(end) for end in ("start_datetime", "end_datetime")]
+    interval = "/".join(map(str, ends)) if all(ends) else None
+    return None if interval == _UNKNOWN else interval
 
 
 def item_time(path: Path) -> str | None:
     """When an Item of ours says that its scene was taken."""
-    properties = json.loads(path.read_text(encoding="utf-8"))["properties"]
-    return str(properties["datetime"]) if properties.get("datetime") else None
+    return time_of(json.loads(path.read_text(encoding="utf-8"))["properties"])
 
 
 def _time(options: SegmentOptions, path: Path) -> dict[str, Any]:
-    if options.acquired is not None:
-        return {"datetime": parse_time(options.acquired)}
-    logger.warning("%s: nothing says when the scene was taken; say it with --datetime", path)
-    return {"datetime": None, **_UNKNOWN}
+    if options.acquired is None:
+        logger.warning("%s: nothing says when the scene was taken; say it with --datetime", path)
+    taken = _UNKNOWN if options.acquired is None else parse_time(options.acquired)
+    start, _, end = taken.partition("/")
+    if end:
+        return {"datetime": None, "start_datetime": start, "end_datetime": end}
+    return {"datetime": start}
 
 
 def _projection(grid: Grid) -> dict[str, Any]:

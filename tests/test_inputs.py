@@ -173,13 +173,12 @@ def test_which_asset_is_read(place, assets, wanted, expected):
         (TAKEN, TAKEN),
         ("2024-05-06T09:08:09.5+02:00", "2024-05-06T07:08:09.500000Z"),
         ("yesterday", None),
-        (None, None),
+        (None, "2024-05-01T00:00:00Z/2024-05-31T00:00:00Z"),
     ],
 )
 def test_when_a_scene_was_taken(place, caplog, said, taken):
-    path = write_json(
-        "item.json", item("x", {"only": asset("a.tif")}, properties={"datetime": said})
-    )
+    times = {"datetime": said, "start_datetime": "2024-05-01", "end_datetime": "2024-05-31"}
+    path = write_json("item.json", item("x", {"only": asset("a.tif")}, properties=times))
     (found,) = expand_inputs([path])
     assert found.acquired == taken
     assert ("has the datetime 'yesterday', which is no time" in caplog.text) == (

@@ -189,9 +189,11 @@ def test_the_item_says_how_the_map_was_made_and_is_resumed(place, tiny_model):
     assert path.is_file()
 
 
-def test_the_command_of_an_item_writes_the_item_again(place, tiny_model):
+@pytest.mark.parametrize("taken", ["2024-05-06", "2024-05-01/2024-05-31T12:00:00Z"])
+def test_the_command_of_an_item_writes_the_item_again(place, tiny_model, taken):
     outputs = {"outputs": ("a/map.gpkg", "b/map.tif"), "probabilities": "b/p.tif"}
-    item = item_of(tiny_model, acquired="2024-05-06", **outputs)
+    item = item_of(tiny_model, acquired=taken, **outputs)
+    assert (item["properties"]["datetime"] is None) == ("/" in taken)
     _, *words = shlex.split(map_info(Path("a/map.stac.json")).command)
     result = CliRunner().invoke(app, [*words, "--overwrite", "--device", "cpu"])
     assert result.exit_code == 0, result.stderr
@@ -203,6 +205,9 @@ def test_what_cannot_be_described_is_refused(place, tiny_model):
         options_for(tiny_model, "-", stac=True)
     with pytest.raises(UsageError, match="'soon' is no time"):
         segment("in/scene.tif", options_for(tiny_model, "a.tif", stac=True, acquired="soon"))
+    for wrong, why in (("2024/2023", "is no time"), ("2024-05-06/2024-05-05", "ends before it")):
+        with pytest.raises(UsageError, match=why):
+            parse_time(wrong)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +216,7 @@ def test_what_cannot_be_described_is_refused(place, tiny_model):
         ("2024-05-06", "2024-05-06T00:00:00Z"),
         ("2024-05-06 07:08:09", "2024-05-06T07:08:09Z"),
         ("2024-05-06T07:08:09.250Z", "2024-05-06T07:08:09.250000Z"),
+        ("2024-05-06 / 2024-05-07", "2024-05-06T00:00:00Z/2024-05-07T00:00:00Z"),
     ],
 )
 def test_times_are_in_utc(text, time):
