@@ -337,11 +337,12 @@ def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None)
 def _class_column(frame: geopandas.GeoDataFrame, path: str, wanted: str | None) -> str:
     columns = [str(name) for name in frame.columns if name != frame.geometry.name]
     shown = ", ".join(columns) or "none"
-    if wanted is not None:
-        if wanted not in columns:
-            raise UsageError(f"--column {wanted}: {path} has no such column; it has {shown}")
-        return wanted
     by_name = {name.casefold(): name for name in reversed(columns)}
+    if wanted is not None:
+        found = wanted if wanted in columns else by_name.get(wanted.casefold())
+        if found is None:
+            raise UsageError(f"--column {wanted}: {path} has no such column; it has {shown}")
+        return found
     found = next((by_name[name] for name in COLUMNS if name in by_name), None)
     if found is None:
         raise UsageError(f"{path} does not say which column holds the classes: --column ({shown})")
