@@ -38,6 +38,7 @@ from segearth_cli.parse import (
     parse_bands,
     parse_label_values,
     parse_list,
+    parse_names,
     parse_numbers,
     parse_values,
     parse_whole,
@@ -200,7 +201,7 @@ def evaluate_command(
     comparison = CompareOptions(
         maps=pred,
         labels=label,
-        classes=parse_list(classes),
+        classes=parse_names("--classes", classes),
         label_values=parse_label_values(label_values),
         ignore=parse_values(ignore),
         column=column,

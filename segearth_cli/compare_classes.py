@@ -128,6 +128,15 @@ def warn_of_names(labelled: Sequence[str], classes: MapClasses) -> None:
         logger.warning("the label has no class %s: they can only be wrong", ", ".join(idle))
 
 
+def warn_of_values(classes: MapClasses) -> None:
+    """Say that labels are numbers, and what they are taken for."""
+    logger.warning(
+        "labels do not name their classes: their values are taken as the map's (%s); "
+        "--label-values says otherwise",
+        ", ".join(f"{value} {name}" for value, name in enumerate(classes.names)),
+    )
+
+
 def check_map(predicted: NDArray[np.uint8], classes: MapClasses, made: Path) -> None:
     """Refuse values of a map, where a label counts, that nobody has given a meaning.
 

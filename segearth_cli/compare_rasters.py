@@ -20,6 +20,7 @@ from segearth_cli.compare_classes import (
     read_map,
     said_values,
     warn_of_names,
+    warn_of_values,
 )
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
@@ -30,7 +31,7 @@ from segearth_cli.scores import IGNORED
 
 logger = logging.getLogger(__name__)
 
-BEYOND = 256  # stands for a label's values that no class has and that say nothing
+BEYOND = 256  # stands for no value, and for a label's values that no class has and say nothing
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,16 @@ def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOpt
     for value in labelled.keys() & range(256):
         class_of[value] = classes.values.get(labelled[value].casefold(), unknown)
     for old, new in said.items():
-        class_of[label_value(old, by_name, label)] = new
+        value = label_value(old, by_name, label)
+        if value > 255:
+            raise UsageError(f"{label} has {old} as {value}, and classes are 0 to 255")
+        class_of[value] = new
     if labelled and not options.label_values:
         warn_of_names([classes.called(labelled[value]) for value in sorted(labelled)], classes)
     elif not options.label_values:
         class_of[: len(names)] = range(len(names))
         if not options.classes:
-            shown = ", ".join(f"{value} {name}" for value, name in enumerate(names))
-            logger.warning(
-                "labels do not name their classes: their values are taken as the map's (%s); "
-                "--label-values says otherwise",
-                shown,
-            )
+            warn_of_values(classes)
     empty = [int(nodata)] if nodata is not None and 0 <= nodata < 256 else []
     empty += [value for value in ignored if 0 <= value < 256]
     class_of[empty] = IGNORED
@@ -162,27 +161,29 @@ def aligned_rows(
         try:
             for first in range(0, truth.height, ROWS):
                 window = Window(0, first, truth.width, min(ROWS, truth.height - first))
-                values = read_map(predicted, window)
-                yield as_classes(truth.read(1, window=window), label, unknown), values
+                known = truth.dataset_mask(window=window) > 0
+                values = as_classes(truth.read(1, window=window), known, label, unknown)
+                yield values, read_map(predicted, window)
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {made} beside {label}: {reason(error)}") from error
 
 
 def as_classes(
-    values: NDArray[np.integer], label: Path, unknown: Collection[float]
-) -> NDArray[np.integer]:
-    """A label's values, the ``unknown`` ones that no class can have as ``BEYOND``.
+    values: NDArray[np.integer],
+    known: NDArray[np.bool_],
+    label: Path,
+    unknown: Collection[float],
+) -> NDArray[np.uint16]:
+    """A label's values; ``BEYOND`` where it has none, and for ``unknown`` ones that no class has.
 
     Raises:
         UsageError: another one lies there.
     """
-    if values.dtype == np.uint8:  # nothing lies beyond
-        return values
     beyond = (values < 0) | (values > 255)
-    strange = values[beyond & ~np.isin(values, list(unknown))]
+    strange = values[known & beyond & ~np.isin(values, list(unknown))]
     if strange.size:
         raise UsageError(
             f"{label} holds {strange[0]}, and classes are 0 to 255; say --ignore {strange[0]} if "
             "it means nothing"
         )
-    return np.where(beyond, BEYOND, values).astype(np.uint16)
+    return np.where(beyond | ~known, BEYOND, values.astype(np.uint16))

@@ -20,6 +20,7 @@ from segearth_cli.compare_classes import (
     read_map,
     said_values,
     warn_of_names,
+    warn_of_values,
 )
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
@@ -46,7 +47,7 @@ class ShapeNames(ClassNames):
 
     def value_of(self, name: str, origin: str) -> int:
         """The map's value; what the map does not know is its background, or left out."""
-        plain = " ".join(name.casefold().split()).removesuffix(".0")  # numbers beside gaps
+        plain = plain_name(name)
         self.found.append(plain)
         value = self._known(plain)
         return self.classes.rest if value is None else value
@@ -66,7 +67,25 @@ class ShapeNames(ClassNames):
             return self.values[plain]
         if plain.isdecimal() and int(plain) in self.classes.own:
             return int(plain)
-        return self.classes.values.get(plain)
+        return self.by_name.get(plain)
+
+    @property
+    def by_name(self) -> dict[str, int]:
+        """The map's values by what it calls them."""
+        return {plain_name(name): value for name, value in self.classes.values.items()}
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether numbers that the options do not explain stand for the map's values."""
+        unexplained = (name for name in self.found if name not in self.values)
+        return any(name.isdecimal() and int(name) in self.classes.own for name in unexplained)
+
+
+def plain_name(name: str) -> str:
+    """A name as names are compared: in lower case, with single blanks; numbers without ``.0``."""
+    plain = " ".join(name.casefold().split())
+    number = plain.removesuffix(".0")  # of a column of whole numbers that has gaps
+    return number if number.removeprefix("-").isdecimal() else plain
 
 
 def beside_shapes(
@@ -80,8 +99,8 @@ def beside_shapes(
     """
     said, said_rest = said_values(options, classes, made)
     rest = IGNORED if said_rest is None else said_rest
-    values = {str(old).casefold(): new for old, new in said.items()}
-    values |= {str(value).casefold(): IGNORED for value in options.ignore}
+    values = {plain_name(str(old)): new for old, new in said.items()}
+    values |= {plain_name(str(value)): IGNORED for value in options.ignore}
     names = ShapeNames(classes.names, values, classes)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(str(made))))
@@ -131,6 +150,8 @@ def check_shapes(label: Path, names: ShapeNames, rest: int) -> None:
             f"{label} is of {listed(sorted(called))}, and none of them is a class of the map "
             f"({', '.join(classes.names)}); say which column with --column, or --label-values"
         )
+    if names.has_numbers:
+        warn_of_values(classes)
     called += [] if rest == IGNORED else [classes.names[rest]]
     warn_of_names(called, classes)
     if called and classes.rest != IGNORED and classes.names[0] not in called:

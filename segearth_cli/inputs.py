@@ -304,12 +304,18 @@ def _beside(item: str, href: str) -> str:
     return plain if os.path.exists(plain) else decoded
 
 
+def _texts(value: Any) -> list[str]:
+    """The texts of a list of them, or of one; nothing of anything else."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str)]
+
+
 def _rasters(assets: dict[str, Any]) -> list[str]:
     """The assets that are data in a raster's format."""
     return [
         key
         for key, asset in assets.items()
-        if not _NO_DATA_ROLES.intersection(asset.get("roles") or ())
+        if not _NO_DATA_ROLES.intersection(_texts(asset.get("roles")))
         and (
             str(asset.get("type") or "").startswith(_RASTER_TYPES)
             or (not asset.get("type") and str(asset["href"]).lower().endswith(SCENE_SUFFIXES))

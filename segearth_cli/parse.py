@@ -62,6 +62,18 @@ def parse_list(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
+def parse_names(option: str, text: str | None) -> tuple[str, ...]:
+    """``"a,b"`` as names of 0, 1, ...; nothing for ``None``.
+
+    Raises:
+        UsageError: one of them is empty.
+    """
+    names = tuple(part.strip() for part in text.split(",")) if text else ()
+    if "" in names:
+        raise UsageError(f"{option} {text!r} leaves a name empty")
+    return names
+
+
 def parse_numbers(option: str, text: str | None) -> tuple[float, ...]:
     """``"0,0.3"`` as numbers; nothing for ``None``.
 
@@ -120,7 +132,8 @@ def parse_labelled(text: str) -> tuple[str, str]:
     Raises:
         UsageError: a part is missing.
     """
-    ends = [index for index, character in enumerate(text) if character == "="]
+    before_layer, _ = file_and_layer(text)
+    ends = [index for index, character in enumerate(before_layer) if character == "="]
     splits = [(text[:end], text[end + 1 :]) for end in ends if text[:end] and text[end + 1 :]]
     if not splits:
         raise UsageError(f"{text!r} is not SCENE=LABELS, for instance scene.tif=labels.gpkg")
@@ -160,7 +173,7 @@ def parse_bbox(
         return (first, second, third, fourth), crs
     if crs is not None:
         raise UsageError(f"--bbox {text!r} names its coordinate system; leave --bbox-crs away")
-    return (first, third, second, fourth), own_crs.rstrip().removesuffix("]")
+    return (first, third, second, fourth), own_crs.rstrip().removesuffix("]") or None
 
 
 def parse_pairs(texts: list[str]) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segearth_cli.errors import SegEarthError, UsageError
-from segearth_cli.signals import signals_wait
+from segearth_cli.signals import handled_by, signals_wait
 
 MOST_LOSSES = 3  # of workers by one task, and of workers that never started in a row
 USUAL_THREADS = 4  # of a worker on a CPU: several scenes at a time beat many threads
@@ -108,17 +107,17 @@ def connected(address: str | None) -> Iterator[None]:
     own = {"include_dashboard": False, "object_store_memory": OBJECTS} if address is None else {}
     # warnings about lost workers go to stdout otherwise, among the data
     ray._private.worker._worker_logs_enabled = False
-    before = signal.getsignal(signal.SIGTERM)
+    # Ray takes SIGTERM; and where it begins a cluster of its own an interrupt crashes the process
+    own_handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    guard = signals_wait() if address is None else handled_by(own_handler, signal.SIGTERM)
     try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        with guard:
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = str(error).strip().partition("\n")[0]
         place = f"at {address}" if address else "of this machine's own"
         token = "" if address is None or "RAY_AUTH_MODE" in os.environ else _TOKEN
         raise UsageError(f"cannot use a Ray cluster {place}: {what}{token}") from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # Ray takes it
     try:
         yield
     finally:

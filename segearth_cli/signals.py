@@ -6,27 +6,31 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TypeAlias
 
+Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int  # or one of signal's own
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def handled_by(handler: Callable[[int, object], None], *numbers: int) -> Iterator[None]:
-    """These signals call ``handler`` in the block. In other threads than the main one: as ever."""
-    if threading.current_thread() is not threading.main_thread():
+def handled_by(handler: Handler, *numbers: int) -> Iterator[None]:
+    """These signals call ``handler`` in the block; those that the process ignores stay ignored.
+
+    In other threads than the main one nothing changes.
+    """
+    with contextlib.ExitStack() as stack:
+        for number in numbers if threading.current_thread() is threading.main_thread() else ():
+            own = signal.getsignal(number)
+            if own is not signal.SIG_IGN:
+                stack.callback(signal.signal, number, own or signal.SIG_DFL)
+                signal.signal(number, handler)
         yield
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, own in before.items():
-            signal.signal(number, own or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect at the end of the block."""
+    """Ctrl-C and SIGTERM, the first that comes, take effect at the end of the block."""
     came: list[int] = []
     try:
         with handled_by(lambda number, frame: came.append(number), *STOPPING):

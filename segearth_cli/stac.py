@@ -107,7 +107,8 @@ def item_of(
 def parse_time(text: str) -> str:
     """A time, or the two ends of an interval with ``/`` between, as STAC writes them.
 
-    Each is a date, or a time with or without its offset from UTC.
+    Each is a date, or a time with or without its offset from UTC; an interval ends when the date
+    at its end does.
 
     Raises:
         UsageError: this is no time, or ends before it starts.
@@ -119,6 +120,8 @@ def parse_time(text: str) -> str:
             f"--datetime {text!r} is no time; give one such as 2024-05-31T10:20:30Z, or two with "
             "a / between"
         ) from error
+    if len(moments) > 1 and re.fullmatch(r"[\d-]+", text.partition("/")[2].strip()):
+        moments[1] = moments[1].replace(hour=23, minute=59, second=59)
     if moments[0] > moments[-1]:
         raise UsageError(f"--datetime {text!r} ends before it starts")
     return "/".join(moment.isoformat().replace("+00:00", "Z") for moment in moments)
@@ -273,7 +276,7 @@ def _assets(
 
 def _relative(name: str, folder: Path) -> str:
     """A file's place as a URI seen from the Item; what is no file on a disk stays as it is."""
-    if "://" in name or name.startswith("/vsi"):
+    if "://" in name or name.startswith("/vsi") or ('"' in name and not os.path.exists(name)):
         return name
     try:
         path = os.path.relpath(name, folder)

@@ -92,6 +92,16 @@ def interruptible() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+@contextmanager
+def ctrl_c_heard() -> Iterator[None]:
+    """Ctrl-C is an exception in the block, also where a shell has had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def stopped_in_the_middle(
     folder: Path, sent: signal.Signals, code: int, *args: object, **environment: str
 ) -> None:

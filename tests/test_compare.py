@@ -296,6 +296,44 @@ def test_folders_may_hold_rasters_and_shapes(tmp_path, made):
     assert "warning" not in done.stderr
 
 
+def test_a_label_raster_has_no_class_where_it_is_masked(tmp_path, label):
+    made = write(tmp_path / "map.tif", np.array([0, 2, 1, 0])[read(label)], MAP)
+    wrong = read(label).copy()
+    wrong[:3] = 3
+    masked = write(tmp_path / "masked.tif", wrong, "other,road,water,tree")
+    with rasterio.open(masked, "r+") as dst:
+        dst.write_mask(np.arange(8)[:, None].repeat(12, 1) >= 3)
+    done = run("--pred", made, "--label", masked, "--json", "-q")
+    scores = json.loads(done.stdout)["scores"]
+    assert (scores["pixels"], scores["accuracy"]) == (60, 1)
+
+
+def test_a_label_beyond_a_byte_is_told(tmp_path, made, label):
+    labels = write_scene(tmp_path / "l16.tif", np.full((1, 8, 12), 300, np.uint16))
+    with rasterio.open(labels, "r+") as dst:
+        dst.update_tags(CLASSES='{"0": "other", "300": "tree"}')
+    done = run("--pred", made, "--label", labels, "--label-values", "tree=road")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "has tree as 300, and classes are 0 to 255" in done.stderr
+
+
+def test_names_of_shapes_are_compared_as_people_read_them(tmp_path):
+    values = np.kron(np.array([[0, 0], [1, 2]]), np.ones((2, 3), int))
+    made = write(tmp_path / "map.tif", values, '{"0": "other", "1": "level 1.0", "2": "Road"}')
+    labels = shapes(tmp_path / "labels.gpkg", "name", ["other", "Level  1.0", "a  b"])
+    said = ("--label-values", "a  b=road")
+    done = run("--pred", made, "--label", labels, *said, "--json")
+    assert json.loads(done.stdout)["scores"]["miou"] == 1
+    assert "warning" not in done.stderr
+
+
+def test_numbers_of_shapes_are_taken_as_the_maps_and_that_is_said(tmp_path, made):
+    labels = shapes(tmp_path / "labels.gpkg", "class", [0.0, 1.0, 2.0])
+    done = run("--pred", made, "--label", labels)
+    assert done.exit_code == 0, done.stderr
+    assert "their values are taken as the map's (0 background" in done.stderr
+
+
 def test_shapes_that_say_no_class_are_named(tmp_path, made):
     labels = shapes(tmp_path / "labels.gpkg", "kind", ["road"])
     done = run("--pred", made, "--label", labels)

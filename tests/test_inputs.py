@@ -173,7 +173,7 @@ def test_which_asset_is_read(place, assets, wanted, expected):
         (TAKEN, TAKEN),
         ("2024-05-06T09:08:09.5+02:00", "2024-05-06T07:08:09.500000Z"),
         ("yesterday", None),
-        (None, "2024-05-01T00:00:00Z/2024-05-31T00:00:00Z"),
+        (None, "2024-05-01T00:00:00Z/2024-05-31T23:59:59Z"),
     ],
 )
 def test_when_a_scene_was_taken(place, caplog, said, taken):

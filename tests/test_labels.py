@@ -4,6 +4,7 @@ import json
 
 import geopandas
 import numpy as np
+import pandas
 import pytest
 import rasterio
 import shapely
@@ -103,6 +104,18 @@ def test_a_scene_without_a_coordinate_system_has_rows_below_zero(tmp_path):
     frame.to_file(tmp_path / "labels.geojson", driver="GeoJSON", crs=None)
     found = labels_on(tmp_path / "labels.geojson", grid)
     assert (found[10, 20], found[80, 100], (found >= 0).sum()) == (2, 1, 2)
+    frame.geometry = shapely.points([20.5, 100.2], [10.5, 80.7])  # as --aoi takes them, too
+    frame.to_file(tmp_path / "down.geojson", driver="GeoJSON", crs=None)
+    assert (labels_on(tmp_path / "down.geojson", grid) == found).all()
+
+
+def test_polygons_without_an_area_are_left_out_and_counted(tmp_path, scene, caplog):
+    flat = shapely.Polygon([(500_000, 5_399_990), (500_010, 5_399_990), (500_020, 5_399_990)])
+    frame = vector_of(truth(), scene, "polygons")
+    flat = geopandas.GeoDataFrame({"class_name": ["road"]}, geometry=[flat], crs=frame.crs)
+    pandas.concat([frame, flat]).to_file(tmp_path / "labels.gpkg")
+    assert (labels_on(tmp_path / "labels.gpkg", grid_of(scene)) == truth()).all()
+    assert "labels.gpkg: 1 features have no area; left out" in caplog.text
 
 
 def test_ground_control_points_must_be_the_same(tmp_path):

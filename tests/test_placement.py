@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import rasterio.warp
 import shapely
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
@@ -62,6 +63,25 @@ def test_bbox_in_degrees_meets_the_same_ground(tmp_path):
     assert bottom <= box[1] + 0.01
     assert right >= box[2] - 0.01
     assert top >= box[3] - 0.01
+
+
+@pytest.mark.parametrize(("west", "kept"), [(-180, (0, 8)), (178, (12, 20))])
+def test_a_box_across_the_antimeridian(tmp_path, west, kept):
+    transform = Affine(0.1, 0, west, 0, -0.1, 6)
+    path = make(
+        tmp_path / "scene.tif", pattern()[:, :60, :20], crs="EPSG:4326", transform=transform
+    )
+    # from 179.2 E to 179.2 W
+    box = (*transform_point(179.2, 1), *transform_point(-179.2, 5))
+    with open_scene(path, options(bbox=box, bbox_crs="EPSG:3832")) as scene:
+        left, right = scene.grid.bounds[0], scene.grid.bounds[2]
+    assert (round((left - west) / 0.1), round((right - west) / 0.1)) == kept
+
+
+def transform_point(lon, lat):
+    """In a Mercator projection around 150 E."""
+    xs, ys = rasterio.warp.transform("EPSG:4326", "EPSG:3832", [lon], [lat])
+    return xs[0], ys[0]
 
 
 def test_a_box_as_qgis_copies_it():

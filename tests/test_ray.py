@@ -14,7 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from scenes import blocks, names_in, options_for, stopped_in_the_middle, write_scene
+from scenes import (
+    blocks,
+    ctrl_c_heard,
+    names_in,
+    options_for,
+    stopped_in_the_middle,
+    write_scene,
+)
 from typer.testing import CliRunner
 
 from segearth_cli import batch
@@ -24,7 +31,6 @@ from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.options import BatchOptions
 from segearth_cli.results import SegmentResult
-from segearth_cli.signals import handled_by
 from segearth_cli.staging import PREFIX
 
 ray = pytest.importorskip("ray")
@@ -347,7 +353,6 @@ def test_ctrl_c_while_a_task_is_given_ends_its_worker_too(monkeypatch):
     actor = SimpleNamespace(start=start, do=SimpleNamespace(remote=give))
     stub = SimpleNamespace(remote=remote, kill=lambda actor: None)
     monkeypatch.setattr("segearth_cli.pool.ray", stub)
-    # a shell may have Ctrl-C ignored
-    with pytest.raises(KeyboardInterrupt), handled_by(signal.default_int_handler, signal.SIGINT):
+    with pytest.raises(KeyboardInterrupt), ctrl_c_heard():
         list(Pool(object, [], Room(1, 1, 0)).results([len]))
     assert told == [12345]

@@ -13,7 +13,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from scenes import blocks, names_in, options_for, stopped_in_the_middle, write_scene
+from scenes import (
+    blocks,
+    ctrl_c_heard,
+    names_in,
+    options_for,
+    stopped_in_the_middle,
+    write_scene,
+)
 from typer.testing import CliRunner
 
 from segearth_cli.batch import Failure, Skipped, jobs_of, plan_all, segment_all
@@ -26,7 +33,6 @@ from segearth_cli.parse import parse_shard
 from segearth_cli.prefetch import prefetched
 from segearth_cli.results import SegmentResult
 from segearth_cli.segment import segment
-from segearth_cli.signals import handled_by
 from segearth_cli.staging import PREFIX, Staging
 
 TESTS = Path(__file__).parent
@@ -420,8 +426,7 @@ def test_signals_wait_while_files_are_put_into_place(tmp_path, sources, tiny_mod
     monkeypatch.setattr(staging, "_put", interrupted)
     out = tmp_path / "out"
     outputs = [out / "a.gpkg", out / "a.tif", out / "a.shp"]
-    # a shell may have Ctrl-C ignored
-    with pytest.raises(KeyboardInterrupt), handled_by(signal.default_int_handler, signal.SIGINT):
+    with pytest.raises(KeyboardInterrupt), ctrl_c_heard():
         segment(sources[0], options_for(tiny_model, *outputs))
     assert all(read_record(path) for path in outputs)
     assert not [name for name in names_in(out) if name.startswith(PREFIX)]

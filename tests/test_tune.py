@@ -297,6 +297,7 @@ def test_a_class_without_labels_is_named(small, tmp_path, here):
         ("d=1/a.tif=d=1/b.tif", ("d=1/a.tif", "d=1/b.tif")),
         ("d=1/a.tif=b.tif", ("d=1/a.tif", "b.tif")),
         ("a.tif=b.tif|layername=c=d", ("a.tif", "b.tif|layername=c=d")),
+        ("a.tif=/vsizip/b.zip/c.gpkg|layername=d", ("a.tif", "/vsizip/b.zip/c.gpkg|layername=d")),
     ],
 )
 def test_an_equals_sign_may_be_in_a_path(here, text, parts):

@@ -1,5 +1,6 @@
 """Models by name: built in, in the cache, and pulled from a server of our own."""
 
+import errno
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from model_server import TINY, Server, git_blob, names, serving, sha256
 
-from segearth_cli.errors import ModelError, UsageError
+from segearth_cli.errors import ModelError, OutputError, UsageError
 from segearth_cli.model import download as downloads
 from segearth_cli.model import weights
 from segearth_cli.model.download import RemoteFile
@@ -216,6 +217,23 @@ class TestPull:
         with pytest.raises(ModelError, match="digest"):
             pull("tiny", force=True)
         assert resolve_model("tiny").digest() == before
+
+    def test_a_model_that_cannot_be_put_into_place_leaves_the_old_one(
+        self, model: KnownModel, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = pull("tiny")
+        rename = os.rename
+
+        def fail(source: Path, target: Path) -> None:
+            if target == before.path and "old" not in Path(source).suffix:
+                raise OSError(errno.EIO, "Input/output error")
+            rename(source, target)
+
+        monkeypatch.setattr("os.rename", fail)
+        with pytest.raises(OutputError, match="Input/output error"):
+            pull("tiny", force=True)
+        assert resolve_model("tiny").digest() == before.digest()
+        assert [path.name for path in before.path.parent.iterdir()] == ["tiny"]
 
     def test_files_from_another_machine(
         self, model: KnownModel, server: Server, checkpoint: Path, tmp_path: Path

@@ -278,9 +278,21 @@ def _related(bounds: Box, crs: CRS, box: Box, box_crs: CRS) -> tuple[Box, Box]:
             "give --bbox in the scene's own coordinates"
         ) from error
     try:
-        return shown, transform_bounds(box_crs, crs, *box, densify_pts=21)
+        return shown, one_box(transform_bounds(box_crs, crs, *box, densify_pts=21), bounds)
     except GDAL_ERRORS:
         raise SceneError(_box_apart(shown, box_crs)) from None
+
+
+def one_box(box: Box, bounds: Box) -> Box:
+    """Return a box in degrees whose left may be beyond the antimeridian as it is near ``bounds``.
+
+    That is how rasterio's ``transform_bounds`` gives boxes that cross it: left above right.
+    """
+    left, bottom, right, top = box
+    if left <= right:
+        return box
+    boxes = ((left, bottom, right + 360, top), (left - 360, bottom, right, top))
+    return max(boxes, key=lambda own: min(own[2], bounds[2]) - max(own[0], bounds[0]))
 
 
 def apart(asked: str, bounds: Box) -> str:

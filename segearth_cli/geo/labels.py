@@ -302,20 +302,18 @@ def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None)
     texts = [str(text) for text in frame[column].tolist()]
     by_text = {text: names.value_of(text, path) for text in dict.fromkeys(texts)}
     values = np.array([by_text[text] for text in texts], np.int16)
-    shapes, feature = shapely.get_parts(
-        shapely.make_valid(_in_pixels(frame, path, grid)), return_index=True
-    )
-    shapes, part = shapely.get_parts(shapes, return_index=True)  # of collections
-    feature = feature[part]
-    kinds = shapely.get_type_id(shapes)
-    is_usable = np.isin(kinds, (shapely.GeometryType.POINT, shapely.GeometryType.POLYGON))
-    lost = np.setdiff1d(np.arange(len(texts)), feature[is_usable])
+    shapes, feature = _points_and_polygons(_in_pixels(frame, path, grid))
+    lost = np.setdiff1d(np.arange(len(texts)), feature)
     if len(lost):
         raise SceneError(
             f"{path} holds a feature ({texts[lost[0]]}) that is neither a point nor a polygon; "
             "only those label pixels"
         )
-    shapes, values = shapes[is_usable], values[feature[is_usable]]
+    shapes, part = _points_and_polygons(shapely.make_valid(shapes))
+    flat = len(values) - len(np.unique(feature[part]))
+    if flat:
+        logger.warning("%s: %d features have no area; left out", path, flat)
+    values = values[feature[part]]
     tops, bottoms = shapely.bounds(shapes)[:, [1, 3]].T
 
     def read(first: int, rows: int) -> NDArray[np.int16]:
@@ -332,6 +330,15 @@ def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None)
         return labels
 
     return read
+
+
+def _points_and_polygons(shapes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Those among shapes and in their collections, and of which each is a part."""
+    parts, of_shape = shapely.get_parts(shapes, return_index=True)
+    parts, of_part = shapely.get_parts(parts, return_index=True)  # of collections
+    kinds = shapely.get_type_id(parts)
+    is_usable = np.isin(kinds, (shapely.GeometryType.POINT, shapely.GeometryType.POLYGON))
+    return parts[is_usable], of_shape[of_part][is_usable]
 
 
 def _class_column(frame: geopandas.GeoDataFrame, path: str, wanted: str | None) -> str:
@@ -352,10 +359,11 @@ def _class_column(frame: geopandas.GeoDataFrame, path: str, wanted: str | None) 
 def _in_pixels(frame: geopandas.GeoDataFrame, path: str, grid: Grid) -> NDArray[Any]:
     """Geometries in columns and rows of the scene."""
     placed = are_placed(frame, grid, path)
+    up = -1 if frame.total_bounds[3] <= 0 else 1  # GIS show rows below zero, as maps have them
 
     def to_pixels(places: NDArray[np.float64]) -> NDArray[np.float64]:
         xs, ys = places.T
-        return np.column_stack([xs, -ys] if grid.is_in_pixels else grid.pixels(xs, ys))
+        return np.column_stack([xs, up * ys] if grid.is_in_pixels else grid.pixels(xs, ys))
 
     try:
         own = in_crs_of(frame.geometry, grid) if placed else frame.geometry

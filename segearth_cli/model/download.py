@@ -173,6 +173,8 @@ def _continue(remote: RemoteFile, part: Path, start: int) -> RemoteFile:
             raise ModelError(_refusal(remote, error)) from error
         raise _DroppedError(f"the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
+        if start or isinstance(error.reason, TimeoutError | ConnectionResetError):
+            raise _DroppedError(f"the connection dropped ({error.reason})") from error
         raise ModelError(f"cannot reach {remote.address}: {error.reason}") from error
     except (http.client.HTTPException, OSError) as error:
         raise _DroppedError(f"the connection dropped ({error})") from error

@@ -15,6 +15,7 @@ from segearth_cli.errors import ModelError, OutputError
 from segearth_cli.model.card import CARD, ModelCard
 from segearth_cli.model.claim import fewest_parameters
 from segearth_cli.model.files import check_whole, file_digest, first_line, read_json
+from segearth_cli.signals import signals_wait
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -253,11 +254,17 @@ def _check_claim(folder: ModelFolder) -> None:
 
 
 def _rename_over(staging: Path, destination: Path) -> None:
-    """Rename one folder to another, which may exist."""
+    """Rename one folder to another, which may exist, and which stays where that fails."""
     old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-    if destination.exists():
-        os.rename(destination, old)
-    os.rename(staging, destination)
+    with signals_wait():
+        if destination.exists():
+            os.rename(destination, old)
+        try:
+            os.rename(staging, destination)
+        except OSError:
+            if old.exists():
+                os.rename(old, destination)
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 
