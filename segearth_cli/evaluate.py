@@ -6,7 +6,6 @@ Settings that are compared share one walk through the encoder where they can (`m
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,8 +45,6 @@ from segearth_cli.model.variants import variant_logits
 from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions, SceneOptions
 from segearth_cli.scores import Confusion, Scores
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -173,8 +173,8 @@ def _write_preview(scene: Scene, class_map: ClassMap, place: Path) -> list[Path]
         classes,
         class_map.legend,
         place,
-        title=title_of(scene.source),
         pixels=class_map.counts,
+        title=title_of(scene.source),
         record=class_map.record,
     )
     return [place]

@@ -51,20 +51,18 @@ def write_preview(
     legend: Legend,
     destination: str | Path,
     *,
+    pixels: Mapping[int, int],
     title: str = "",
-    pixels: Mapping[int, int] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a PNG of a scene: the image, the map over it, and the legend with class shares.
 
     ``image`` [3, h, w] is uint8 or float in [0, 1], ``valid`` and ``classes`` [h, w]; all may be
-    decimated. ``pixels`` counts every class in the full raster; without it the shares are those of
-    ``classes``. ``record`` goes along as text. The picture's long side is at most 1600 pixels,
-    unless the legend alone is higher.
+    decimated. ``pixels`` counts every class in the full raster. ``record`` goes along as text. The
+    picture's long side is at most 1600 pixels, unless the legend alone is higher.
     Raises OutputError when the file cannot be written.
     """
-    counts = _counts(classes[valid], legend) if pixels is None else pixels
-    rows = _legend_rows(legend, counts)
+    rows = _legend_rows(legend, pixels)
     rgb = _rgb(image, valid)
     coloured = np.where(valid & (classes < len(legend.values)), classes, 0)
     picture = _page(rgb, coloured, legend.colours, rows, title)
@@ -83,11 +81,6 @@ def _rgb(image: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
     if image.dtype != np.uint8:
         image = np.round(np.nan_to_num(image).clip(0, 1) * 255).astype(np.uint8)
     return np.where(valid[..., None], image.transpose(1, 2, 0), np.array(_NO_DATA, np.uint8))
-
-
-def _counts(classes: NDArray[Any], legend: Legend) -> dict[int, int]:
-    found = np.bincount(classes.astype(np.int64), minlength=len(legend.values))
-    return {value: int(found[value]) for value in legend.values}
 
 
 _Row = tuple[_Colour | None, str, str]  # colour (None: the map is not coloured), name, share

@@ -3,7 +3,6 @@
 Numpy only, so that it can be used on arrays that never were a file.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,6 @@ from segearth_cli.errors import UsageError
 NEUTRAL_GREY = 0.45  # what invalid pixels show: close to CLIP's mean, so it excites no class
 _SMALLEST_POWER = 1e-10  # -100 dB: below any sensor's noise floor, and its logarithm is finite
 _MOST_LOOKED_AT = 1 << 16  # values that decide whether a band looks like decibels
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
