@@ -120,7 +120,6 @@ def tune_command(
     Example: segearth tune a.tif=a.gpkg b.tif=b.gpkg --classes 'building|house,water|river'
     """
     from segearth_cli.model.prompts import choose_classes
-    from segearth_cli.tune import tune
 
     terminal.log_to_stderr(verbose, quiet)
     wanted = choose_classes(classes, classes_file, None, background, no_background)
@@ -157,6 +156,8 @@ def tune_command(
             ),
         ),
     )
+    from segearth_cli.tune import tune
+
     show_tuning(tune(options), json, quiet)
 
 

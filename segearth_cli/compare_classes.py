@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from segearth_cli.scores import IGNORED
 logger = logging.getLogger(__name__)
 
 ROWS = 512  # read at once
+_ALIKE = 0.75  # of names, at least, that may be the same
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,21 @@ def warn_of_names(labelled: Sequence[str], classes: MapClasses) -> None:
     lost = [name for name in labelled if name.casefold() not in of_map]
     if lost:
         fate = "are left out" if classes.rest == IGNORED else "count as its background"
-        logger.warning("the map has no class %s: such pixels %s", ", ".join(lost), fate)
+        logger.warning(
+            "the map has no class %s: such pixels %s",
+            ", ".join(name + _like(name, classes.names) for name in lost),
+            fate,
+        )
     idle = [name for name in classes.names if name.casefold() not in of_label | BACKGROUND_NAMES]
     if idle:
         logger.warning("the label has no class %s: they can only be wrong", ", ".join(idle))
+
+
+def _like(name: str, names: Sequence[str]) -> str:
+    """Which of the names may be meant."""
+    known = {own.casefold(): own for own in names}
+    close = get_close_matches(name.casefold(), known, 1, _ALIKE)
+    return f" (is it {known[close[0]]}?)" if close else ""
 
 
 def warn_of_values(classes: MapClasses) -> None:

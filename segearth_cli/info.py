@@ -68,6 +68,8 @@ def told(name: str) -> MapInfo | SceneInfo | ModelInfo:
     path = Path(name)
     if any((path / part).is_file() for part in (CARD, CONFIG, CHECKPOINT, REPORT)):
         return model_info(path)
+    if path.is_dir():
+        raise SegEarthError(f"{name} is a folder, and no model; name one raster or map in it")
     if is_map_name(path):
         record = read_record(path)
         if record or not may_be_scene(path):

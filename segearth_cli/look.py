@@ -22,12 +22,10 @@ from segearth_cli.geo.raster import Scene
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
 from segearth_cli.names import title_of
-from segearth_cli.options import BACKGROUND_NAMES, SegmentOptions, TuneOptions
+from segearth_cli.options import BACKGROUND_NAMES, UNCLASSIFIED, SegmentOptions, TuneOptions
 from segearth_cli.reading import check_options, open_for_model
 from segearth_cli.segment import warn_of_scene
 from segearth_cli.stream import Model, class_legend, load_model, window_grid
-
-UNCLASSIFIED = "unclassified"  # value 0 without a background
 
 logger = logging.getLogger(__name__)
 

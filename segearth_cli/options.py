@@ -11,6 +11,7 @@ BLENDS = ("smooth", "mean")
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_BACKGROUND = ("background",)
+UNCLASSIFIED = "unclassified"  # value 0 of a map without a background
 BACKGROUND_NAMES = frozenset({"background", "other", "others", "clutter"})
 SENSORS = ("optical", "sar")
 SENSOR_CHOICES = ("auto", *SENSORS)
@@ -331,10 +332,10 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that no class raster holds."""
-        values = [v for pair in self.label_values for v in pair if isinstance(v, int)]
-        for value in values:
+        for _, value in self.label_values:
             _require(
-                0 <= value <= 255, f"{value} is no value of a class raster; those are 0 to 255"
+                not isinstance(value, int) or 0 <= value <= 255,
+                f"{value} is no value of a class raster; those are 0 to 255",
             )
 
 

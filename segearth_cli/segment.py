@@ -118,8 +118,15 @@ def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -
 
 
 def warn_of_sensor(scene: Scene, model: ModelSettings) -> None:
-    """Say so when a model that was made for radar sees an optical scene."""
-    if (scene.sensor, model.folder.card.sensor) == ("optical", "sar"):
+    """Say so when a model sees what another sensor made than its own."""
+    made_for = model.folder.card.sensor
+    if (scene.sensor, made_for) == ("sar", "optical"):
+        logger.warning(
+            "%s is read as radar, and %s was made for optical images: expect a poor map",
+            scene.source,
+            model.name,
+        )
+    elif (scene.sensor, made_for) == ("optical", "sar"):
         logger.warning(
             "%s is read as an optical scene, and %s was made for radar: expect a poor map; if it "
             "is radar, say --sensor sar",

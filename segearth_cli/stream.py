@@ -31,7 +31,7 @@ from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_voca
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
 from segearth_cli.model.windows import MARGIN, Strip
 from segearth_cli.names import title_of
-from segearth_cli.options import SegmentOptions
+from segearth_cli.options import UNCLASSIFIED, SegmentOptions
 from segearth_cli.stages import stage
 
 PERCENT_NODATA = 255
@@ -128,7 +128,7 @@ def class_legend(vocabulary: Vocabulary) -> Legend:
     """Values, names and colours of the class raster; value 0 always has an entry."""
     values, names, colours = vocabulary.values, vocabulary.names, vocabulary.colours
     if not vocabulary.has_background:
-        values, names = (0, *values), ("unclassified", *names)
+        values, names = (0, *values), (UNCLASSIFIED, *names)
         colours = (BACKGROUND_COLOUR, *colours)
     nodata, dtype = (255, "uint8") if values[-1] < 255 else (65535, "uint16")
     return Legend(values, names, colours, nodata, dtype)

@@ -530,6 +530,8 @@ def test_info_tells_of_a_scene_how_it_is_read(run, scene, tmp_path):
     missing = run.any("info", tmp_path / "absent.tif")
     assert (missing.exit_code, missing.stdout) == (1, "")
     assert "there is no such file" in only_line(missing.stderr)
+    folder = run.any("info", tmp_path)
+    assert "is a folder, and no model; name one raster or map in it" in only_line(folder.stderr)
 
 
 def test_info_tells_of_a_model_folder_how_it_runs(run, tiny_model, upsampled_model, tmp_path):

@@ -308,13 +308,39 @@ def test_a_label_raster_has_no_class_where_it_is_masked(tmp_path, label):
     assert (scores["pixels"], scores["accuracy"]) == (60, 1)
 
 
-def test_a_label_beyond_a_byte_is_told(tmp_path, made, label):
-    labels = write_scene(tmp_path / "l16.tif", np.full((1, 8, 12), 300, np.uint16))
-    with rasterio.open(labels, "r+") as dst:
-        dst.update_tags(CLASSES='{"0": "other", "300": "tree"}')
-    done = run("--pred", made, "--label", labels, "--label-values", "tree=road")
+def test_labels_may_be_codes_beyond_a_byte(tmp_path, made):
+    codes = np.array([312, -7, 1000])[read(made)]
+    codes[0, 0] = 1410
+    labels = write_scene(tmp_path / "codes.tif", codes[None].astype(np.int32))
+    said = ("--pred", made, "--label", labels, "--label-values")
+    table = confusion(*said, "312=background,-7=water,1000=road,*=road")
+    assert table == [[11, 0, 0], [0, 6, 0], [1, 0, 6]]
+    table = confusion(*said, "312=background,-7=water,1000=road", "--ignore", "1410")
+    assert table == [[11, 0, 0], [0, 6, 0], [0, 0, 6]]
+    done = run(*said, "312=background,-7=water,1000=road")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "has tree as 300, and classes are 0 to 255" in done.stderr
+    assert "holds 1410, and classes are 0 to 255; say --ignore 1410" in done.stderr
+    with rasterio.open(labels, "r+") as dst:
+        dst.update_tags(CLASSES='{"1410": "road", "312": "other", "1000": "road"}')
+    assert confusion(*said, "-7=water") == [[11, 0, 0], [0, 6, 0], [1, 0, 6]]
+
+
+def test_a_label_of_0_says_nothing_beside_a_map_without_a_background(tmp_path):
+    names = '{"0": "unclassified", "1": "water", "2": "road"}'
+    values = np.kron(np.array([[1, 1], [1, 2]]), np.ones((2, 3), int))
+    made = write(tmp_path / "map.tif", values, names)
+    values[:, :2] = 0
+    label = write(tmp_path / "label.tif", values)
+    done = run("--pred", made, "--label", label, "--json")
+    scores = json.loads(done.stdout)["scores"]
+    assert (scores["pixels"], scores["miou"]) == (16, 1)
+
+
+def test_a_misspelt_class_is_said_to_be_like_another(tmp_path, made):
+    labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "watre", ""])
+    done = run("--pred", made, "--label", labels)
+    assert "the map has no class watre (is it water?)" in done.stderr
+    assert "1 features have no name; left out" in done.stderr
 
 
 def test_names_of_shapes_are_compared_as_people_read_them(tmp_path):

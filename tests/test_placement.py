@@ -1,3 +1,5 @@
+import json
+
 import geopandas
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from rasters import (
     scene_of,
     write_rows,
 )
+from shapely.geometry import mapping
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.cog import write_class_raster
@@ -46,6 +49,8 @@ def test_bbox_is_a_window_of_whole_pixels(tmp_path):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0)))
     with pytest.raises(SceneError, match=r"bounds in that coordinate system are 1[45][\d.]*,48"):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:4326"))
+    with open_scene(path, options(bbox=(500_012, 5_399_990, 500_020, 5e6 * 2), bbox_crs="32633")):
+        pass
     with pytest.raises(UsageError, match="--bbox-crs is 'nonsense'"):
         open_scene(path, options(bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="nonsense"))
 
@@ -432,6 +437,16 @@ def test_aoi_beside_the_scene_or_of_several_layers_is_one_line(tmp_path):
         open_scene(path, options(aoi=str(aoi)))
     with pytest.raises(SceneError, match="no such layer, but a, b"):
         open_scene(path, options(aoi=f"{aoi}|layername=c"))
+    with pytest.raises(SceneError, match="no filter after it"):
+        open_scene(path, options(aoi=f"{aoi}|layername=a|subset=b"))
+
+
+def test_metres_that_are_said_to_be_degrees_are_told(tmp_path):
+    aoi = tmp_path / "aoi.geojson"
+    square = shapely.box(500_000, 5_399_900, 500_020, 5_399_990)
+    aoi.write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": mapping(square)}))
+    with pytest.raises(SceneError, match="500000,5399900, which are no degrees: its coordinate sy"):
+        open_scene(scene_of(tmp_path, pattern()), options(aoi=str(aoi)))
 
 
 def test_aoi_in_one_of_several_layers(tmp_path):

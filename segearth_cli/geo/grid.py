@@ -176,10 +176,13 @@ def _ring(box: Box, steps: int = 21) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def parse_crs(text: str, option: str) -> CRS:
-    """Read ``EPSG:32633``, WKT or PROJ text; raises UsageError that names the option."""
+    """Read ``EPSG:32633``, its number, WKT or PROJ text.
+
+    Raises UsageError that names the option.
+    """
     try:
         with rasterio.Env():  # which keeps PROJ's own lines off stderr
-            return CRS.from_user_input(text)
+            return CRS.from_user_input(f"EPSG:{text}" if text.isdecimal() else text)
     except (CRSError, ValueError):
         raise UsageError(
             f"{option} is {text!r}, which is no coordinate system; give for instance EPSG:32633"

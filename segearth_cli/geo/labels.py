@@ -295,7 +295,7 @@ def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None)
     frame = read_shapes(path, path)
     column = _class_column(frame, path, column)
     frame = frame[~frame.geometry.isna() & ~frame.geometry.is_empty]
-    unnamed = frame[column].isna()
+    unnamed = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
     if unnamed.any():
         logger.warning("%s: %d features have no %s; left out", path, int(unnamed.sum()), column)
         frame = frame[~unnamed]

@@ -18,6 +18,8 @@ from segearth_cli.names import file_and_layer
 
 PLACING_ERRORS = (CRSError, ProjError, shapely.errors.ShapelyError)
 
+_MOST_DEGREES = 400.0  # east or west: some count on across the antimeridian, and some in grads
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +49,8 @@ def read_shapes(path: str, shown: str) -> geopandas.GeoDataFrame:
             f"{shown} holds several layers ({', '.join(layers)}); say which one is meant, as in "
             f"'{file}|layername={layers[0]}'"
         )
+    if layer is not None and "|" in layer and layer not in layers:
+        raise SceneError(f"{shown}: only |layername=LAYER is understood, and no filter after it")
     if layer is not None and layers and layer not in layers:
         raise SceneError(f"{shown}: the file has no such layer, but {', '.join(layers)}")
     try:
@@ -64,7 +68,8 @@ def are_placed(frame: geopandas.GeoDataFrame, grid: Grid, shown: str) -> bool:
     """Whether features and scene both have a place on the ground; warns where one has none.
 
     Raises:
-        SceneError: one of the two is in a local or geocentric system.
+        SceneError: one of the two is in a local or geocentric system, or the features have
+            coordinates that theirs cannot have.
     """
     placed = [crs is not None and is_on_earth(crs) for crs in (frame.crs, grid.crs)]
     if frame.crs is None and grid.crs is not None:
@@ -76,6 +81,13 @@ def are_placed(frame: geopandas.GeoDataFrame, grid: Grid, shown: str) -> bool:
             f"{shown} cannot be placed on the scene: one of the two is in a local or geocentric "
             "coordinate system"
         )
+    if all(placed) and frame.crs.is_geographic:
+        west, south, east, north = frame.total_bounds
+        if max(-west, east) > _MOST_DEGREES or max(-south, north) > _MOST_DEGREES / 4:
+            raise SceneError(
+                f"{shown} has coordinates such as {west:.10g},{south:.10g}, which are no degrees: "
+                "its coordinate system is missing or wrong (GeoJSON that names none is in WGS 84)"
+            )
     return all(placed)
 
 

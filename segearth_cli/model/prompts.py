@@ -253,6 +253,13 @@ def choose_classes(
         choice = read_preset(preset)
         return replace(choice, background=None) if no_background else choice
     classes = parse_classes(text) if text is not None else read_classes(Path(str(file)))
+    odd = [word for words in classes for word in words if ";" in word]
+    if odd:
+        logger.warning(
+            "%r is taken as one name: classes are parted by commas, synonyms by bars; in a file "
+            "classes by lines and synonyms by commas",
+            odd[0],
+        )
     words = _synonyms(background.split("|"), "--background") if background else DEFAULT_BACKGROUND
     return ClassChoice(classes, None if no_background else words)
 
