@@ -182,3 +182,12 @@ def test_a_damaged_or_unwritable_cache_is_done_without(tiny_model, tmp_path):
 
     for cache in (tmp_path, in_the_way / "cache", None):
         assert text_features(model, tokenizer, ("road",), cache, "digest").equal(expected)
+
+
+def test_semicolons_are_no_delimiters_and_that_is_said(tmp_path, caplog):
+    assert choose_classes("building;road", None, None).classes == (("building;road",),)
+    assert "'building;road' is taken as one name: classes are parted by commas" in caplog.text
+    caplog.clear()
+    (tmp_path / "classes.csv").write_bytes("\ufeffbuilding;house\r\nroad\r\n".encode())
+    choose_classes(None, tmp_path / "classes.csv", None)
+    assert "'building;house' is taken as one name" in caplog.text

@@ -108,6 +108,12 @@ def test_it_is_for_radar_and_odd_sizes(tmp_path, tiny_model, caplog):
         assert said in caplog.text
 
 
+def test_an_optical_model_is_said_to_be_poor_at_radar(tmp_path, tiny_model, caplog):
+    source = write_scene(tmp_path / "a.tif", radar())
+    plan(source, options_for(tiny_model, tmp_path / "a.png", sensor="sar"))
+    assert "is read as radar, and tiny was made for optical images" in caplog.text
+
+
 def test_the_unit_of_radar_values_can_be_said(tmp_path):
     source = write_scene(tmp_path / "a.tif", (radar() * 1000).astype(np.float32))
 
