@@ -53,10 +53,12 @@ class Input:
         return PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), pattern)
 
 
-def expand_inputs(names: Iterable[str], asset: str | None = None) -> list[Input]:
+def expand_inputs(
+    names: Iterable[str], lines: Iterable[str] | None = None, asset: str | None = None
+) -> list[Input]:
     """The scenes that the arguments name, in their order.
 
-    ``-`` stands for one name a line of stdin; a folder for the rasters in it and
+    ``-`` stands for one name a line of ``lines`` (or stdin); a folder for the rasters in it and
     below, but for maps of segearth's; a tile index for its locations; a STAC Item or
     ItemCollection for the ``asset`` of each item, or for several with commas between, whose bands
     make one scene.
@@ -67,7 +69,7 @@ def expand_inputs(names: Iterable[str], asset: str | None = None) -> list[Input]
     """
     found: list[Input] = []
     for name in names:
-        for line in _lines(sys.stdin) if name == "-" else [name]:
+        for line in _lines(sys.stdin if lines is None else lines) if name == "-" else [name]:
             found += _expanded(line, asset)
     if not found:
         raise UsageError("no scene: standard input was empty; name one a line")
