@@ -288,7 +288,8 @@ def test_scenes_of_a_node_that_dies_are_made_by_others(
     (mortal,) = cluster.worker_nodes
 
     def under_way():
-        return {path.parent for path in (tmp_path / "there").glob(f"*/{PREFIX}*")}
+        found = (tmp_path / "there").glob(f"*/{PREFIX}*/classes.tif")  # after all folders
+        return {path.parents[1] for path in found}
 
     def kill_when_both_are_busy():
         (raylet,) = mortal.all_processes["raylet"]
