@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class ShapeNames(ClassNames):
             return int(plain)
         return self.by_name.get(plain)
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, int]:
         """The map's values by what it calls them."""
         return {plain_name(name): value for name, value in self.classes.values.items()}

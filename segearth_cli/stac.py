@@ -113,14 +113,15 @@ def parse_time(text: str) -> str:
     Raises:
         UsageError: this is no time, or ends before it starts.
     """
+    ends = text.split("/", 1)
     try:
-        moments = [_moment(part) for part in text.split("/", 1)]
+        moments = [_moment(end) for end in ends]
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"--datetime {text!r} is no time; give one such as 2024-05-31T10:20:30Z, or two with "
             "a / between"
         ) from error
-    if len(moments) > 1 and re.fullmatch(r"[\d-]+", text.partition("/")[2].strip()):
+    if len(ends) > 1 and re.fullmatch(r"[\d-]+", ends[1].strip()):
         moments[1] = moments[1].replace(hour=23, minute=59, second=59)
     if moments[0] > moments[-1]:
         raise UsageError(f"--datetime {text!r} ends before it starts")

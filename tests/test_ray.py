@@ -14,14 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from scenes import (
-    blocks,
-    ctrl_c_heard,
-    names_in,
-    options_for,
-    stopped_in_the_middle,
-    write_scene,
-)
+from scenes import blocks, ctrl_c_heard, names_in, options_for, stopped_in_the_middle, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli import batch
