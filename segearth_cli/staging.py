@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote, unquote
 
 try:
     import fcntl
@@ -28,6 +29,7 @@ PREFIX = ".segearth-"
 _RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were made
 
 _LOCK = "lock"
+_NO_LOCK = "nolock"
 _DYING_SECONDS = 10  # that a process that was killed may take to end
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class Staging:
         """
         parent = None if destination is None else destination.parent
         try:
-            made = (parent or Path(tempfile.gettempdir())) / f"{PREFIX}{secrets.token_hex(8)}"
+            made = (parent or Path(tempfile.gettempdir())) / _new_name()
             try:
                 self._make(made)
             except FileNotFoundError:  # another run has just removed a parent that stayed empty
@@ -109,30 +111,35 @@ class Staging:
         folder.mkdir(mode=0o700)
 
 
-def _lock(folder: Path) -> IO[bytes]:
-    """A file in the folder that is locked as long as this process lives, where systems can.
-
-    It names the machine and the process, and gets its name when it is locked already.
-    """
-    stream = (folder / f"{_LOCK}.new").open("wb")
-    stream.write(f"{socket.gethostname()} {os.getpid()}".encode())
-    stream.flush()
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            (folder / f"{_LOCK}.new").rename(folder / _LOCK)
-    return stream
+def _new_name() -> str:
+    """A temporary folder's: it tells the machine and the process, see `_owner`."""
+    return f"{PREFIX}{quote(socket.gethostname(), safe='')}-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def _owner(folder: Path) -> tuple[str, int]:
     """The machine and the process that a temporary folder is of.
 
     Raises:
-        OSError, ValueError: it does not say.
+        ValueError: it does not say.
     """
-    named = folder / _LOCK if (folder / _LOCK).exists() else folder / f"{_LOCK}.new"
-    host, _, process = named.read_text().rpartition(" ")
-    return host, int(process)
+    host, process, _ = folder.name.removeprefix(PREFIX).rsplit("-", 2)
+    return unquote(host), int(process)
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """A file in the folder that is locked as long as this process lives, where systems can.
+
+    It gets its name when it is locked already, or cannot be.
+    """
+    unnamed = folder / f"{_LOCK}.new"
+    stream = unnamed.open("wb")
+    name = _NO_LOCK
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            name = _LOCK
+    unnamed.rename(folder / name)
+    return stream
 
 
 def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> None:
@@ -143,17 +150,42 @@ def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> No
     """
     for left in sorted(folder.glob(f"{PREFIX}*")) if fcntl is not None else ():
         try:
-            owner = _owner(left)
-            if owner[0] == socket.gethostname() and (left / _LOCK).exists():
-                with (left / _LOCK).open("rb") as stream:
-                    _take_lock(stream, _DYING_SECONDS if owner in lost else 0)
-            elif owner not in lost:
+            is_lost = _owner(left) in lost
+            if not _is_abandoned(left, is_lost):
                 continue
-        except (OSError, ValueError):  # somebody works there, or nobody knows
+        except (OSError, ValueError, OverflowError):  # somebody works there, or nobody knows
             continue
         shutil.rmtree(left, ignore_errors=True)
-        level = logging.INFO if owner in lost else logging.WARNING
+        level = logging.INFO if is_lost else logging.WARNING
         logger.log(level, "removed %s, which a killed run left", left)
+
+
+def _is_abandoned(folder: Path, is_lost: bool) -> bool:
+    """Whether nobody works in a temporary folder any more, as far as that can be told.
+
+    Raises:
+        OSError: somebody does.
+    """
+    host, process = _owner(folder)
+    if host == socket.gethostname():
+        if (folder / _LOCK).exists():
+            with (folder / _LOCK).open("rb") as stream:
+                _take_lock(stream, _DYING_SECONDS if is_lost else 0)
+            return True
+        if not (folder / _NO_LOCK).exists() and not _lives(process):
+            return True  # it was killed before it could lock anything
+    return is_lost
+
+
+def _lives(process: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _take_lock(stream: IO[bytes], patience: float) -> None:

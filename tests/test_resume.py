@@ -173,12 +173,12 @@ def test_stdout_cannot_be_resumed(sources, tiny_model):
 
 
 def test_what_a_killed_run_left_goes_and_what_others_do_stays(sources, out, tiny_model, caplog):
-    dead, foreign = out / f"{PREFIX}dead", out / f"{PREFIX}foreign"
-    dead.mkdir()
-    (dead / "lock").write_text(f"{socket.gethostname()} 1")
+    dead = out / f"{PREFIX}{socket.gethostname()}-1-0123456789abcdef"
+    foreign = out / f"{PREFIX}another-machine-1-0123456789abcdef"
+    for folder in (dead, foreign):
+        folder.mkdir()
+        (folder / "lock").touch()
     (dead / "half.tif").write_text("half")
-    foreign.mkdir()
-    (foreign / "lock").write_text("another-machine 1")
     options = options_for(tiny_model, out / "{stem}.gpkg")
     list(plan_all(sources, options, RESUME))
     assert dead.is_dir()  # nothing was asked to be done

@@ -1,7 +1,9 @@
 import contextlib
+import errno
 import fcntl
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,17 +88,52 @@ def test_messages_name_the_place_and_not_the_staging_folder(tmp_path):
         assert shown(staged) == tmp_path / "map.tif"
 
 
-# as it is called where nothing can be locked
-@pytest.mark.parametrize("name", ["lock", "lock.new"])
+def left_by(folder, host, process, *names):
+    left = folder / f"{PREFIX}{host}-{process}-0123456789abcdef"
+    left.mkdir()
+    for name in names:
+        (left / name).touch()
+    return left
+
+
+@pytest.mark.parametrize("name", ["lock", "nolock", "lock.new"])
 def test_of_another_machine_only_what_a_lost_process_left_goes(tmp_path, name):
-    for process in (7, 8):
-        (tmp_path / f"{PREFIX}{process}").mkdir()
-        (tmp_path / f"{PREFIX}{process}" / name).write_text(f"another-machine {process}")
-    (tmp_path / f"{PREFIX}9").mkdir()  # it does not say whose it is
+    stays = left_by(tmp_path, "another-machine", 7, name)
+    goes = left_by(tmp_path, "another-machine", 8, name)
+    unnamed = tmp_path / f"{PREFIX}9"  # it does not say whose it is
+    unnamed.mkdir()
 
     remove_abandoned(tmp_path, [("another-machine", 8), ("a-third", 7)])
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{PREFIX}7", f"{PREFIX}9"]
+    assert not goes.exists()
+    assert stays.is_dir()
+    assert unnamed.is_dir()
+
+
+@pytest.mark.parametrize("names", [(), ("lock.new",)])
+def test_what_a_run_left_that_was_killed_before_it_locked_goes(tmp_path, names):
+    (ended := subprocess.Popen(["true"])).wait()
+    dead = left_by(tmp_path, socket.gethostname(), ended.pid, *names)
+    alive = left_by(tmp_path, socket.gethostname(), os.getpid(), *names)
+    without_locks = left_by(tmp_path, socket.gethostname(), f"0{ended.pid}", "nolock")
+    too_large = left_by(tmp_path, socket.gethostname(), 10**30, *names)
+
+    remove_abandoned(tmp_path)
+
+    assert not dead.exists()
+    assert all(stays.is_dir() for stays in (alive, without_locks, too_large))
+
+
+def test_where_nothing_can_be_locked_folders_of_runs_stay(tmp_path, monkeypatch):
+    def flock(stream, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(staging.fcntl, "flock", flock)
+    with contextlib.ExitStack() as stack:
+        own = Staging(stack).beside(tmp_path / "map.tif")
+        assert names_in(own) == ["nolock"]
+        remove_abandoned(tmp_path)
+        assert own.is_dir()
 
 
 def test_a_folder_that_is_locked_here_stays_whoever_is_lost(tmp_path, monkeypatch):
@@ -108,9 +145,7 @@ def test_a_folder_that_is_locked_here_stays_whoever_is_lost(tmp_path, monkeypatc
 
 
 def test_what_a_lost_process_left_goes_when_it_has_ended(tmp_path, monkeypatch):
-    left = tmp_path / f"{PREFIX}7"
-    left.mkdir()
-    (left / "lock").write_text(f"{socket.gethostname()} 7")
+    left = left_by(tmp_path, socket.gethostname(), 7, "lock")
     stream = (left / "lock").open("rb")
     fcntl.flock(stream, fcntl.LOCK_EX)  # as if it lived
     monkeypatch.setattr(staging.time, "sleep", lambda seconds: stream.close())
