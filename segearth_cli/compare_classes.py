@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.labels import class_names
+from segearth_cli.errors import UsageError
+from segearth_cli.geo.class_raster import class_names
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED
@@ -168,16 +168,3 @@ def read_map(src: Any, window: Window) -> NDArray[np.uint8]:
     """Values of a map, ignored where it has none."""
     known = src.dataset_mask(window=window) > 0
     return np.where(known, src.read(1, window=window), np.uint8(IGNORED))
-
-
-def check_kind(src: Any, path: Path, wanted: Any) -> None:
-    """Refuse a raster that holds no classes.
-
-    Raises:
-        SceneError: it has several bands, or other numbers.
-    """
-    if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), wanted):
-        raise SceneError(
-            f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class "
-            "values, whole numbers from 0 to 255"
-        )

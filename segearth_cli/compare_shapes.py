@@ -16,7 +16,6 @@ from rasterio.windows import Window
 from segearth_cli.compare_classes import (
     ROWS,
     MapClasses,
-    check_kind,
     check_map,
     read_map,
     said_values,
@@ -24,6 +23,7 @@ from segearth_cli.compare_classes import (
     warn_of_values,
 )
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.class_raster import check_kind
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.labels import DISPUTED, UNKNOWN, ClassNames, open_labels
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
@@ -106,7 +106,7 @@ def beside_shapes(
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(str(made))))
         source = stack.enter_context(opened(str(made)))
-        check_kind(source, made, np.uint8)
+        check_kind(source, str(made), np.uint8)
         grid = file_grid(source, str(made))
         read = stack.enter_context(open_labels(str(label), grid, names, options.column))
         check_shapes(label, names, rest)

@@ -152,7 +152,9 @@ def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, lab
         assert json.loads(done.stdout)["scores"]["pixels"] == 96 - 24 - 24 * ("3" in more)
     done = run("--pred", label, "--label", unknown)
     assert done.exit_code == 2
-    assert "holds -1, and classes are 0 to 255; say --ignore -1" in done.stderr
+    assert (
+        "holds -1, which is no class of the map; say --label-values -1=CLASS or --ig" in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_labels_may_be_codes_beyond_a_byte(tmp_path, made):
     assert table == [[11, 0, 0], [0, 6, 0], [0, 0, 6]]
     done = run(*said, "312=background,-7=water,1000=road")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "holds 1410, and classes are 0 to 255; say --ignore 1410" in done.stderr
+    assert "holds 1410, which is no class of the map; say --label-values 1410=CLASS" in done.stderr
     with rasterio.open(labels, "r+") as dst:
         dst.update_tags(CLASSES='{"1410": "road", "312": "other", "1000": "road"}')
     assert confusion(*said, "-7=water") == [[11, 0, 0], [0, 6, 0], [1, 0, 6]]

@@ -5,7 +5,6 @@ Labels are read some rows at a time, so that memory does not grow with the scene
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +17,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from rasterio import Affine
-from rasterio.enums import Resampling
 from rasterio.features import rasterize
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.class_raster import check_kind, class_names, on_grid, translated
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.shapes import (
@@ -33,7 +31,7 @@ from segearth_cli.geo.shapes import (
     layer_names,
     read_shapes,
 )
-from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.names import file_and_layer
 from segearth_cli.scores import IGNORED
 
@@ -43,8 +41,6 @@ COLUMNS = ("class_name", "class", "label", "name")  # that may hold the classes,
 ROWS = 256  # read at once
 
 Reader = Callable[[int, int], NDArray[np.int16]]  # first row and number of rows -> rows x W
-
-HIGHEST_VALUE = 65535  # of a class raster
 
 logger = logging.getLogger(__name__)
 
@@ -92,23 +88,6 @@ class Places:
     values: NDArray[np.int16]
     weights: NDArray[np.float64]
     labelled: dict[int, int]
-
-
-def class_names(path: str) -> tuple[dict[int, str], float | None]:
-    """Names of a raster's values by its own tags, and its nodata value."""
-    with environment(gdal_settings(path)), opened(path) as src:
-        text, nodata = src.tags().get("CLASSES", ""), src.nodata
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return dict(enumerate(text.split(","))) if text else {}, nodata
-    if not isinstance(content, dict):
-        return {}, nodata
-    if not all(value.isdecimal() and int(value) <= HIGHEST_VALUE for value in content):
-        raise SceneError(
-            f"{path} has a tag CLASSES that names no classes of its values; correct or remove it"
-        )
-    return {int(value): str(name) for value, name in content.items()}, nodata
 
 
 def spread_places(read: Reader, grid: Grid, most: int, origin: str) -> Places:
@@ -210,11 +189,7 @@ def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -
     """Rows of a class raster."""
     named, nodata = class_names(path)
     src = stack.enter_context(opened(path))
-    if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), np.integer):
-        raise SceneError(
-            f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class values, "
-            "whole numbers"
-        )
+    check_kind(src, path)
     aligned = on_grid(src, path, grid, "the scene", stack)
 
     def value_of(own: int) -> int:
@@ -231,63 +206,13 @@ def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -
     def read(first: int, rows: int) -> NDArray[np.int16]:
         window = Window(0, first, grid.width, rows)
         try:
-            values, where = np.unique(aligned.read(1, window=window), return_inverse=True)
+            values = aligned.read(1, window=window)
             known = aligned.dataset_mask(window=window) > 0
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {path}: {reason(error)}") from error
-        where = where.reshape(known.shape)
-        present = np.zeros(len(values), bool)
-        present[where[known]] = True
-        table = [
-            value_of(own) if is_present else UNKNOWN
-            for own, is_present in zip(values.tolist(), present.tolist(), strict=True)
-        ]
-        return np.where(known, np.array(table, np.int16)[where], np.int16(UNKNOWN))
+        return translated(values, known, value_of, UNKNOWN)
 
     return read
-
-
-def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> Any:
-    """A class raster on the grid of ``owner``, each pixel with the nearest one's value.
-
-    Raises:
-        SceneError: they do not lie on one another.
-    """
-    own = file_grid(src, path)
-    same_size = (own.width, own.height) == (grid.width, grid.height)
-    if grid.crs is None or own.crs is None:
-        if same_size:
-            return src
-        raise SceneError(
-            f"{path} has {own.width} x {own.height} pixels and {owner} {grid.width} x "
-            f"{grid.height}, and not both are placed on the ground; resample one of them"
-        )
-    placed_alike = own.transform.almost_equals(grid.transform) and _places(own) == _places(grid)
-    if same_size and own.crs == grid.crs and placed_alike:
-        return src
-    if grid.gcps or own.gcps:
-        raise SceneError(
-            f"{path} lies on another grid than {owner}, and one of them is placed by ground "
-            "control points; warp them first, for instance with gdalwarp"
-        )
-    try:
-        return stack.enter_context(
-            WarpedVRT(
-                src,
-                crs=grid.crs,
-                transform=grid.transform,
-                width=grid.width,
-                height=grid.height,
-                resampling=Resampling.nearest,
-                add_alpha=src.nodata is None,
-            )
-        )
-    except GDAL_ERRORS as error:
-        raise SceneError(f"{path} cannot be placed on {owner}: {reason(error)}") from error
-
-
-def _places(grid: Grid) -> list[tuple[float, ...]]:
-    return [(point.row, point.col, point.x, point.y) for point in grid.gcps]
 
 
 def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None) -> Reader:

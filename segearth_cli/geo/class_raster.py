@@ -1,0 +1,109 @@
+"""Rasters whose values are classes: what these are called, on whose grid, what they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pandas import factorize
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+
+from segearth_cli.errors import SceneError
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+
+HIGHEST_VALUE = 65535
+
+
+def class_names(path: str) -> tuple[dict[int, str], float | None]:
+    """Names of a raster's values by its own tags, and its nodata value.
+
+    Raises:
+        SceneError: the file cannot be opened, or its tag names no classes.
+    """
+    with environment(gdal_settings(path)), opened(path) as src:
+        text, nodata = src.tags().get("CLASSES", ""), src.nodata
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return dict(enumerate(text.split(","))) if text else {}, nodata
+    if not isinstance(content, dict):
+        return {}, nodata
+    if not all(value.isdecimal() and int(value) <= HIGHEST_VALUE for value in content):
+        raise SceneError(
+            f"{path} has a tag CLASSES that names no classes of its values; correct or remove it"
+        )
+    return {int(value): str(name) for value, name in content.items()}, nodata
+
+
+def check_kind(src: Any, path: str, wanted: Any = np.integer) -> None:
+    """Refuse a raster that holds no classes.
+
+    Raises:
+        SceneError: it has several bands, or other numbers.
+    """
+    if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), wanted):
+        most = "" if wanted is np.integer else f" from 0 to {np.iinfo(wanted).max}"
+        raise SceneError(
+            f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class values, "
+            f"whole numbers{most}"
+        )
+
+
+def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> Any:
+    """A class raster on the grid of ``owner``, each pixel with the nearest one's value.
+
+    Raises:
+        SceneError: they do not lie on one another.
+    """
+    own = file_grid(src, path)
+    if grid.is_same(own):
+        return src
+    if grid.crs is None or own.crs is None:
+        if (own.width, own.height) == (grid.width, grid.height):
+            return src
+        raise SceneError(
+            f"{path} has {own.width} x {own.height} pixels and {owner} {grid.width} x "
+            f"{grid.height}, and not both are placed on the ground; resample one of them"
+        )
+    if grid.gcps or own.gcps:
+        raise SceneError(
+            f"{path} lies on another grid than {owner}, and one of them is placed by ground "
+            "control points; warp them first, for instance with gdalwarp"
+        )
+    try:
+        return stack.enter_context(
+            WarpedVRT(
+                src,
+                crs=grid.crs,
+                transform=grid.transform,
+                width=grid.width,
+                height=grid.height,
+                resampling=Resampling.nearest,
+                add_alpha=src.nodata is None,
+            )
+        )
+    except GDAL_ERRORS as error:
+        raise SceneError(f"{path} cannot be placed on {owner}: {reason(error)}") from error
+
+
+def translated(
+    values: NDArray[np.integer],
+    known: NDArray[np.bool_],
+    meaning: Callable[[int], int],
+    unknown: int,
+) -> NDArray[np.int16]:
+    """What each value stands for; ``unknown`` where none is known.
+
+    ``meaning`` is asked once for every value that occurs.
+    """
+    codes, found = factorize(values[known])
+    out = np.full(values.shape, unknown, np.int16)
+    out[known] = np.array([meaning(value) for value in found.tolist()], np.int16)[codes]
+    return out
