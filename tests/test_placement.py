@@ -83,6 +83,20 @@ def test_a_box_across_the_antimeridian(tmp_path, west, kept):
     assert (round((left - west) / 0.1), round((right - west) / 0.1)) == kept
 
 
+@pytest.mark.parametrize("turn", [-360, 0, 360])
+@pytest.mark.parametrize("crs", [None, "EPSG:4326"])
+def test_degrees_of_a_box_may_count_on_around_the_earth(tmp_path, turn, crs):
+    path = make(
+        tmp_path / "scene.tif",
+        pattern()[:, :60, :20],
+        crs="EPSG:4326",
+        transform=Affine(0.1, 0, 179, 0, -0.1, 6),
+    )
+    box = (180.2 + turn, 1.0, 180.6 + turn, 5.0)
+    with open_scene(path, options(bbox=box, bbox_crs=crs)) as scene:
+        assert scene.grid.bounds == pytest.approx((180.2, 1, 180.6, 5))
+
+
 def transform_point(lon, lat):
     """In a Mercator projection around 150 E."""
     xs, ys = rasterio.warp.transform("EPSG:4326", "EPSG:3832", [lon], [lat])

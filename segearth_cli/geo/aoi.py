@@ -13,7 +13,7 @@ from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.grid import Box, Grid, apart, parse_crs, window_of_box
+from segearth_cli.geo.grid import Box, Grid, apart, parse_crs, turns, window_of_box
 from segearth_cli.options import SceneOptions
 
 _MARGIN = 0.05  # of the scene's size: what of polygons around it is kept
@@ -86,26 +86,15 @@ def _polygons(shapes: NDArray[Any]) -> Any:
 
 
 def _bounds_in(grid: Grid, crs: Any) -> list[Box | None]:
-    """Return the grid's bounds in another CRS; None where it has none there.
-
-    In degrees they are two boxes across the antimeridian, and all again a turn further on.
-    """
+    """Return the grid's bounds in another CRS, in degrees on all turns; None where it has none."""
     wanted = CRS.from_user_input(crs)
     try:
-        left, bottom, right, top = transform_bounds(grid.crs, wanted, *grid.bounds, densify_pts=21)
+        box = transform_bounds(grid.crs, wanted, *grid.bounds, densify_pts=21)
     except GDAL_ERRORS:
         return [None]
-    if not np.isfinite([left, bottom, right, top]).all():
+    if not np.isfinite(box).all():
         return [None]
-    if not wanted.is_geographic:
-        return [(left, bottom, right, top)]
-    turn = 360.0
-    sides = [(left, right)] if left <= right else [(left, turn / 2), (-turn / 2, right)]
-    return [
-        (west + shift, bottom, east + shift, top)
-        for west, east in sides
-        for shift in (0.0, turn, -turn)
-    ]
+    return [*turns(box)] if wanted.is_geographic else [box]
 
 
 def _near(outline: Any, bounds: Box | None) -> Any:

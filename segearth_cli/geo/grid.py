@@ -28,6 +28,7 @@ _FARTHEST = 1e15  # CRS units
 _FINEST = 1e-14  # of the largest coordinate: a pixel's side in float64
 _FLATTEST = 1e-9  # sine of the angle between rows and columns
 _FINER = 100  # pixels that --gsd may make of one, along a side
+_TURN = 360.0  # degrees
 _STRETCH = 0.01  # a projection's scale error that is not worth correcting (UTM's is 0.0004)
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -251,6 +252,8 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
     shown = bounds
     if box_crs is not None and grid.crs is not None and box_crs != grid.crs:
         shown, box = _related(bounds, grid.crs, box, box_crs)
+    if grid.crs is not None:
+        box = nearest_turn(box, grid.crs, bounds)
     # clipped first: GCP polynomials mean nothing far outside the scene
     inside = (
         max(box[0], bounds[0]),
@@ -281,21 +284,28 @@ def _related(bounds: Box, crs: CRS, box: Box, box_crs: CRS) -> tuple[Box, Box]:
             "give --bbox in the scene's own coordinates"
         ) from error
     try:
-        return shown, one_box(transform_bounds(box_crs, crs, *box, densify_pts=21), bounds)
+        return shown, transform_bounds(box_crs, crs, *box, densify_pts=21)
     except GDAL_ERRORS:
         raise SceneError(_box_apart(shown, box_crs)) from None
 
 
-def one_box(box: Box, bounds: Box) -> Box:
-    """Return a box in degrees whose left may be beyond the antimeridian as it is near ``bounds``.
+def turns(box: Box) -> list[Box]:
+    """Return a box in degrees, and the same a turn of the Earth to the east and to the west.
 
-    That is how rasterio's ``transform_bounds`` gives boxes that cross it: left above right.
+    One across the antimeridian may have its left beyond its right, as rasterio's
+    ``transform_bounds`` has it.
     """
     left, bottom, right, top = box
-    if left <= right:
+    if left > right:
+        right += _TURN
+    return [(left + turn, bottom, right + turn, top) for turn in (0.0, _TURN, -_TURN)]
+
+
+def nearest_turn(box: Box, crs: CRS, bounds: Box) -> Box:
+    """Return a box as it lies nearest to ``bounds``: in degrees the same place has many."""
+    if not crs.is_geographic:
         return box
-    boxes = ((left, bottom, right + 360, top), (left - 360, bottom, right, top))
-    return max(boxes, key=lambda own: min(own[2], bounds[2]) - max(own[0], bounds[0]))
+    return max(turns(box), key=lambda own: min(own[2], bounds[2]) - max(own[0], bounds[0]))
 
 
 def apart(asked: str, bounds: Box) -> str:

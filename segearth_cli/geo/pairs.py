@@ -6,7 +6,7 @@ from rasterio.warp import transform_bounds
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS
-from segearth_cli.geo.grid import Grid, one_box
+from segearth_cli.geo.grid import Grid, nearest_turn
 from segearth_cli.geo.raster import Reading, Scene, open_scene
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.options import SceneOptions
@@ -70,5 +70,5 @@ def _touch(first: Grid, second: Grid) -> bool:
         box = transform_bounds(second.crs, first.crs, *second.bounds)
     except GDAL_ERRORS:
         return False
-    left, bottom, right, top = one_box(box, own)
+    left, bottom, right, top = nearest_turn(box, first.crs, own)
     return bool(left < own[2] and own[0] < right and bottom < own[3] and own[1] < top)
