@@ -83,6 +83,7 @@ def options_per_scene(
             outputs=tuple(own.named(name) for name in options.outputs),
             probabilities=options.probabilities and own.named(options.probabilities),
             acquired=options.acquired or own.acquired,
+            source_item=own.item,
         )
         for own in inputs
     ]

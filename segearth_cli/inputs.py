@@ -11,7 +11,7 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -36,11 +36,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Input:
-    """A scene, and the name that its outputs get for ``{stem}``; for ``{parent}`` its folder's."""
+    """A scene, and the name that its outputs get for ``{stem}``; for ``{parent}`` its folder's.
+
+    Attributes:
+        acquired: when, where a STAC Item says so.
+        item: that Item, where it has a place of its own.
+    """
 
     source: str
     stem: str
-    acquired: str | None = None  # when, where a STAC Item says so
+    acquired: str | None = None
+    item: str | None = None
 
     @classmethod
     def of(cls, source: str | Input) -> Input:
@@ -233,13 +239,22 @@ def _in_document(document: Any, name: str, asset: str | None) -> Iterator[Input]
         if any(isinstance(x, dict) and x.get("rel") == "next" for x in links or ()):
             logger.warning("%s has further pages, which are not read: fetch all of them", name)
         for item in features:
-            yield _of_item(item, name, asset)
+            own_place = name if item is document else _self_link(item)
+            yield replace(_of_item(item, name, asset), item=own_place)
         return
     properties = [feature.get("properties") for feature in features]
     if features and all(isinstance(p, dict) and p.get(_LOCATION) for p in properties):
         yield from _at_locations([p[_LOCATION] for p in properties if p], name)
         return
     raise SceneError(f"{name} holds neither STAC Items with assets nor a tile index")
+
+
+def _self_link(item: dict[str, Any]) -> str | None:
+    """Where an Item of a collection is by itself, if it says so."""
+    links = item.get("links")
+    own = [x for x in links if isinstance(x, dict)] if isinstance(links, list) else []
+    hrefs = [str(x.get("href")) for x in own if x.get("rel") == "self"]
+    return next((href for href in hrefs if _is_web(href)), None)
 
 
 def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:

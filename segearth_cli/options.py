@@ -155,6 +155,7 @@ class SegmentOptions(SceneOptions):
     probabilities: str | None = None
     stac: bool = False  # a STAC Item beside the first output
     acquired: str | None = None  # when, for that Item
+    source_item: str | None = None  # the Item that the scene is of
     overwrite: bool = False
     creation_options: tuple[tuple[str, str], ...] = ()
     max_memory: int | None = None  # bytes
@@ -205,10 +206,11 @@ class SegmentOptions(SceneOptions):
         """Refuse names of outputs that say too little, or the same twice."""
         for output in self.outputs:
             suffix = PurePath(output).suffix.lower()
+            example = "" if suffix else f", for instance '{PurePath(output, '{stem}.gpkg')}'"
             _require(
                 output == "-" or suffix in OUTPUT_SUFFIXES,
                 f"cannot tell what to write from {output!r}; end it with one of "
-                f"{' '.join(OUTPUT_SUFFIXES)}, or - for GeoJSON lines on stdout",
+                f"{' '.join(OUTPUT_SUFFIXES)}{example}, or - for GeoJSON lines on stdout",
             )
         _require(
             self.probabilities is None or self.probabilities.lower().endswith(RASTER_SUFFIXES),

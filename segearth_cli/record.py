@@ -29,6 +29,7 @@ _OF_NO_MATTER = (
     "probabilities",
     "stac",
     "acquired",
+    "source_item",
     "overwrite",
     "progress",
     "radar_db",

@@ -22,7 +22,7 @@ from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.grid import Grid, is_on_earth
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import KEY, Record
-from segearth_cli.names import files_named
+from segearth_cli.names import files_named, public_name
 from segearth_cli.options import STAC_SUFFIX, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.plain import plain
 from segearth_cli.staging import shown
@@ -97,11 +97,16 @@ def item_of(
             KEY: plain(record),
         },
         "links": [
-            {"rel": "derived_from", "href": _relative(file, path.parent)}
-            for file in files_named(source)
+            {"rel": "derived_from", "href": _relative(place, path.parent)}
+            for place in _origins(options, source)
         ],
         "assets": _assets(options, path.parent, _classes(legend, counts)),
     }
+
+
+def _origins(options: SegmentOptions, source: str) -> list[str]:
+    """What a map was made of: the Item of its scene, else the scene's files."""
+    return [public_name(options.source_item)] if options.source_item else files_named(source)
 
 
 def parse_time(text: str) -> str:

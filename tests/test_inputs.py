@@ -239,7 +239,8 @@ def test_items_on_a_server_name_rasters_beside_them(place, tiny_model):
     with served(place) as host:
         address = f"{host}/in"
         (found,) = expand_inputs([f"{address}/item.json"])
-        assert found == Input(f"{address}/b.tif", "far_.._away", TAKEN)
+        own = f"{address}/item.json"
+        assert found == Input(f"{address}/b.tif", "far_.._away", TAKEN, own)
         segment(found.source, options_for(tiny_model, "map.gpkg"))
         with pytest.raises(SceneError, match=r"cannot read .*absent\.json: File not found"):
             expand_inputs([f"{address}/absent.json"])

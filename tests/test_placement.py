@@ -238,6 +238,7 @@ def test_dst_crs_moves_the_scene(tmp_path):
     path = scene_of(tmp_path, pattern())
     with open_scene(path, options(dst_crs="EPSG:3857", gsd=2.0)) as scene:
         assert scene.grid.crs.to_epsg() == 3857
+        assert scene.grid.transform.a == -scene.grid.transform.e
         assert scene.grid.is_north_up
         assert scene.grid.gsd_m == pytest.approx(2, rel=0.01)
         image, valid = scene.read(0, scene.grid.height)

@@ -21,7 +21,7 @@ from segearth_cli.errors import UsageError
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.info import map_info
-from segearth_cli.inputs import Input
+from segearth_cli.inputs import Input, expand_inputs
 from segearth_cli.options import BatchOptions
 from segearth_cli.segment import segment
 from segearth_cli.stac import footprint, parse_time
@@ -187,6 +187,28 @@ def test_the_item_says_how_the_map_was_made_and_is_resumed(place, tiny_model):
     path.unlink()
     list(segment_all([scene], options, resume))
     assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("in_collection", "self", "origin"),
+    [
+        (False, None, "../in/item.json"),
+        (True, None, "../in/scene.tif"),
+        (True, "./scene.json", "../in/scene.tif"),
+        (True, "https://me:secret@host/S2.json?key=1", "https://host/S2.json"),
+    ],
+)
+def test_a_map_comes_from_the_item_of_its_scene(place, tiny_model, in_collection, self, origin):
+    asset = {"href": "scene.tif", "type": "image/tiff"}
+    source = {"type": "Feature", "id": "S2", "properties": {}, "assets": {"visual": asset}}
+    source["links"] = [{"rel": "parent", "href": "https://host/all"}]
+    source["links"] += [{"rel": "self", "href": self}] if self else []
+    collection = {"type": "FeatureCollection", "features": [source]}
+    Path("in/item.json").write_text(json.dumps(collection if in_collection else source))
+    options = options_for(tiny_model, "maps/{stem}.gpkg", stac=True)
+    list(segment_all(expand_inputs(["in/item.json"]), options))
+    item = json.loads(Path("maps/S2.stac.json").read_text())
+    assert item["links"] == [{"rel": "derived_from", "href": origin}]
 
 
 @pytest.mark.parametrize("taken", ["2024-05-06", "2024-05-01/2024-05-31T12:00:00Z"])

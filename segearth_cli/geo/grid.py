@@ -338,6 +338,8 @@ def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
         return start
     left, bottom, right, top = start.bounds
     metres_x, metres_y = metres_per_unit(crs, (left + right) / 2, (bottom + top) / 2)
+    if crs.is_projected and abs(metres_x / metres_y - 1) < _STRETCH:
+        metres_x = metres_y = math.sqrt(metres_x * metres_y)  # square, as the map's users expect
     step_x, step_y = gsd_m / metres_x, gsd_m / metres_y
     if step_x > (right - left) * (1 + _EDGE) or step_y > (top - bottom) * (1 + _EDGE):
         raise SceneError(

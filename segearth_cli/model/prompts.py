@@ -158,7 +158,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text; convert it with iconv"
         raise UsageError(f"cannot read the classes of {path}: {reason}") from error
     lines = [line.strip() for line in lines]
     classes = [line for line in lines if line and not line.startswith("#")]
