@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.names import files_named, public_name, stack_files, stack_name
+from segearth_cli.names import files_named, is_path, public_name, stack_files, stack_name
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
 _INDEX_SUFFIXES = (".shp", ".fgb", ".gpkg")
@@ -125,8 +125,7 @@ def stem_of(source: str) -> str:
 def parent_of(source: str) -> str:
     """The name of the folder that a scene lies in, fit for a file's name."""
     path = _path_of(source)
-    is_local = "://" not in source and not source.startswith("/vsi")
-    parent = PurePosixPath(os.path.abspath(path.parent)) if is_local else path.parent
+    parent = PurePosixPath(os.path.abspath(path.parent)) if is_path(source) else path.parent
     return safe_name(parent.name)
 
 
@@ -291,7 +290,7 @@ def _asked(asset: str, assets: Collection[str]) -> list[str]:
 
 def _href(href: str, item: str) -> str:
     """Where an asset is, seen from here."""
-    if href.startswith("/vsi") or "://" in href or os.path.isabs(href):
+    if not is_path(href) or os.path.isabs(href):
         return href
     return urljoin(item, href) if _is_web(item) else _beside(item, href)
 

@@ -37,6 +37,11 @@ def files_named(source: str) -> list[str]:
     return list((stack_files(source) or {"": source}).values())
 
 
+def is_path(name: str) -> bool:
+    """Whether a file is named by its path: no URL, and none of GDAL's virtual paths."""
+    return "://" not in name and not name.startswith("/vsi")
+
+
 def file_and_layer(name: str) -> tuple[str, str | None]:
     """A vector file and the layer that is meant, of QGIS's name for both: FILE|layername=LAYER."""
     file, mark, layer = name.partition("|layername=")

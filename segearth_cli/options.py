@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
+from segearth_cli.names import is_path
 
 BLENDS = ("smooth", "mean")
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
@@ -223,7 +224,7 @@ class SegmentOptions(SceneOptions):
         names = self.written
         for name in names:
             _require(
-                not name.startswith("/vsi") and "://" not in name,
+                is_path(name),
                 f"{name} is no local file; write to one, and copy it there",
             )
         paths = [os.path.abspath(name) for name in names]

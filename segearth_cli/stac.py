@@ -22,7 +22,7 @@ from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo.grid import Grid, is_on_earth
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import KEY, Record
-from segearth_cli.names import files_named, public_name
+from segearth_cli.names import files_named, is_path, public_name
 from segearth_cli.options import STAC_SUFFIX, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.plain import plain
 from segearth_cli.staging import shown
@@ -282,7 +282,7 @@ def _assets(
 
 def _relative(name: str, folder: Path) -> str:
     """A file's place as a URI seen from the Item; what is no file on a disk stays as it is."""
-    if "://" in name or name.startswith("/vsi") or ('"' in name and not os.path.exists(name)):
+    if not is_path(name) or ('"' in name and not os.path.exists(name)):
         return name
     try:
         path = os.path.relpath(name, folder)

@@ -6,7 +6,6 @@ Labels are read some rows at a time, so that memory does not grow with the scene
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -166,9 +165,6 @@ def open_labels(
         SceneError: the labels cannot be read or placed on the scene.
         UsageError: they name a class that is not known, or no column holds classes.
     """
-    local = not path.startswith("/vsi") and "://" not in path
-    if local and not os.path.exists(file_and_layer(path)[0]):
-        raise SceneError(f"cannot open {path}: there is no such file")
     with ExitStack() as stack:
         if is_vector(path):
             yield _vector_reader(path, grid, names, column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import geopandas
 import pyogrio
@@ -14,7 +15,7 @@ from rasterio.crs import CRS
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import reason
 from segearth_cli.geo.grid import Grid, is_on_earth
-from segearth_cli.names import file_and_layer
+from segearth_cli.names import file_and_layer, is_path
 
 PLACING_ERRORS = (CRSError, ProjError, shapely.errors.ShapelyError)
 
@@ -44,6 +45,8 @@ def read_shapes(path: str, shown: str) -> geopandas.GeoDataFrame:
     """
     layers = layer_names(path)
     file, layer = file_and_layer(path)
+    if is_path(file) and not os.path.exists(file):
+        raise SceneError(f"cannot read {shown}: there is no such file")
     if layer is None and len(layers) > 1:
         raise SceneError(
             f"{shown} holds several layers ({', '.join(layers)}); say which one is meant, as in "

@@ -25,7 +25,7 @@ from segearth_cli.geo.failures import GDAL_ERRORS, CPLE_BaseError, damage, reaso
 from segearth_cli.geo.grid import Grid, parse_crs, warp_target
 from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
-from segearth_cli.names import files_named, stack_files
+from segearth_cli.names import files_named, is_path, stack_files
 from segearth_cli.options import SceneOptions
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
@@ -95,7 +95,7 @@ def _why_not(source: str, error: BaseException) -> str:
             'it is no JSON object of band names and files, as {"red": "B04.tif", ...}; write '
             "backslashes twice, or as slashes"
         )
-    local = not source.startswith("/vsi") and "://" not in source
+    local = is_path(source)
     if local and not os.path.exists(source) and ":" not in source:
         return "there is no such file"
     if local and os.path.isdir(source):
