@@ -122,7 +122,7 @@ def jobs_of(
     Raises:
         SegEarthError: what no scene can be segmented with, or an output that cannot be.
     """
-    from segearth_cli.outputs import STDOUT, check_outputs, file_ids
+    from segearth_cli.outputs import STDOUT, check_outputs, files_read
     from segearth_cli.reading import check_options, is_raster
     from segearth_cli.resume import is_ours
 
@@ -135,7 +135,7 @@ def jobs_of(
     jobs = [Job(own.source, own_options) for own, own_options in zip(inputs, every, strict=True)][
         part - 1 :: parts
     ]
-    read = file_ids(own.source for own in inputs)
+    read = files_read((own.source for own in inputs), options)
     for job in jobs:
         if how.resume:
             check_outputs(read, job.options, may_replace=is_ours)

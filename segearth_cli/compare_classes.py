@@ -16,6 +16,7 @@ from rasterio.windows import Window
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.class_raster import class_names
 from segearth_cli.geo.recorded import read_record
+from segearth_cli.names import plain_name
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED
 
@@ -46,11 +47,11 @@ class MapClasses:
     @property
     def rest(self) -> int:
         """The value for what the map does not know: its background, if it has one."""
-        return 0 if self.names[0].casefold() in BACKGROUND_NAMES else IGNORED
+        return 0 if plain_name(self.names[0]) in BACKGROUND_NAMES else IGNORED
 
     def called(self, name: str) -> str:
         """What the map calls that, if it knows it."""
-        value = self.values.get(name.casefold())
+        value = self.values.get(plain_name(name))
         return name if value is None else self.names[value]
 
 
@@ -82,12 +83,12 @@ def classes_of(made: Path, options: CompareOptions) -> MapClasses:
         class_of[int(nodata)] = IGNORED
         known[int(nodata)] = True
     names = tuple(own.get(value, str(value)) for value in range(max(own) + 1))
-    values = {name.casefold(): value for value, name in reversed([*enumerate(names)])}
-    if names[0].casefold() in BACKGROUND_NAMES:
+    values = {plain_name(name): value for value, name in reversed([*enumerate(names)])}
+    if plain_name(names[0]) in BACKGROUND_NAMES:
         values = dict.fromkeys(BACKGROUND_NAMES, 0) | values
     for first, *synonyms in (read_record(made) or {}).get("classes", []):
-        if first.casefold() in values:
-            values |= {word.casefold(): values[first.casefold()] for word in synonyms}
+        if plain_name(first) in values:
+            values |= {plain_name(word): values[plain_name(first)] for word in synonyms}
     return MapClasses(own, names, values, class_of, known)
 
 
@@ -110,8 +111,8 @@ def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
     Raises:
         UsageError: the map has no such class.
     """
-    by_name = {name.casefold(): value for value, name in own.items()}
-    value = by_name.get(new.casefold(), -1) if isinstance(new, str) else new
+    by_name = {plain_name(name): value for value, name in own.items()}
+    value = by_name.get(plain_name(new), -1) if isinstance(new, str) else new
     if value not in own:
         shown = ", ".join(f"{number} {name}" for number, name in sorted(own.items()))
         raise UsageError(f"--label-values: {made} has no class {new}; it has {shown}")
@@ -120,8 +121,8 @@ def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
 
 def warn_of_names(labelled: Sequence[str], classes: MapClasses) -> None:
     """Say which classes one of the two files does not have."""
-    of_map, of_label = ({name.casefold() for name in each} for each in (classes.names, labelled))
-    lost = [name for name in labelled if name.casefold() not in of_map]
+    of_map, of_label = ({plain_name(name) for name in each} for each in (classes.names, labelled))
+    lost = [name for name in labelled if plain_name(name) not in of_map]
     if lost:
         fate = "are left out" if classes.rest == IGNORED else "count as its background"
         logger.warning(
@@ -129,15 +130,15 @@ def warn_of_names(labelled: Sequence[str], classes: MapClasses) -> None:
             ", ".join(name + _like(name, classes.names) for name in lost),
             fate,
         )
-    idle = [name for name in classes.names if name.casefold() not in of_label | BACKGROUND_NAMES]
+    idle = [name for name in classes.names if plain_name(name) not in of_label | BACKGROUND_NAMES]
     if idle:
         logger.warning("the label has no class %s: they can only be wrong", ", ".join(idle))
 
 
 def _like(name: str, names: Sequence[str]) -> str:
     """Which of the names may be meant."""
-    known = {own.casefold(): own for own in names}
-    close = get_close_matches(name.casefold(), known, 1, _ALIKE)
+    known = {plain_name(own): own for own in names if plain_name(own) not in BACKGROUND_NAMES}
+    close = get_close_matches(plain_name(name), known, 1, _ALIKE)
     return f" (is it {known[close[0]]}?)" if close else ""
 
 

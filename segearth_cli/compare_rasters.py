@@ -25,6 +25,7 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import check_kind, class_names, on_grid, translated
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.names import plain_name
 from segearth_cli.options import UNCLASSIFIED, CompareOptions
 from segearth_cli.scores import IGNORED
 
@@ -74,13 +75,13 @@ def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOpt
     values = {IGNORED: IGNORED} if rest is None else {}
     if labelled:
         unknown = classes.rest if rest is None else rest
-        known = {value: name.casefold() for value, name in labelled.items()}
+        known = {value: plain_name(name) for value, name in labelled.items()}
         values |= {value: classes.values.get(name, unknown) for value, name in known.items()}
     elif not options.label_values:
         values |= zip(range(len(classes.names)), range(len(classes.names)), strict=True)
         if classes.names[0] == UNCLASSIFIED:  # of a map without a background
             values[0] = IGNORED
-    by_name = {name.casefold(): value for value, name in labelled.items()}
+    by_name = {plain_name(name): value for value, name in labelled.items()}
     values |= {label_value(old, by_name, label): new for old, new in said.items()}
     values |= {label_value(old, by_name, label): IGNORED for old in options.ignore}
     if nodata is not None and float(nodata).is_integer():
@@ -100,10 +101,10 @@ def label_value(said: int | str, by_name: Mapping[str, int], label: Path) -> int
     """
     if isinstance(said, int):
         return said
-    if said.casefold() not in by_name:
+    if plain_name(said) not in by_name:
         shown = ", ".join(by_name) or "no names of its values"
         raise UsageError(f"{label} has no class {said}; it has {shown}")
-    return by_name[said.casefold()]
+    return by_name[plain_name(said)]
 
 
 def beside_raster(

@@ -27,7 +27,7 @@ from segearth_cli.geo.class_raster import check_kind
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.labels import DISPUTED, UNKNOWN, ClassNames, open_labels
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
-from segearth_cli.names import listed
+from segearth_cli.names import listed, plain_name
 from segearth_cli.options import CompareOptions
 from segearth_cli.scores import IGNORED
 
@@ -48,7 +48,7 @@ class ShapeNames(ClassNames):
 
     def value_of(self, name: str, origin: str) -> int:
         """The map's value; what the map does not know is its background, or left out."""
-        plain = plain_name(name)
+        plain = plain_label(name)
         self.found.append(plain)
         value = self._known(plain)
         return self.classes.rest if value is None else value
@@ -73,7 +73,7 @@ class ShapeNames(ClassNames):
     @cached_property
     def by_name(self) -> dict[str, int]:
         """The map's values by what it calls them."""
-        return {plain_name(name): value for name, value in self.classes.values.items()}
+        return {plain_label(name): value for name, value in self.classes.values.items()}
 
     @property
     def has_numbers(self) -> bool:
@@ -82,9 +82,9 @@ class ShapeNames(ClassNames):
         return any(name.isdecimal() and int(name) in self.classes.own for name in unexplained)
 
 
-def plain_name(name: str) -> str:
-    """A name as names are compared: in lower case, with single blanks; numbers without ``.0``."""
-    plain = " ".join(name.casefold().split())
+def plain_label(name: str) -> str:
+    """What a feature is called as names are compared; numbers without ``.0``."""
+    plain = plain_name(name)
     number = plain.removesuffix(".0")  # of a column of whole numbers that has gaps
     return number if number.removeprefix("-").isdecimal() else plain
 
@@ -100,8 +100,8 @@ def beside_shapes(
     """
     said, said_rest = said_values(options, classes, made)
     rest = IGNORED if said_rest is None else said_rest
-    values = {plain_name(str(old)): new for old, new in said.items()}
-    values |= {plain_name(str(value)): IGNORED for value in options.ignore}
+    values = {plain_label(str(old)): new for old, new in said.items()}
+    values |= {plain_label(str(value)): IGNORED for value in options.ignore}
     names = ShapeNames(classes.names, values, classes)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(str(made))))

@@ -21,7 +21,7 @@ from segearth_cli.geo.labels import ClassNames, Places, open_labels, spread_plac
 from segearth_cli.geo.raster import Scene
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
-from segearth_cli.names import title_of
+from segearth_cli.names import plain_name, title_of
 from segearth_cli.options import BACKGROUND_NAMES, UNCLASSIFIED, SegmentOptions, TuneOptions
 from segearth_cli.reading import check_options, open_for_model
 from segearth_cli.segment import warn_of_scene
@@ -77,20 +77,20 @@ def label_names(vocabulary: Vocabulary) -> ClassNames:
         UsageError: a class besides the background has one of those.
     """
     names = class_legend(vocabulary).names
-    of_background = {*BACKGROUND_NAMES, names[0].casefold()}
-    twice = next((name for name in names[1:] if name.casefold() in of_background), None)
+    of_background = {*BACKGROUND_NAMES, plain_name(names[0])}
+    twice = next((name for name in names[1:] if plain_name(name) in of_background), None)
     if vocabulary.has_background and twice is not None:
         raise UsageError(
             f"the class {twice!r} and the background are the same to labels; leave one of them out"
         )
     first = names.index(vocabulary.names[0])
     words = [
-        (word.casefold(), value)
+        (plain_name(word), value)
         for value, synonyms in enumerate(vocabulary.classes, first)
         for word in synonyms
     ]
     of_one = {word: value for word, value in words if len({v for w, v in words if w == word}) == 1}
-    own = {name.casefold(): value for value, name in enumerate(names)}
+    own = {plain_name(name): value for value, name in enumerate(names)}
     return ClassNames(names, {**of_one, **dict.fromkeys(of_background, 0), **own})
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 _MOST_LISTED = 3
+_VRT = "vrt://"  # GDAL's for parts of a file: vrt://FILE?OPTIONS
 
 
 def stack_name(files: Mapping[str, str]) -> str:
@@ -34,7 +35,20 @@ def stack_files(source: str) -> dict[str, str] | None:
 
 def files_named(source: str) -> list[str]:
     """The files, GDAL paths or URLs that a scene's name holds."""
-    return list((stack_files(source) or {"": source}).values())
+    return [_vrt_parts(file)[1] for file in (stack_files(source) or {"": source}).values()]
+
+
+def _vrt_parts(name: str) -> tuple[str, str, str]:
+    """A file's name, and what GDAL's ``vrt://`` puts before and behind it."""
+    if not name.startswith(_VRT):
+        return "", name, ""
+    file, mark, options = name.removeprefix(_VRT).partition("?")
+    return _VRT, file, mark + options
+
+
+def plain_name(name: str) -> str:
+    """A class's name as names are compared: in lower case, with single blanks."""
+    return " ".join(name.casefold().split())
 
 
 def is_path(name: str) -> bool:
@@ -56,6 +70,9 @@ def public_name(source: str) -> str:
     stack = stack_files(source)
     if stack is not None:
         return stack_name({name: public_name(file) for name, file in stack.items()})
+    before, file, behind = _vrt_parts(source)
+    if before:
+        return before + public_name(file) + behind
 
     def url(options: re.Match[str]) -> str:
         return f"/vsicurl/{dict(parse_qsl(options[1])).get('url', '')}"

@@ -18,7 +18,7 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record, to_tags
-from segearth_cli.names import files_named, title_of
+from segearth_cli.names import file_and_layer, files_named, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.staging import files_of
 from segearth_cli.stdout import writing_to
@@ -68,10 +68,11 @@ def _nothing(path: Path) -> bool:
 FileId = tuple[int, int]  # device and number on it
 
 
-def file_ids(sources: Iterable[str]) -> frozenset[FileId]:
-    """The files among the sources, however they are called."""
+def files_read(sources: Iterable[str], options: SegmentOptions) -> frozenset[FileId]:
+    """The files among what is read, however they are called."""
     found = set()
-    for file in chain.from_iterable(map(files_named, sources)):
+    area = [file_and_layer(options.aoi)[0]] if options.aoi else []
+    for file in (*chain.from_iterable(map(files_named, sources)), *area):
         with contextlib.suppress(OSError, ValueError):
             stat = os.stat(file)
             found.add((stat.st_dev, stat.st_ino))
@@ -84,13 +85,13 @@ def check_outputs(
     """Refuse outputs that cannot be, before any work is done.
 
     Args:
-        read: the files that are scenes.
+        read: see `files_read`.
         options: which outputs, and whether to ``overwrite`` files that are there.
         may_replace: whether those of one output may be replaced all the same.
 
     Raises:
         UsageError: a package that a format needs is missing.
-        OutputError: an output exists and may not be replaced, or is one of the scenes.
+        OutputError: an output exists and may not be replaced, or is to be read.
     """
     for path in output_paths(options):
         vector.require_vector_support(path)
@@ -100,7 +101,7 @@ def check_outputs(
         for file in files:
             stat = file.stat()
             if (stat.st_dev, stat.st_ino) in read:
-                raise OutputError(f"{file} is a scene to be read; write to another file")
+                raise OutputError(f"{file} is to be read; write to another file")
         if files and not options.overwrite and not may_replace(path):
             raise OutputError(f"{files[0]} exists; use --overwrite to replace it")
 

@@ -26,7 +26,7 @@ from segearth_cli.outputs import (
     STDOUT,
     ClassMap,
     check_outputs,
-    file_ids,
+    files_read,
     output_paths,
     write_features,
     write_outputs,
@@ -77,11 +77,13 @@ def segment(
         if load is None:
             check_options(options)
             precision_here(options.model)
-        check_outputs(file_ids([source]), options)
+        check_outputs(files_read([source], options), options)
         use_threads(options.threads)
         with stage("open"):
             found = opened or open_source(source, options)
             scene = stack.enter_context(found.scene)
+        read = files_read([source, *found.files], options)
+        check_outputs(read, options)
         logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
         outputs = output_paths(options)
@@ -95,6 +97,7 @@ def segment(
             finished = write_outputs(scene, class_map, places)
         if STDOUT in options.outputs:
             write_features(class_map, stdout or sys.stdout)
+        check_outputs(read, options)  # once more: others may have written there meanwhile
         publish(finished)
         counts, area = class_map.counts, scene.grid.pixel_area_m2
     names = dict(zip(model.legend.names, model.legend.values, strict=True))
@@ -168,7 +171,7 @@ def plan(
         SegEarthError: what would go wrong before the first window.
     """
     check_options(options)
-    check_outputs(file_ids([source]), options)
+    check_outputs(files_read([source], options), options)
     vocabulary = build_vocabulary(options)
     if here:
         device = pick_device(options.model.device)

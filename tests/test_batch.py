@@ -117,7 +117,7 @@ def test_outputs_are_checked_before_the_first_scene(tmp_path, tiny_model):
     with pytest.raises(OutputError, match=r"a_map\.gpkg exists; use --overwrite"):
         next(segment_all(sources, taken))
     over = options_for(tiny_model, tmp_path / "{stem}_map.tif", overwrite=True)
-    with pytest.raises(OutputError, match=r"a_map\.tif is a scene to be read"):
+    with pytest.raises(OutputError, match=r"a_map\.tif is to be read"):
         next(segment_all(sources, over))
     assert names_in(tmp_path) == ["a.tif", "a_map.gpkg", "a_map.tif"]
 

@@ -181,7 +181,7 @@ def test_several_scenes_each_get_their_own_outputs(run, scene, tmp_path, folder)
         (["scene.tif"], "map.jpg", 2, "cannot tell what to write from 'map.jpg'"),
         (["scene.tif"], "maps/", 2, ".png, for instance 'maps/{stem}.gpkg', or -"),
         (["scene.tif"], "/vsis3/bucket/map.tif", 2, "is no local file"),
-        (["scene.tif"], "scene.tif", 1, "is a scene to be read"),
+        (["scene.tif"], "scene.tif", 1, "is to be read"),
         (["scene.tif"], "./map.gpkg", 2, "is written twice"),
     ],
 )

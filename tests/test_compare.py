@@ -66,6 +66,46 @@ def test_a_map_of_another_grid_is_brought_onto_the_labels(tmp_path, label):
     assert (scores["pixels"], scores["accuracy"]) == (96, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("crs", "side", "left", "top"),
+    [("EPSG:4326", 4.5e-6, 11, 48), ("EPSG:32633", 0.5, 500_000, 5_400_000)],
+)
+def test_labels_a_pixel_away_are_brought_onto_the_map(tmp_path, crs, side, left, top):
+    values = np.kron(np.array([[0, 1], [2, 0]]), np.ones((4, 6), int))
+    place = {"crs": crs, "transform": Affine(side, 0, left, 0, -side, top)}
+    made = write(tmp_path / "map.tif", np.roll(values, 2, axis=1), MAP, **place)
+    place["transform"] = Affine(side, 0, left + 2 * side, 0, -side, top)
+    label = write(tmp_path / "label.tif", values, MAP, **place)
+
+    done = run("--pred", made, "--label", label, "--json", "-q")
+
+    scores = json.loads(done.stdout)["scores"]
+    assert (scores["pixels"], scores["accuracy"]) == (96 - 16, 1.0)
+
+
+def test_equal_sizes_at_different_places_are_not_compared(tmp_path):
+    values = np.kron(np.array([[0, 1], [2, 0]]), np.ones((4, 6), int))
+    made = write(tmp_path / "map.tif", values, MAP, crs=None)
+    label = write(
+        tmp_path / "label.tif", values, MAP, transform=Affine(2, 0, 500_100, 0, -2, 5_400_000)
+    )
+    done = run("--pred", made, "--label", label)
+    assert done.exit_code == 1
+    assert "lie at different places, and not both have a coordinate system" in done.stderr
+    for transform in (None, Affine(2, 0, 500_000, 0, -2, 5_400_000)):
+        write(tmp_path / "label.tif", values, MAP, crs=None, transform=transform)
+        assert run("--pred", made, "--label", label).exit_code == 0
+
+
+def test_blanks_around_names_are_no_part_of_them(tmp_path, label):
+    made = write(tmp_path / "map.tif", read(label), "other, Road ,  water,a  tree")
+    named = write(tmp_path / "named.tif", read(label), "other,road,water,A Tree")
+    for more in ((), ("--label-values", "road=ROAD,a tree=a tree")):
+        done = run("--pred", made, "--label", named, *more)
+        assert "right: 100.0 %" in done.stderr
+        assert "warning" not in done.stderr
+
+
 def test_what_neither_file_says_can_be_said(tmp_path, label):
     plain = write(tmp_path / "plain.tif", read(label))
     made = write(tmp_path / "map.tif", np.where(read(label) > 1, 1, 0))

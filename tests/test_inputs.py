@@ -284,6 +284,11 @@ def test_a_zero_byte_is_one_line():
         expand_inputs(["a\0b.tif"])
 
 
+@pytest.mark.parametrize("folder", ["", "in/", "/in/"])
+def test_a_part_of_a_file_is_called_as_the_file(folder):
+    assert stem_of(f"vrt://{folder}a b.tif?srcwin=0,0,9,9") == "a b"
+
+
 @pytest.mark.parametrize(
     ("source", "shown"),
     [
@@ -304,6 +309,8 @@ def test_a_zero_byte_is_one_line():
             "/vsizip//vsicurl/https://u:pw@host/a.zip/x.tif",
             "/vsizip//vsicurl/https://host/a.zip/x.tif",
         ),
+        ("vrt://a b.tif?srcwin=0,0,9,9", "vrt://a b.tif?srcwin=0,0,9,9"),
+        ("vrt://https://u:pw@host/x.tif?bands=2", "vrt://https://host/x.tif?bands=2"),
         ('NETCDF:"https://u:pw@host/x.nc?token=1":red', 'NETCDF:"https://host/x.nc":red'),
         (
             'NETCDF:"/vsicurl?url=https%3A%2F%2Fu:pw%40host%2Fx.nc":r',

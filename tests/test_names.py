@@ -93,7 +93,7 @@ def test_a_batch_goes_on_where_it_stopped_and_replaces_no_band(item, tiny_model)
     assert statuses == ["done", "done", "skipped", "skipped"]
     refused = run("segment", item, *words, "-o", "green.tif", "--overwrite")
     assert refused.exit_code == 1
-    assert "green.tif is a scene to be read" in refused.stderr
+    assert "green.tif is to be read" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@ import json
 import os
 import sqlite3
 import subprocess
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 from pyproj import Geod
 from rasterio import Affine
@@ -16,6 +18,7 @@ from rasterio.enums import ColorInterp
 from scenes import PIXEL_M2, UTM, blocks, names_in, options_for, read, write_scene
 
 from segearth_cli.errors import ModelError, OutputError, SceneError, SegEarthError, UsageError
+from segearth_cli.outputs import write_outputs
 from segearth_cli.segment import plan, segment
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -447,9 +450,43 @@ def test_the_scene_itself_is_never_overwritten(out, source, tiny_model):
     link.symlink_to(source)
     before = open(source, "rb").read()
     for name in (source, link):
-        with pytest.raises(OutputError, match="is a scene to be read"):
+        with pytest.raises(OutputError, match="is to be read"):
             segment(source, options_for(tiny_model, name, overwrite=True))
     assert open(source, "rb").read() == before
+
+
+def test_what_the_scene_is_made_of_is_never_overwritten(out, source, tiny_model):
+    area = out / "area.gpkg"
+    outline = shapely.box(500_000, 5_399_800, 500_100, 5_400_000)
+    geopandas.GeoDataFrame(geometry=[outline], crs="EPSG:32633").to_file(area)
+    mosaic = out / "mosaic.vrt"
+    rasterio.shutil.copy(source, mosaic, driver="VRT")
+    for name, output, more in (
+        (f"vrt://{source}?srcwin=0,0,50,50", source, {}),
+        (mosaic, source, {}),
+        (source, area, {"aoi": str(area)}),
+        (source, area, {"aoi": f"{area}|layername=area"}),
+    ):
+        before = Path(output).read_bytes()
+        with pytest.raises(OutputError, match="is to be read"):
+            segment(str(name), options_for(tiny_model, output, overwrite=True, **more))
+        assert Path(output).read_bytes() == before
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(out, source, tiny_model, monkeypatch):
+    made = out / "map.gpkg"
+
+    def write(*args):
+        made.write_text("mine")
+        return write_outputs(*args)
+
+    monkeypatch.setattr("segearth_cli.segment.write_outputs", write)
+    with pytest.raises(OutputError, match=r"map\.gpkg exists; use --overwrite"):
+        segment(source, options_for(tiny_model, made))
+    assert made.read_text() == "mine"
+    assert names_in(out) == ["map.gpkg"]
+    segment(source, options_for(tiny_model, made, overwrite=True))
+    assert len(read_vector(made)) > 0
 
 
 def test_missing_folders_are_made_and_go_again_when_nothing_comes(out, source, tiny_model):

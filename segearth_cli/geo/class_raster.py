@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ def class_names(path: str) -> tuple[dict[int, str], float | None]:
     try:
         content = json.loads(text)
     except ValueError:
-        return dict(enumerate(text.split(","))) if text else {}, nodata
+        names = [name.strip() for name in text.split(",")]
+        return dict(enumerate(names)) if text else {}, nodata
     if not isinstance(content, dict):
         return {}, nodata
     if not all(value.isdecimal() and int(value) <= HIGHEST_VALUE for value in content):
@@ -66,12 +68,18 @@ def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> An
     if grid.is_same(own):
         return src
     if grid.crs is None or own.crs is None:
-        if (own.width, own.height) == (grid.width, grid.height):
-            return src
-        raise SceneError(
-            f"{path} has {own.width} x {own.height} pixels and {owner} {grid.width} x "
-            f"{grid.height}, and not both are placed on the ground; resample one of them"
-        )
+        if (own.width, own.height) != (grid.width, grid.height):
+            raise SceneError(
+                f"{path} has {own.width} x {own.height} pixels and {owner} {grid.width} x "
+                f"{grid.height}, and not both are placed on the ground; resample one of them"
+            )
+        has_places = not (grid.is_in_pixels or own.is_in_pixels)
+        if has_places and not replace(own, crs=grid.crs).is_same(grid):
+            raise SceneError(
+                f"{path} and {owner} lie at different places, and not both have a coordinate "
+                "system; give them one, for instance with gdal_edit.py -a_srs"
+            )
+        return src
     if grid.gcps or own.gcps:
         raise SceneError(
             f"{path} lies on another grid than {owner}, and one of them is placed by ground "

@@ -11,7 +11,7 @@ from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.remote import patiently
+from segearth_cli.geo.remote import is_remote, patiently
 from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.names import stack_files
 
@@ -35,6 +35,18 @@ def source_digest(source: str) -> dict[str, Any]:
         SceneError: it cannot be opened or read.
     """
     return patiently(source, lambda: _digest(source))
+
+
+def source_files(source: str) -> list[str]:
+    """The files on this machine that a raster is read from, a mosaic's parts among them.
+
+    Raises:
+        SceneError: it cannot be opened.
+    """
+    if is_remote(source):
+        return []
+    with environment(gdal_settings(source)), opened(source) as src:
+        return _files(src, source)
 
 
 def _digest(source: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from segearth_cli.geo.shapes import (
     read_shapes,
 )
 from segearth_cli.geo.source import environment, gdal_settings, opened
-from segearth_cli.names import file_and_layer
+from segearth_cli.names import file_and_layer, plain_name
 from segearth_cli.scores import IGNORED
 
 UNKNOWN = -1  # a pixel without a label
@@ -62,7 +62,7 @@ class ClassNames:
         Raises:
             UsageError: there is no such class.
         """
-        value = self.values.get(" ".join(name.casefold().split()))
+        value = self.values.get(plain_name(name))
         if value is None:
             raise UsageError(
                 f"{origin} has labels of {name!r}, which is none of the classes "

@@ -25,7 +25,7 @@ from segearth_cli.geo.failures import GDAL_ERRORS, CPLE_BaseError, damage, reaso
 from segearth_cli.geo.grid import Grid, parse_crs, warp_target
 from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
-from segearth_cli.names import files_named, is_path, stack_files
+from segearth_cli.names import is_path, stack_files
 from segearth_cli.options import SceneOptions
 
 _CACHE_BYTES = 256 << 20  # rasterio takes bytes; GDAL's own default grows with the machine
@@ -110,9 +110,11 @@ def _why_not(source: str, error: BaseException) -> str:
 def check_claim(source: str, grid: Grid, share: float) -> None:
     """Refuse a GeoTIFF of whose grid a share claims more pixels than a file of its size can hold.
 
+    What is made of a file may well be larger.
+
     Raises SceneError: going through them would take days, of nothing.
     """
-    for file in files_named(source):
+    for file in (stack_files(source) or {"": source}).values():
         if not file.lower().endswith((".tif", ".tiff")) or not os.path.isfile(file):
             continue
         pixels, size = grid.width * grid.height * share, os.path.getsize(file)
