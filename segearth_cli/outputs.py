@@ -11,6 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segearth_cli import report, stac
 from segearth_cli.errors import OutputError
 from segearth_cli.geo import cog, vector, writer
@@ -54,8 +57,17 @@ class ClassMap:
     @cached_property
     def counts(self) -> dict[int, int]:
         """Pixels of each raster value."""
-        counts = writer.count_values(self.classes, self.legend.nodata + 1)
-        return dict(enumerate(counts.tolist()))
+        return dict(enumerate(self._counted[0].tolist()))
+
+    @cached_property
+    def areas_m2(self) -> dict[int, float | None]:
+        """Their area; None without a CRS."""
+        counts, areas = self._counted
+        return dict(enumerate([None] * len(counts) if areas is None else areas.tolist()))
+
+    @cached_property
+    def _counted(self) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+        return writer.count_values(self.classes, self.legend.nodata + 1, self.grid)
 
 
 MayReplace = Callable[[Path], bool]

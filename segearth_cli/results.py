@@ -14,7 +14,7 @@ class SegmentResult:
     source: str
     outputs: tuple[str, ...]
     pixels: dict[str, int]  # per class name
-    area_m2: dict[str, float | None]  # by the central pixel's size; None without a CRS
+    area_m2: dict[str, float | None]  # None without a CRS
     nodata_pixels: int
     seconds: float
     options: SegmentOptions

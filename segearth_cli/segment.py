@@ -99,13 +99,13 @@ def segment(
             write_features(class_map, stdout or sys.stdout)
         check_outputs(read, options)  # once more: others may have written there meanwhile
         publish(finished)
-        counts, area = class_map.counts, scene.grid.pixel_area_m2
+        counts, areas = class_map.counts, class_map.areas_m2
     names = dict(zip(model.legend.names, model.legend.values, strict=True))
     return SegmentResult(
         source=source,
         outputs=options.written,
         pixels={name: counts[value] for name, value in names.items()},
-        area_m2={name: area and counts[value] * area for name, value in names.items()},
+        area_m2={name: areas[value] for name, value in names.items()},
         nodata_pixels=counts[model.legend.nodata],
         seconds=time.perf_counter() - started,
         options=options,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 
 from segearth_cli.errors import OutputError, UsageError
+from segearth_cli.geo import antimeridian
 from segearth_cli.geo.grid import Grid, is_on_earth
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import KEY, Record
@@ -214,27 +215,16 @@ def outline(
     ``poles``: whether the North and the South Pole lie inside.
     """
     low, high = float(lat.min()), float(lat.max())
-    turn = np.unwrap([*lon, lon[0]], period=360)  # in one piece, wherever that is
-    around_pole = abs(turn[-1] - turn[0]) > 180
-    if around_pole or np.ptp(turn) >= 360:
+    whole = antimeridian.in_one_piece(shapely.Polygon(zip(lon, lat, strict=True)))
+    if whole is None:
         north, south = poles
         low, high = (-90.0 if south else low), (90.0 if north else high)
         everywhere = shapely.box(-180, low, 180, high)
         return json.loads(shapely.to_geojson(everywhere)), list(everywhere.bounds)
-    ring = np.stack([turn - 360 * ((turn.min() + 180) // 360), [*lat, lat[0]]], axis=1)
-    whole = shapely.Polygon(ring)
-    if ring[:, 0].max() <= 180:
-        shape, box = whole, list(whole.bounds)
-    else:
-        west, east = (
-            shapely.intersection(whole, shapely.box(first, -90, first + 360, 90))
-            for first in (-180, 180)
-        )
-        east = shapely.transform(east, lambda xy: xy - [360, 0])
-        halves = shapely.get_parts([west, east])
-        shape = shapely.MultiPolygon([half for half in halves if half.geom_type == "Polygon"])
-        box = [west.bounds[0], low, east.bounds[2], high]
-    return json.loads(shapely.to_geojson(shapely.orient_polygons(shape))), box
+    shape = shapely.orient_polygons(antimeridian.cut(whole))
+    west, _, east, _ = whole.bounds
+    box = [west, low, east - 360 * (east > 180), high]
+    return json.loads(shapely.to_geojson(shape)), box
 
 
 def _classes(legend: Legend, counts: Mapping[int, int]) -> list[dict[str, Any]]:

@@ -331,7 +331,25 @@ def test_areas_in_degrees_are_those_of_the_ellipsoid(out, tiny_model):
     expected = [abs(geod.geometry_area_perimeter(polygon)[0]) for polygon in frame.geometry]
     assert frame.area_m2.to_numpy() == pytest.approx(np.array(expected), rel=1e-6)
     found = sum(area for name, area in result.area_m2.items() if name != "background")
-    assert found == pytest.approx(sum(expected), rel=1e-3)  # by the central pixel's size
+    assert found == pytest.approx(sum(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:4326", Affine(0.1, 0, 10, 0, -0.13, 71)),
+        ("EPSG:3857", Affine(1e4, 0, 1e6, 0, -3e4, 11e6)),
+        ("EPSG:3413", Affine(2e4, 0, 0, 0, -2e4, 0)),
+    ],
+)
+def test_areas_of_large_scenes_follow_the_size_of_their_pixels(out, tiny_model, crs, transform):
+    place = {"crs": crs, "transform": transform}
+    source = write_scene(out.parent / "large.tif", blocks(), **place)
+    result = segment(source, options_for(tiny_model, out / "map.gpkg"))
+    drawn = read_vector(out / "map.gpkg").groupby("class_name").area_m2.sum()
+    assert len(drawn) > 1
+    for name, area in drawn.items():
+        assert result.area_m2[name] == pytest.approx(area, rel=0.01)
 
 
 def test_gsd_resamples_in_metres(out, source, tiny_model):

@@ -370,6 +370,38 @@ def test_geojson_is_what_rfc_7946_says(tmp_path):
         assert (points == np.round(points, 7)).all()
 
 
+# the same 8 x 4 pixels around 180 degrees, with a hole; then what does not cross it
+@pytest.mark.parametrize(
+    ("crs", "transform", "boxes"),
+    [
+        ("EPSG:4326", Affine(1, 0, 176, 0, -1, 2), [(177, -1, 180, 2), (-180, -1, -177, 2)]),
+        ("EPSG:4326", Affine(1, 0, -184, 0, -1, 2), [(177, -1, 180, 2), (-180, -1, -177, 2)]),
+        ("EPSG:3832", Affine(1e5, 0, 29e5, 0, -1e5, 2e5), [(177, -1, 180, 2), (-180, -1, -177, 2)]),
+        ("EPSG:4326", Affine(1, 0, 172, 0, -1, 2), [(173, -1, 179, 2)]),
+        ("EPSG:4326", Affine(60, 0, -240, 0, -1, 2), [(-180, -1, 180, 2)]),
+        ("EPSG:3857", Affine(5e6, 0, -2e7, 0, -1e5, 2e5), [(-135, -1, 135, 2)]),
+    ],
+)
+def test_geojson_is_cut_at_the_antimeridian(tmp_path, crs, transform, boxes):
+    classes = np.zeros((4, 8), int)
+    classes[:3, 1:7] = 1
+    classes[1, 2:6] = 2
+    grid = Grid(8, 4, transform, CRS.from_string(crs))
+    (path,) = write_vector([make(tmp_path, classes, grid)], tmp_path / "map.geojson", LEGEND)
+    around, inside = geopandas.read_file(path).sort_values("class_id").geometry
+    parts = sorted((part.bounds for part in shapely.get_parts(around)), reverse=True)
+    assert np.array(parts) == pytest.approx(np.array(boxes), abs=2)
+    assert around.is_valid
+    assert around.area == pytest.approx(18 / 4 * inside.area - inside.area, rel=0.01)
+    assert not around.intersects(inside.buffer(-0.1))
+
+
+def test_what_lies_around_a_pole_is_not_cut(tmp_path):
+    grid = Grid(5, 4, Affine(1e5, 0, -25e4, 0, -1e5, 2e5), CRS.from_epsg(3413))
+    (path,) = write_vector([make(tmp_path, RING, grid)], tmp_path / "map.geojson", LEGEND)
+    assert {*geopandas.read_file(path).geom_type} == {"Polygon"}
+
+
 def test_feature_lines_are_the_features_of_the_geojson(tmp_path):
     frame = make(tmp_path, RING, Grid(5, 4, Affine.identity()))
     collection = json.loads(

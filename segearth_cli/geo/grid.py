@@ -116,16 +116,21 @@ class Grid:
     @property
     def pixel_area_m2(self) -> float | None:
         """Ground area of the central pixel in square metres; None without a CRS."""
+        areas = self.pixel_areas_m2(np.array([self.width / 2]), np.array([self.height / 2]))
+        return None if areas is None else float(areas[0])
+
+    def pixel_areas_m2(self, cols: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Ground areas of pixels at fractional positions in square metres; None without a CRS."""
         if self.crs is None:
             return None
-        col, row = self.width / 2, self.height / 2
-        xs, ys = self.ground(np.array([col, col + 1, col]), np.array([row, row, row + 1]))
-        metres_x, metres_y = metres_per_unit(self.crs, float(xs[0]), float(ys[0]))
+        cols, rows = np.concatenate([cols, cols + 1, cols]), np.concatenate([rows, rows, rows + 1])
+        xs, ys = (places.reshape(3, -1) for places in self.ground(cols, rows))
+        metres_x, metres_y = metres_per_unit(self.crs, xs[0], ys[0])
         if self.gcps:  # differences along a pixel's two edges
             (ax, bx), (ay, by) = xs[1:] - xs[0], ys[1:] - ys[0]
         else:  # the same, without the rounding of large coordinates
             ax, bx, _, ay, by, _ = self.transform[:6]
-        return abs(float(ax * by - bx * ay)) * metres_x * metres_y
+        return np.asarray(abs(ax * by - bx * ay) * metres_x * metres_y)
 
     @property
     def gsd_m(self) -> float | None:
@@ -200,8 +205,10 @@ def unit_of(crs: pyproj.CRS) -> float:
     return float(crs.axis_info[0].unit_conversion_factor) if crs.axis_info else 1.0
 
 
-def metres_per_unit(crs: CRS | pyproj.CRS, x: float, y: float) -> tuple[float, float]:
-    """Return the ground metres of one CRS unit along x and along y at a place.
+def metres_per_unit(
+    crs: CRS | pyproj.CRS, xs: NDArray[Any], ys: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ground metres of one CRS unit along x and along y at places.
 
     Exactly the CRS's own unit, unless a projection stretches lengths there by more than 1 % (Web
     Mercator away from the equator); degrees are measured on the CRS's ellipsoid.
@@ -209,18 +216,18 @@ def metres_per_unit(crs: CRS | pyproj.CRS, x: float, y: float) -> tuple[float, f
     crs = pyproj.CRS.from_user_input(crs)
     unit = unit_of(crs)
     if not is_on_earth(crs):
-        return unit, unit
+        return np.full(len(xs), unit), np.full(len(xs), unit)
     geod = crs.get_geod() or pyproj.Geod(ellps="WGS84")
     unit_m = unit * geod.a if crs.is_geographic else unit
     step = 1e-3 if crs.is_geographic else 100.0 / unit
-    lon, lat = degrees(crs, np.array([x, x + step, x]), np.array([y, y, y + step]))
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):  # outside the projection
-        return unit_m, unit_m
-    metres_x, metres_y = (float(geod.inv(lon[0], lat[0], lon[i], lat[i])[2]) / step for i in (1, 2))
-    if not all(math.isfinite(m) and m > 0 for m in (metres_x, metres_y)):
-        return unit_m, unit_m
-    if crs.is_projected and all(abs(m / unit - 1) < _STRETCH for m in (metres_x, metres_y)):
-        return unit_m, unit_m
+    lon, lat = degrees(crs, np.stack([xs, xs + step, xs]), np.stack([ys, ys, ys + step]))
+    is_inside = np.isfinite(lon).all(axis=0) & np.isfinite(lat).all(axis=0)  # of the projection
+    lon, lat = (np.where(is_inside, values, 0.0) for values in (lon, lat))
+    found = np.stack([geod.inv(lon[0], lat[0], lon[i], lat[i])[2] for i in (1, 2)]) / step
+    is_sound = is_inside & (np.isfinite(found) & (found > 0)).all(axis=0)
+    if crs.is_projected:
+        is_sound &= (abs(found / unit - 1) >= _STRETCH).any(axis=0)
+    metres_x, metres_y = np.where(is_sound, found, unit_m)
     return metres_x, metres_y
 
 
@@ -337,7 +344,8 @@ def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
     if gsd_m is None:
         return start
     left, bottom, right, top = start.bounds
-    metres_x, metres_y = metres_per_unit(crs, (left + right) / 2, (bottom + top) / 2)
+    middle = np.array([(left + right) / 2]), np.array([(bottom + top) / 2])
+    metres_x, metres_y = (float(metres[0]) for metres in metres_per_unit(crs, *middle))
     if crs.is_projected and abs(metres_x / metres_y - 1) < _STRETCH:
         metres_x = metres_y = math.sqrt(metres_x * metres_y)  # square, as the map's users expect
     step_x, step_y = gsd_m / metres_x, gsd_m / metres_y

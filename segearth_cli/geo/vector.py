@@ -32,6 +32,7 @@ from pyproj import CRS, Geod
 from pyproj.exceptions import CRSError, ProjError
 
 from segearth_cli.errors import OutputError, UsageError
+from segearth_cli.geo import antimeridian
 from segearth_cli.geo.failures import DISK_FULL, disk_is_full
 from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, unit_of
 from segearth_cli.geo.legend import Legend
@@ -172,8 +173,8 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
 
 def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
     """Whether the projection draws lengths too long or short at the scene's centre."""
-    x, y = _ground(np.array([[grid.width / 2, grid.height / 2]]), grid)[0]
-    return metres_per_unit(crs, float(x), float(y)) != (unit, unit)
+    xs, ys = _ground(np.array([[grid.width / 2, grid.height / 2]]), grid).T
+    return bool((np.stack(metres_per_unit(crs, xs, ys)) != unit).any())
 
 
 def require_vector_support(destination: str | Path) -> None:
@@ -227,7 +228,10 @@ def write_features(frames: Frames, stream: TextIO) -> None:
 
 
 def _features(frames: Frames) -> Iterator[str]:
-    """Yield GeoJSON texts as RFC 7946 has them: WGS 84, right-handed rings, 7 decimals."""
+    """Yield GeoJSON texts as RFC 7946 has them.
+
+    WGS 84, right-handed rings, 7 decimals, cut at the antimeridian.
+    """
     for frame in frames:
         columns = [name for name in frame.columns if name != frame.geometry.name]
         rows = zip(*(frame[name].tolist() for name in columns), strict=True)
@@ -239,17 +243,30 @@ def _features(frames: Frames) -> Iterator[str]:
 
 
 def _lon_lat(geometry: geopandas.GeoSeries) -> NDArray[Any]:
+    shapes = geometry.to_numpy()
     if geometry.crs is not None:
-        if not is_on_earth(geometry.crs):
-            raise OutputError(_NO_LON_LAT)
-        try:
-            geometry = geometry.to_crs("OGC:CRS84")
-        except (CRSError, ProjError) as error:
-            raise OutputError(_NO_LON_LAT) from error
-    rounded = shapely.transform(geometry.to_numpy(), lambda xy: np.round(xy, _DECIMALS) + 0.0)
-    if not np.isfinite(shapely.get_coordinates(rounded)).all():
-        raise OutputError(_NO_LON_LAT)
+        shapes = _to_degrees(geometry)
+        crossing = antimeridian.may_cross(shapes)
+        for index in np.flatnonzero(crossing).tolist():
+            edged = antimeridian.short_edged(geometry.iloc[index])
+            (polygon,) = _to_degrees(geopandas.GeoSeries([edged], crs=geometry.crs))
+            whole = antimeridian.in_one_piece(polygon)
+            if whole is not None:
+                shapes[index] = antimeridian.cut(whole)
+    rounded = shapely.transform(shapes, lambda xy: np.round(xy, _DECIMALS) + 0.0)
     return np.asarray(shapely.orient_polygons(rounded))
+
+
+def _to_degrees(geometry: geopandas.GeoSeries) -> NDArray[Any]:
+    if not is_on_earth(geometry.crs):
+        raise OutputError(_NO_LON_LAT)
+    try:
+        shapes = geometry.to_crs("OGC:CRS84").to_numpy()
+    except (CRSError, ProjError) as error:
+        raise OutputError(_NO_LON_LAT) from error
+    if not np.isfinite(shapely.get_coordinates(shapes)).all():
+        raise OutputError(_NO_LON_LAT)
+    return np.array(shapes)
 
 
 _NO_LON_LAT = (

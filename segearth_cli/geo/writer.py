@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from shutil import disk_usage
 from threading import Lock
@@ -26,6 +27,7 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.staging import shown
 
+_PARTS = 16  # of a grid, down and across, that each have their own size of pixels
 TILE = 256  # pixels; rows are handed to GDAL in whole tiles
 
 
@@ -213,14 +215,30 @@ def _doubling(first: int, end: int) -> Iterator[int]:
         first *= 2
 
 
-def count_values(path: str | Path, values: int) -> NDArray[np.int64]:
-    """Return how many pixels of a class raster have each value below ``values``."""
-    counts = np.zeros(values, np.int64)
+def count_values(
+    path: str | Path, values: int, grid: Grid
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """Return how many pixels of a class raster have each value below ``values``, and their area.
+
+    The latter in square metres, with pixels as large as they are in each part of the ``grid``;
+    None without a CRS.
+    """
+    lefts, tops = (
+        np.linspace(0, side, min(_PARTS, side) + 1).astype(int).tolist()
+        for side in (grid.width, grid.height)
+    )
+    counts = np.zeros((len(tops) - 1, len(lefts) - 1, values), np.int64)
     with writing(Path(path)), rasterio.open(path) as src:
-        for row in range(0, src.height, TILE):
-            rows = src.read(1, window=Window(0, row, src.width, min(TILE, src.height - row)))
-            counts += np.bincount(rows.ravel(), minlength=values)[:values]
-    return counts
+        for number, (top, bottom) in enumerate(pairwise(tops)):
+            for row in range(top, bottom, TILE):
+                rows = src.read(1, window=Window(0, row, src.width, min(TILE, bottom - row)))
+                for place, (left, right) in enumerate(pairwise(lefts)):
+                    some = rows[:, left:right].ravel()
+                    counts[number, place] += np.bincount(some, minlength=values)[:values]
+    total = counts.sum(axis=(0, 1))
+    rows, columns = ([sum(ends) / 2 for ends in pairwise(edges)] for edges in (tops, lefts))
+    areas = grid.pixel_areas_m2(np.tile(columns, len(rows)), np.repeat(rows, len(columns)))
+    return total, None if areas is None else areas @ counts.reshape(-1, values)
 
 
 def read_decimated(path: str | Path, shape: tuple[int, int]) -> NDArray[Any]:
