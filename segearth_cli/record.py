@@ -15,7 +15,7 @@ from segearth_cli import __version__
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.recorded import Record
 from segearth_cli.model.files import file_digest
-from segearth_cli.model.prompts import parse_classes, preset_names, read_preset
+from segearth_cli.model.prompts import class_text, parse_classes, preset_names, read_preset
 from segearth_cli.model.weights import ModelFolder
 from segearth_cli.names import file_and_layer
 from segearth_cli.options import DEFAULT_BACKGROUND, ModelOptions, SegmentOptions
@@ -89,8 +89,8 @@ def command_again(record: Record, output: str, place: Sequence[str]) -> str | No
 
     ``place`` are the words that say what is to be written.
 
-    ``None`` where no command line says such classes: names with commas, bars or colours of their
-    own come from files or from Python.
+    ``None`` where no command line says such classes: names with bars, or colours of their own,
+    come from Python.
 
     Raises:
         SegEarthError: the record was written by another version, and cannot be read.
@@ -129,7 +129,7 @@ def _class_words(options: Record) -> list[str] | None:
         if presets[known[0]].background is not None and background is None:
             words.append("--no-background")
     else:
-        text = ",".join("|".join(synonyms) for synonyms in classes)
+        text = class_text(classes)
         if parse_classes(text) != classes:
             return None
         words = [f"--classes={text}"]

@@ -25,6 +25,7 @@ from segearth_cli.choose import (
     mean_iou,
 )
 from segearth_cli.look import look
+from segearth_cli.model.prompts import class_text
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import ModelOptions, SegmentOptions, TuneOptions
 from segearth_cli.record import as_json, no_option, option_words
@@ -221,7 +222,7 @@ def command_of(options: TuneOptions, model: Model, words: Words) -> str:
     )
     parts = [
         *("segearth", "segment", no_option(options.pairs[0][0])),
-        *("--classes", ",".join("|".join(synonyms) for synonyms in words.classes)),
+        *("--classes", class_text(words.classes)),
         *background,
         *("--threshold", f"{words.threshold:g}"),
         *("--global-bias", f"{words.global_bias:g}"),

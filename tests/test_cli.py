@@ -277,7 +277,10 @@ def test_wrong_options_are_one_line_on_stderr(run, scene, folder, args, message)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "say what to look for with --classes, --classes-file or --preset"),
+        ((), "say what to look for, for instance --classes building,road,water"),
+        (("--classes", 'road,"a, b" c'), "quotes go around a whole class, as in"),
+        (("--classes", 'road,"a'), "quotes go around a whole class, as in"),
+        (("--classes", "a", "--background", ""), "an empty class name in --background ''"),
         (("--classes", "a,,b"), "an empty class name in --classes 'a,,b'"),
         (("--classes", "road,Road"), "'road' is named twice"),
         (("--classes-file", "nowhere.txt"), "cannot read the classes of nowhere.txt"),

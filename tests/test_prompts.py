@@ -11,6 +11,7 @@ from segearth_cli.model.prompts import (
     build_vocabulary,
     choose_classes,
     class_colours,
+    class_text,
     encode_text,
     parse_classes,
     read_classes,
@@ -100,7 +101,7 @@ def test_class_files_that_cannot_be_read(tmp_path):
 
 
 def test_classes_are_given_in_one_way(tmp_path):
-    with pytest.raises(UsageError, match="--classes, --classes-file or --preset"):
+    with pytest.raises(UsageError, match="say what to look for"):
         choose_classes(None, None, None, None)
     with pytest.raises(UsageError, match="--classes and --preset exclude"):
         choose_classes("road", None, "loveda", None)
@@ -152,6 +153,15 @@ def test_colours_are_those_of_maps_and_all_different():
 
 def test_synonyms_parse():
     assert parse_classes("a|b,c d") == (("a", "b"), ("c d",))
+    quoted = (("street, paved", "road"), ('5" pipe',), ('"old" town',))
+    assert parse_classes('"street, paved|road", 5" pipe,"""old"" town"') == quoted
+    assert parse_classes(class_text(quoted)) == quoted
+
+
+def test_a_file_of_classes_parts_synonyms_by_commas_or_bars(tmp_path):
+    (tmp_path / "words.txt").write_text('# all\nbuilding|house , roof\n\n"street, paved",road\n')
+    classes = (("building", "house", "roof"), ("street, paved", "road"))
+    assert read_classes(tmp_path / "words.txt") == classes
 
 
 def test_text_without_its_padding_is_encoded_alike(tiny_model):

@@ -25,7 +25,7 @@ from segearth_cli.geo.recorded import from_tags, to_tags
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.inputs import expand_inputs, safe_name
 from segearth_cli.model.mosaic import RollingSums
-from segearth_cli.model.prompts import build_vocabulary, parse_classes
+from segearth_cli.model.prompts import build_vocabulary, class_text, parse_classes
 from segearth_cli.options import BLENDS, BatchOptions
 from segearth_cli.parse import parse_memory, parse_shard, parse_size
 from segearth_cli.plain import plain
@@ -55,7 +55,7 @@ def test_any_text_is_classes_or_one_line(text):
     except UsageError:
         return
     assert all(word == " ".join(word.split()) != "" for synonyms in classes for word in synonyms)
-    assert parse_classes(",".join("|".join(synonyms) for synonyms in classes)) == classes
+    assert parse_classes(class_text(classes)) == classes
 
 
 @given(st.lists(st.lists(words, min_size=1, max_size=3).map(tuple), min_size=1, max_size=6))

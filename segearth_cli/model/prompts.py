@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import csv
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -141,14 +142,30 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
 def parse_classes(text: str) -> tuple[tuple[str, ...], ...]:
     """``"water|river,building"`` as synonyms per class.
 
+    Quotes around a class keep its commas, as in CSV: see `class_text`.
+
     Raises:
-        UsageError: a class or a synonym is empty.
+        UsageError: a class or a synonym is empty, or quotes do not go around a class.
     """
-    return tuple(_synonyms(part.split("|"), f"--classes {text!r}") for part in text.split(","))
+    origin, line = f"--classes {text!r}", " ".join(text.splitlines())
+    try:
+        (row,) = csv.reader([line], skipinitialspace=True, strict=True) if line else [[""]]
+    except csv.Error as error:
+        raise UsageError(
+            f"{origin}: {error}; quotes go around a whole class, as in 'road,\"street, paved\"'"
+        ) from error
+    return tuple(_synonyms(part.split("|"), origin) for part in row)
+
+
+def class_text(classes: Sequence[Sequence[str]]) -> str:
+    """Synonyms per class as `parse_classes` reads them, unless a name holds a bar."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow("|".join(synonyms) for synonyms in classes)
+    return line.getvalue()
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
-    """Classes of a text file: one a line, synonyms after commas; ``#`` starts a comment line.
+    """Classes of a text file: one a line, synonyms after commas or bars; ``#`` comments a line.
 
     Quotes around a name keep its commas, as in CSV.
 
@@ -165,7 +182,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     if not classes:
         raise UsageError(f"{path} names no class; write one a line, synonyms after commas")
     rows = csv.reader(classes, skipinitialspace=True)
-    return tuple(_synonyms(words, str(path)) for words in rows)
+    return tuple(_synonyms("|".join(words).split("|"), str(path)) for words in rows)
 
 
 def _synonyms(words: list[str], origin: str) -> tuple[str, ...]:
@@ -242,7 +259,7 @@ def choose_classes(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise UsageError(
-            "say what to look for with --classes, --classes-file or --preset"
+            "say what to look for, for instance --classes building,road,water"
             if not given
             else f"{' and '.join(given)} exclude each other; give one"
         )
@@ -260,8 +277,11 @@ def choose_classes(
             "classes by lines and synonyms by commas",
             odd[0],
         )
-    words = _synonyms(background.split("|"), "--background") if background else DEFAULT_BACKGROUND
-    return ClassChoice(classes, None if no_background else words)
+    if no_background:
+        return ClassChoice(classes, None)
+    if background is None:
+        return ClassChoice(classes, DEFAULT_BACKGROUND)
+    return ClassChoice(classes, _synonyms(background.split("|"), f"--background {background!r}"))
 
 
 def preset_names() -> tuple[str, ...]:
