@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -192,4 +193,4 @@ def peak_memory(device: torch.device) -> int | None:
 def use_threads(threads: int | None) -> None:
     """Limit the CPU threads of the network."""
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))

@@ -229,7 +229,7 @@ def _in_document(document: Any, name: str, asset: str | None) -> Iterator[Input]
     features = document.get("features") if kind == "FeatureCollection" else [document]
     if not isinstance(features, list) or not all(isinstance(f, dict) for f in features):
         features = []
-    if kind == "FeatureCollection" and document["features"] == []:
+    if kind == "FeatureCollection" and document.get("features") == []:
         raise SceneError(f"{name} is an empty collection: it names no scene")
     if features and all(isinstance(feature.get("assets"), dict) for feature in features):
         if kind not in ("Feature", "FeatureCollection"):

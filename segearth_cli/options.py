@@ -207,6 +207,10 @@ class SegmentOptions(SceneOptions):
         """Refuse names of outputs that say too little, or the same twice."""
         for output in self.outputs:
             suffix = PurePath(output).suffix.lower()
+            _require(
+                suffix != ".shp" or output.endswith(suffix),
+                f"{output}: GDAL writes shapefiles in lower case; end it with .shp",
+            )
             example = "" if suffix else f", for instance '{PurePath(output, '{stem}.gpkg')}'"
             _require(
                 output == "-" or suffix in OUTPUT_SUFFIXES,
@@ -411,6 +415,7 @@ class TrainOptions:
             0 < self.learning_rate < math.inf,
             f"--learning-rate is {self.learning_rate}; it must be a positive number",
         )
+        _require(self.seed < 1 << 63, f"--seed is {self.seed}; it must be below 2 ** 63")
         _require(
             0 < self.held_out < 1,
             f"--held-out is {self.held_out}; it must be a share between 0 and 1",

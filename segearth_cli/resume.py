@@ -56,4 +56,6 @@ def is_ours(path: Path) -> bool:
     if path.is_file():
         return read_record(path) is not None
     left = [file for file in companions(path) if file.exists()]
-    return path.suffix.lower() != ".shp" or not left or record_beside(path).is_file()
+    if path.suffix.lower() == ".shp":
+        return not left or record_beside(path).is_file()
+    return all(file.suffix == ".xml" for file in left)  # names of classes, statistics

@@ -179,6 +179,7 @@ def test_several_scenes_each_get_their_own_outputs(run, scene, tmp_path, folder)
         (["scene.tif", "absent.tif"], "map.gpkg", 2, "put {stem} into the name"),
         (["scene.tif", "scene.tif"], "{stem}.gpkg", 2, "scene.tif is named twice"),
         (["scene.tif"], "map.jpg", 2, "cannot tell what to write from 'map.jpg'"),
+        (["scene.tif"], "MAP.SHP", 2, "MAP.SHP: GDAL writes shapefiles in lower case"),
         (["scene.tif"], "maps/", 2, ".png, for instance 'maps/{stem}.gpkg', or -"),
         (["scene.tif"], "/vsis3/bucket/map.tif", 2, "is no local file"),
         (["scene.tif"], "scene.tif", 1, "is to be read"),

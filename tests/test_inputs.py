@@ -195,6 +195,7 @@ def test_when_a_scene_was_taken(place, caplog, said, taken):
         ({"type": "Catalog", "links": []}, "holds neither STAC Items"),
         ({"type": "FeatureCollection", "features": []}, "is an empty collection"),
         ({"type": "FeatureCollection", "features": [3]}, "holds neither STAC Items"),
+        ({"type": "FeatureCollection"}, "holds neither STAC Items"),
         ([1, 2], "holds neither STAC Items"),
         ("text", "holds neither STAC Items"),
     ],

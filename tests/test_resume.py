@@ -151,10 +151,20 @@ def test_files_that_segearth_did_not_make_are_never_replaced(sources, out, tiny_
     with pytest.raises(OutputError, match=r"1\.gpkg exists; use --overwrite"):
         jobs_of(sources, options, RESUME)
     assert names_in(out) == ["1.gpkg"]
-    dbf = options_for(tiny_model, out / "{stem}.shp")
-    (out / "2.dbf").write_text("a table of mine")
-    with pytest.raises(OutputError, match=r"2\.dbf exists"):
-        jobs_of(sources, dbf, RESUME)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("2.dbf", "shp"), ("2.gpkg-wal", "gpkg"), ("2.tif.msk", "tif"), ("2.tif.ovr", "tif")],
+)
+def test_what_goes_with_a_map_and_segearth_did_not_make_stays(
+    sources, out, tiny_model, name, suffix
+):
+    options = options_for(tiny_model, out / f"{{stem}}.{suffix}")
+    (out / name).write_text("mine")
+    with pytest.raises(OutputError, match=rf"{name} exists"):
+        jobs_of(sources, options, RESUME)
+    assert (out / name).read_text() == "mine"
 
 
 def test_a_source_that_is_gone_is_said_though_its_map_is_there(sources, out, tiny_model):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from PIL import Image
 from rasterio import Affine
@@ -128,6 +129,15 @@ def test_the_digest_is_that_of_the_files(tmp_path):
     assert image_sources([first, second], 0.5, SceneOptions()).digest == before
     write_scene(tmp_path / "b.tif", blocks()[:, ::-1].copy())
     assert image_sources([first, second], 0.5, SceneOptions()).digest != before
+
+
+def test_the_digest_is_of_what_a_mosaic_is_made_of(tmp_path):
+    own = write_scene(tmp_path / "own.tif", blocks(3, 64, 64))
+    mosaic = str(tmp_path / "mosaic.vrt")
+    rasterio.shutil.copy(own, mosaic, driver="VRT")
+    before = image_sources([mosaic], 0.5, SceneOptions()).digest
+    write_scene(tmp_path / "own.tif", 255 - blocks(3, 64, 64))
+    assert image_sources([mosaic], 0.5, SceneOptions()).digest != before
 
 
 def test_the_digest_tells_what_is_held_out_and_which_rows(tmp_path):

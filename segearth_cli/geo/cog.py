@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio import Affine
 from rasterio.io import MemoryFile
 
 from segearth_cli.errors import UsageError
-from segearth_cli.geo.failures import GDAL_ERRORS
+from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.virtual import VirtualRaster
@@ -27,6 +26,7 @@ _SPOILING = dict.fromkeys(
     ("TILING_SCHEME", "TARGET_SRS", "RES", "EXTENT", "ZOOM_LEVEL", "ZOOM_LEVEL_STRATEGY"),
     "the map keeps its scene's grid; --gsd, --bbox and --dst-crs choose another",
 )
+_TRIED = 1024  # pixels a side of a raster that has overviews
 _RESAMPLINGS = ("NEAREST", "MODE")  # that make no class of two
 _OPTION_LOGGER = "rasterio._env"  # where GDAL's warnings about creation options arrive
 
@@ -74,7 +74,7 @@ def write_probabilities(
 def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> None:
     """Refuse ``--co`` options that GDAL's COG driver would ignore, or that would spoil the map.
 
-    Raises UsageError. GDAL only warns about the first, so a small raster is written in memory.
+    Raises UsageError. GDAL only warns about the first, so an empty raster is written in memory.
     """
     if not creation_options:
         return
@@ -86,7 +86,8 @@ def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> Non
                 f"--co {name}={value}: it would make classes of others; take "
                 f"{' or '.join(_RESAMPLINGS)}"
             )
-    grid = Grid(1, 1, Affine.identity())
+        if name.upper() == "BLOCKSIZE" and not _is_block(value):  # GDAL would abort the process
+            raise UsageError(f"--co {name}={value}: give a multiple of 16 from 64 on, as 512")
     gdal_logger = logging.getLogger(_OPTION_LOGGER)
     heard = _Heard()
     level, propagate = gdal_logger.level, gdal_logger.propagate
@@ -95,21 +96,26 @@ def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> Non
     gdal_logger.propagate = False
     try:
         with quiet(), MemoryFile() as source, MemoryFile() as copy:
-            with source.open(driver="GTiff", width=1, height=1, count=1, dtype="uint8") as dst:
-                dst.write(np.zeros((1, 1, 1), np.uint8))
-            virtual = VirtualRaster(source.name, grid)
+            size = {"width": _TRIED, "height": _TRIED}
+            with source.open(driver="GTiff", count=1, dtype="uint8", sparse_ok=True, **size):
+                pass
+            virtual = VirtualRaster(source.name, Grid(_TRIED, _TRIED, Affine.identity()))
             virtual.add_band(1, "uint8", 255, colours=((0, 0, 0),))
             with rasterio.open(virtual.text) as src:
                 options = _cog_options("MODE", creation_options)
                 rasterio.shutil.copy(src, copy.name, driver="COG", **options)
-    except GDAL_ERRORS as error:
-        raise UsageError(f"--co: {error}") from error
+    except (*GDAL_ERRORS, SystemError) as error:
+        raise UsageError(f"--co: {reason(error).split('.tif: ')[-1]}") from error
     finally:
         gdal_logger.removeHandler(heard)
         gdal_logger.setLevel(level)
         gdal_logger.propagate = propagate
     if heard.messages:
         raise UsageError(f"--co: {heard.messages[0]} (the outputs are Cloud-Optimized GeoTIFF)")
+
+
+def _is_block(text: str) -> bool:
+    return text.isdecimal() and int(text) >= 64 and int(text) % 16 == 0
 
 
 class _Heard(logging.Handler):

@@ -449,5 +449,5 @@ class _Watched:
 def _reason(error: BaseException, path: Path) -> str:
     if disk_is_full(path.parent, error):
         return DISK_FULL
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).replace(str(path), str(shown(path))).split())
     return f"{reason}; check that the folder exists, is writable and has room"

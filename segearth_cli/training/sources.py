@@ -13,14 +13,15 @@ from functools import cached_property
 from pathlib import Path
 
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.grid import warp_target
 from segearth_cli.geo.pairs import head_grid, shared_grid
+from segearth_cli.geo.remote import is_remote
+from segearth_cli.inputs import SCENE_SUFFIXES
 from segearth_cli.options import SceneOptions
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".vrt")
+SUFFIXES = (".png", ".jpg", ".jpeg", *SCENE_SUFFIXES)
 LONE_HELD_OUT = 0.25  # share of the rows of an image that is the only one, at least
-WHOLE_FILE = 1 << 20  # bytes: of larger files the digest takes size, head and tail
-HEAD = 1 << 16
 
 Named = tuple[tuple[str, ...], str]  # an image or a pair; train, val or nothing
 
@@ -87,32 +88,19 @@ class Sources:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 over what is trained on and measured on: names, contents and rows."""
+        """The sha256 over what is trained on and measured on: names, contents and rows.
+
+        Of images on servers the names alone; of large files samples, see `source_digest`.
+        """
         total = hashlib.sha256()
         for part in (self.train, self.held_out):
             total.update(f"{len(part)} places\0".encode())
             for place in part:
                 total.update(f"rows {place.first} to {place.last}\0".encode())
                 for source in place.sources:
-                    total.update(f"{Path(source).name}\0{_content_digest(source)}\0".encode())
+                    content = source if is_remote(source) else source_digest(source)["sha256"]
+                    total.update(f"{Path(source).name}\0{content}\0".encode())
         return total.hexdigest()
-
-
-def _content_digest(source: str) -> str:
-    """Of a file's bytes, its head and tail if it is large; of the name, if it is no file."""
-    path = Path(source)
-    if not path.is_file():
-        return source
-    size = path.stat().st_size
-    total = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
-        if size <= WHOLE_FILE:
-            total.update(stream.read())
-        else:
-            total.update(stream.read(HEAD))
-            stream.seek(-HEAD, 2)
-            total.update(stream.read(HEAD))
-    return total.hexdigest()
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
