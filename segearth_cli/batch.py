@@ -283,17 +283,6 @@ def _bug(job: Job, error: Exception, seconds: float) -> Failure:
     return Failure(job.source, SegEarthError(f"a bug of segearth: {what}"), seconds)
 
 
-def plan_all(
-    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = DEFAULTS
-) -> Generator[Plan | Skipped | Failure, None, None]:
-    """What each scene would take; nothing is computed or written.
-
-    Raises:
-        SegEarthError: as `segment_all`.
-    """
-    yield from plan_jobs(jobs_of(sources, options, how), how)
-
-
 def plan_jobs(
     jobs: Sequence[Job], how: BatchOptions = DEFAULTS
 ) -> Generator[Plan | Skipped | Failure, None, None]:

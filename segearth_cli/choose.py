@@ -224,13 +224,6 @@ def score_of(pixels: Pixels, space: Space, setting: Setting) -> float:
     return float(mean_iou(confusion_of(pixels, space, setting)))
 
 
-def predicted(pixels: Pixels, space: Space, setting: Setting) -> NDArray[np.int64]:
-    """The value of the map at each pixel."""
-    of_queries = terms(pixels, space, setting.global_bias)
-    found, probability = decided(of_queries, space, setting.queries)
-    return np.where(probability < setting.threshold, 0, found)
-
-
 def left_out(scenes: Sequence[Pixels], space: Space, start: Setting) -> list[Setting]:
     """What is chosen for each scene by all the others."""
     return [

@@ -51,6 +51,7 @@ from segearth_cli.flags import (
     map_option,
     model_option,
     option,
+    own,
     scene_option,
 )
 from segearth_cli.options import SENSOR_CHOICES, BatchOptions, ModelOptions, SegmentOptions
@@ -215,12 +216,12 @@ def segment_command(
     ] = None,
     sensor: Annotated[
         str, scene_option(metavar="|".join(SENSOR_CHOICES), help="Kind of image.")
-    ] = "auto",
+    ] = SegmentOptions.sensor,
     bands: Bands = None,
-    stretch: Stretch = "auto",
+    stretch: Stretch = SegmentOptions.stretch,
     nodata: Nodata = None,
     gsd: Gsd = None,
-    sar_unit: SarUnit = "auto",
+    sar_unit: SarUnit = SegmentOptions.sar_unit,
     speckle: Speckle = None,
     src_crs: Annotated[
         str | None,
@@ -241,12 +242,12 @@ def segment_command(
     aoi: Annotated[
         str | None, scene_option(metavar="FILE", help="Segment only inside these polygons.")
     ] = None,
-    model: ModelName = "auto",
+    model: ModelName = ModelOptions.model,
     attention: Attention = None,
     modulated_blocks: Annotated[
         int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
     ] = None,
-    upsampler: UpsamplerName = "auto",
+    upsampler: UpsamplerName = ModelOptions.upsampler,
     global_bias: Annotated[
         float | None,
         model_option(metavar="LAMBDA", help="Share of the class token that is taken off."),
@@ -259,9 +260,9 @@ def segment_command(
     ] = None,
     window: Window = None,
     stride: Stride = None,
-    blend: Blend = "smooth",
-    device: Device = "auto",
-    precision: Precision = "auto",
+    blend: Blend = ModelOptions.blend,
+    device: Device = ModelOptions.device,
+    precision: Precision = ModelOptions.precision,
     batch_size: BatchSize = None,
     exact: Exact = False,
     max_memory: MaxMemory = None,
@@ -280,13 +281,13 @@ def segment_command(
     min_area: Annotated[
         float,
         map_option(metavar="M2", help="Merge patches smaller than this into their neighbours."),
-    ] = 0.0,
+    ] = SegmentOptions.min_area,
     simplify: Annotated[
         float,
         map_option(
             metavar="METRES", help="Simplify outlines by this much; shared borders stay shared."
         ),
-    ] = 0.0,
+    ] = SegmentOptions.simplify,
     co: Annotated[
         list[str] | None,
         map_option(metavar="NAME=VALUE", help="Creation option of GDAL's COG driver; repeatable."),
@@ -295,8 +296,8 @@ def segment_command(
     asset: Asset = None,
     shard: Shard = None,
     resume: ResumeBatch = False,
-    on_error: OnError = "skip",
-    engine: Engine = "local",
+    on_error: OnError = BatchOptions.on_error,
+    engine: Engine = BatchOptions.engine,
     address: Address = None,
     dry_run: Annotated[
         bool, option("--dry-run", help="Say what would be read and how, and stop.")
@@ -309,6 +310,7 @@ def segment_command(
 
     Example: segearth segment scene.tif --classes building,road,water -o map.gpkg
     """
+    given = dict(locals())
     from segearth_cli import batch
     from segearth_cli.inputs import expand_inputs
     from segearth_cli.model.prompts import choose_classes
@@ -346,21 +348,7 @@ def segment_command(
         threads=threads,
         max_memory=parse_memory(max_memory),
         progress=not quiet,
-        model=ModelOptions(
-            model=model,
-            attention=attention,
-            modulated_blocks=modulated_blocks,
-            upsampler=upsampler,
-            global_bias=global_bias,
-            logit_scale=logit_scale,
-            window=window,
-            stride=stride,
-            blend=blend,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            exact=exact,
-        ),
+        model=ModelOptions(**own(ModelOptions, given)),
     )
     how = BatchOptions(
         resume=resume,

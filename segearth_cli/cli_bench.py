@@ -27,6 +27,7 @@ from segearth_cli.flags import (
     class_option,
     map_option,
     model_option,
+    own,
     scene_option,
 )
 from segearth_cli.options import BenchOptions, ModelOptions, SegmentOptions
@@ -50,7 +51,7 @@ def bench_command(
     classes: Annotated[
         str, class_option(metavar="A,B|C,...", help="What to look for; background is added.")
     ] = "building,road,water,tree,grass,car,sand,field",
-    model: ModelName = "auto",
+    model: ModelName = ModelOptions.model,
     arch: Annotated[
         str | None,
         model_option(
@@ -60,11 +61,11 @@ def bench_command(
         ),
     ] = None,
     attention: Attention = None,
-    upsampler: UpsamplerName = "auto",
+    upsampler: UpsamplerName = ModelOptions.upsampler,
     window: Window = None,
     stride: Stride = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
+    device: Device = ModelOptions.device,
+    precision: Precision = ModelOptions.precision,
     batch_size: BatchSize = None,
     exact: Exact = False,
     max_memory: MaxMemory = None,
@@ -80,6 +81,7 @@ def bench_command(
 
     Example: segearth bench --arch ViT-B-16-quickgelu
     """
+    given = dict(locals())
     from segearth_cli.bench import bench
     from segearth_cli.model.prompts import choose_classes
 
@@ -95,26 +97,17 @@ def bench_command(
             background=wanted.background,
             threads=threads,
             max_memory=parse_memory(max_memory),
-            model=ModelOptions(
-                model=model,
-                attention=attention,
-                upsampler=upsampler,
-                window=window,
-                stride=stride,
-                device=device,
-                precision=precision,
-                batch_size=batch_size,
-                exact=exact,
-            ),
+            model=ModelOptions(**own(ModelOptions, given)),
         ),
     )
-    show_bench(bench(options), json)
+    show_bench(bench(options), json, quiet)
 
 
-def show_bench(result: BenchResult, as_json: bool) -> None:
+def show_bench(result: BenchResult, as_json: bool, quiet: bool) -> None:
     """What one run took, stage by stage."""
     if as_json:
         print_json(asdict(result))
+    if as_json or quiet:
         return
     whole = result.whole_seconds
     stages = sorted(result.stage_seconds.items(), key=lambda item: -item[1])

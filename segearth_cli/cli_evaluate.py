@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -31,6 +31,7 @@ from segearth_cli.flags import (
     class_option,
     map_option,
     model_option,
+    own,
     scene_option,
 )
 from segearth_cli.options import ATTENTIONS, CompareOptions, EvaluateOptions, SceneOptions
@@ -131,13 +132,13 @@ def evaluate_command(
     ] = None,
     window: Window = None,
     stride: Stride = None,
-    blend: Blend = "mean",
+    blend: Blend = EvaluateOptions.blend,
     bands: Bands = None,
-    stretch: Stretch = "auto",
-    sar_unit: SarUnit = "auto",
+    stretch: Stretch = SceneOptions.stretch,
+    sar_unit: SarUnit = SceneOptions.sar_unit,
     speckle: Speckle = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
+    device: Device = EvaluateOptions.device,
+    precision: Precision = EvaluateOptions.precision,
     batch_size: BatchSize = None,
     exact: Exact = False,
     threads: Threads = None,
@@ -155,7 +156,9 @@ def evaluate_command(
 
     Example: segearth evaluate --pred map.tif --label labels.tif
     """
-    terminal.log_to_stderr(verbose, quiet, pictures=not verbose)
+    given = dict(locals())
+    pictures = dataset is not None and not verbose
+    terminal.log_to_stderr(verbose, quiet, many_scenes=True, pictures=pictures)
     form = table_form(json, csv, markdown)
     if dataset is not None or pred is not None:
         refuse_idle_options(context, measures_maps=dataset is None)
@@ -166,48 +169,50 @@ def evaluate_command(
             raise UsageError(f"--dataset {dataset} lies somewhere: name its folder with --root")
         from segearth_cli.evaluate import evaluate
 
-        options = EvaluateOptions(
-            dataset=dataset,
-            root=root,
-            names=list_file,
-            limit=limit,
-            models=parse_list(model),
-            attentions=parse_list(attention),
-            upsamplers=parse_list(upsampler),
-            global_biases=parse_numbers("--global-bias", global_bias),
-            long_sides=parse_whole("--long-side", long_side),
-            modulated_blocks=modulated_blocks,
-            threshold=threshold,
-            logit_scale=logit_scale,
-            window=window,
-            stride=stride,
-            blend=blend,
-            scene=SceneOptions(
-                bands=parse_bands(bands), stretch=stretch, sar_unit=sar_unit, speckle=speckle
-            ),
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            exact=exact,
-            threads=threads,
-            progress=not quiet,
-        )
-        show_evaluation(evaluate(options), form, quiet)
-        return
-    if pred is None or label is None:
-        raise UsageError(f"--pred {pred} needs labels to be measured against: --label FILE")
-    from segearth_cli.compare import compare
+        show_evaluation(evaluate(dataset_options(given)), form, quiet)
+    else:
+        if label is None:
+            raise UsageError(f"--pred {pred} needs labels to be measured against: --label FILE")
+        from segearth_cli.compare import compare
 
-    comparison = CompareOptions(
-        maps=pred,
-        labels=label,
-        classes=parse_names("--classes", classes),
-        label_values=parse_label_values(label_values),
-        ignore=parse_values(ignore),
-        column=column,
-        progress=not quiet,
+        show_comparison(compare(comparison_options(given)), form, quiet)
+
+
+def dataset_options(given: dict[str, Any]) -> EvaluateOptions:
+    """How a dataset is measured, from what the command was given.
+
+    Raises:
+        UsageError: a value cannot be understood.
+    """
+    bands = parse_bands(given["bands"])
+    parsed = {
+        "names": given["list_file"],
+        "models": parse_list(given["model"]),
+        "attentions": parse_list(given["attention"]),
+        "upsamplers": parse_list(given["upsampler"]),
+        "global_biases": parse_numbers("--global-bias", given["global_bias"]),
+        "long_sides": parse_whole("--long-side", given["long_side"]),
+        "scene": SceneOptions(**own(SceneOptions, given | {"bands": bands})),
+        "progress": not given["quiet"],
+    }
+    return EvaluateOptions(**own(EvaluateOptions, given | parsed))
+
+
+def comparison_options(given: dict[str, Any]) -> CompareOptions:
+    """How maps are measured against labels, from what the command was given.
+
+    Raises:
+        UsageError: a value cannot be understood.
+    """
+    return CompareOptions(
+        maps=given["pred"],
+        labels=given["label"],
+        classes=parse_names("--classes", given["classes"]),
+        label_values=parse_label_values(given["label_values"]),
+        ignore=parse_values(given["ignore"]),
+        column=given["column"],
+        progress=not given["quiet"],
     )
-    show_comparison(compare(comparison), form, quiet)
 
 
 def refuse_idle_options(context: typer.Context, measures_maps: bool) -> None:

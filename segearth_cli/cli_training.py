@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,6 +39,7 @@ from segearth_cli.flags import (
     WarmupSteps,
     Workers,
     model_option,
+    own,
     run_option,
     scene_option,
 )
@@ -54,12 +54,6 @@ from segearth_cli.options import (
 from segearth_cli.parse import parse_bands
 
 
-def shared(given: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's options those of every training; they are named as their fields."""
-    names = {field.name for field in fields(TrainOptions)}
-    return {name: value for name, value in given.items() if name in names}
-
-
 def train_upsampler_command(
     images: Annotated[
         list[str],
@@ -68,10 +62,10 @@ def train_upsampler_command(
         ),
     ],
     output: ModelOut,
-    model: ModelName = "auto",
+    model: ModelName = UpsamplerOptions.model,
     kernel: Annotated[
         int, model_option(metavar="PIXELS", help="Side of a pixel's neighbourhood: 11, FeatUp 7.")
-    ] = 11,
+    ] = UpsamplerOptions.kernel,
     stack: Annotated[
         bool, model_option("--stack", help="A module per doubling, as FeatUp, instead of one.")
     ] = False,
@@ -82,39 +76,41 @@ def train_upsampler_command(
     features: Annotated[
         str,
         model_option(metavar="|".join(UPSAMPLED), help="What is upsampled: eq. 6, or FeatUp's."),
-    ] = "last-input",
+    ] = UpsamplerOptions.features,
     gamma: Annotated[
         float, model_option(metavar="WEIGHT", help="Of image reconstruction; 0 leaves it out.")
-    ] = 0.1,
-    jitters: Annotated[int, run_option(metavar="N", help="Views of each crop.")] = 5,
+    ] = UpsamplerOptions.content_weight,
+    jitters: Annotated[
+        int, run_option(metavar="N", help="Views of each crop.")
+    ] = UpsamplerOptions.jitters,
     sensor: Annotated[
         str,
         scene_option(
             metavar="|".join(SENSOR_CHOICES),
             help="How images are read; auto: as those of the model.",
         ),
-    ] = "auto",
+    ] = SceneOptions.sensor,
     bands: Bands = None,
-    stretch: Stretch = "auto",
+    stretch: Stretch = SceneOptions.stretch,
     nodata: Nodata = None,
     gsd: Gsd = None,
-    sar_unit: SarUnit = "auto",
+    sar_unit: SarUnit = SceneOptions.sar_unit,
     speckle: Speckle = None,
     steps: Steps = None,
-    epochs: Epochs = 1,
-    batch_size: TrainBatchSize = 8,
-    accumulate: Accumulate = 1,
-    crop: CropSide = 224,
-    learning_rate: LearningRate = 1e-3,
-    warmup_steps: WarmupSteps = 0,
-    held_out: HeldOut = 0.1,
+    epochs: Epochs = UpsamplerOptions.epochs,
+    batch_size: TrainBatchSize = UpsamplerOptions.batch_size,
+    accumulate: Accumulate = UpsamplerOptions.accumulate,
+    crop: CropSide = UpsamplerOptions.crop,
+    learning_rate: LearningRate = UpsamplerOptions.learning_rate,
+    warmup_steps: WarmupSteps = UpsamplerOptions.warmup_steps,
+    held_out: HeldOut = UpsamplerOptions.held_out,
     validate_every: ValidateEvery = None,
-    save_every: SaveEvery = 500,
-    log_every: LogEvery = 10,
-    seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = 0,
+    save_every: SaveEvery = UpsamplerOptions.save_every,
+    log_every: LogEvery = UpsamplerOptions.log_every,
+    seed: Seed = UpsamplerOptions.seed,
+    device: Device = UpsamplerOptions.device,
+    precision: Precision = UpsamplerOptions.precision,
+    workers: Workers = UpsamplerOptions.workers,
     threads: Threads = None,
     resume: Resume = False,
     overwrite: OverwriteRun = False,
@@ -152,7 +148,7 @@ def train_upsampler_command(
         content_weight=gamma,
         jitters=jitters,
         progress=not quiet,
-        **shared(given),
+        **own(TrainOptions, given),
     )
     terminal.show_training(train_upsampler(options), json, quiet)
 
@@ -172,44 +168,44 @@ def distill_sar_command(
             help="Instead: a CSV with columns optical, sar and, if you like, split (train, val).",
         ),
     ] = None,
-    model: ModelName = "auto",
+    model: ModelName = DistillOptions.model,
     bands: Bands = None,
-    stretch: Stretch = "auto",
+    stretch: Stretch = SceneOptions.stretch,
     nodata: Nodata = None,
     sar_bands: Annotated[
         str | None, scene_option(metavar="1,2", help="Bands of the radar images, one or two.")
     ] = None,
     sar_stretch: Annotated[
         str, scene_option(metavar="HOW", help="The same as --stretch, of the radar images.")
-    ] = "auto",
+    ] = SceneOptions.stretch,
     sar_nodata: Annotated[
         float | None,
         scene_option(metavar="VALUE", help="The same as --nodata, of the radar images."),
     ] = None,
-    sar_unit: SarUnit = "auto",
+    sar_unit: SarUnit = SceneOptions.sar_unit,
     speckle: Speckle = None,
     regions: Annotated[
         int, model_option(metavar="K", help="Features are compared in K x K regions.")
-    ] = 7,
+    ] = DistillOptions.regions,
     temperature: Annotated[
         float, model_option(metavar="TAU", help="Of the contrast, in the beginning.")
-    ] = 0.07,
+    ] = DistillOptions.temperature,
     steps: Steps = None,
-    epochs: Epochs = 20,
-    batch_size: TrainBatchSize = 512,
-    accumulate: Accumulate = 1,
-    crop: CropSide = 224,
-    learning_rate: LearningRate = 1e-4,
-    warmup_steps: WarmupSteps = 0,
-    held_out: HeldOut = 0.1,
+    epochs: Epochs = DistillOptions.epochs,
+    batch_size: TrainBatchSize = DistillOptions.batch_size,
+    accumulate: Accumulate = DistillOptions.accumulate,
+    crop: CropSide = DistillOptions.crop,
+    learning_rate: LearningRate = DistillOptions.learning_rate,
+    warmup_steps: WarmupSteps = DistillOptions.warmup_steps,
+    held_out: HeldOut = DistillOptions.held_out,
     validate_every: ValidateEvery = None,
-    save_every: SaveEvery = 500,
-    log_every: LogEvery = 10,
-    seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "auto",
+    save_every: SaveEvery = DistillOptions.save_every,
+    log_every: LogEvery = DistillOptions.log_every,
+    seed: Seed = DistillOptions.seed,
+    device: Device = DistillOptions.device,
+    precision: Precision = DistillOptions.precision,
     checkpointing: Checkpointing = False,
-    workers: Workers = 0,
+    workers: Workers = DistillOptions.workers,
     threads: Threads = None,
     resume: Resume = False,
     overwrite: OverwriteRun = False,
@@ -248,6 +244,6 @@ def distill_sar_command(
         temperature=temperature,
         checkpointing=checkpointing,
         progress=not quiet,
-        **shared(given),
+        **own(TrainOptions, given),
     )
     terminal.show_training(distill_sar(options), json, quiet)

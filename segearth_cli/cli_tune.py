@@ -34,6 +34,7 @@ from segearth_cli.flags import (
     Window,
     class_option,
     model_option,
+    own,
     run_option,
     scene_option,
 )
@@ -87,27 +88,27 @@ def tune_command(
     ] = TuneOptions.samples,
     sensor: Annotated[
         str, scene_option(metavar="|".join(SENSOR_CHOICES), help="Kind of image.")
-    ] = "auto",
+    ] = SegmentOptions.sensor,
     bands: Bands = None,
-    stretch: Stretch = "auto",
+    stretch: Stretch = SegmentOptions.stretch,
     nodata: Nodata = None,
     gsd: Gsd = None,
-    sar_unit: SarUnit = "auto",
+    sar_unit: SarUnit = SegmentOptions.sar_unit,
     speckle: Speckle = None,
-    model: ModelName = "auto",
+    model: ModelName = ModelOptions.model,
     attention: Attention = None,
     modulated_blocks: Annotated[
         int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
     ] = None,
-    upsampler: UpsamplerName = "auto",
+    upsampler: UpsamplerName = ModelOptions.upsampler,
     logit_scale: Annotated[
         float | None, model_option(metavar="FACTOR", help="Sharpness of the softmax.")
     ] = None,
     window: Window = None,
     stride: Stride = None,
-    blend: Blend = "smooth",
-    device: Device = "auto",
-    precision: Precision = "auto",
+    blend: Blend = ModelOptions.blend,
+    device: Device = ModelOptions.device,
+    precision: Precision = ModelOptions.precision,
     batch_size: BatchSize = None,
     exact: Exact = False,
     threads: Threads = None,
@@ -119,6 +120,7 @@ def tune_command(
 
     Example: segearth tune a.tif=a.gpkg b.tif=b.gpkg --classes 'building|house,water|river'
     """
+    given = dict(locals())
     from segearth_cli.model.prompts import choose_classes
 
     terminal.log_to_stderr(verbose, quiet)
@@ -140,20 +142,7 @@ def tune_command(
             outputs=(OUTPUT,),
             threads=threads,
             progress=not quiet,
-            model=ModelOptions(
-                model=model,
-                attention=attention,
-                modulated_blocks=modulated_blocks,
-                upsampler=upsampler,
-                logit_scale=logit_scale,
-                window=window,
-                stride=stride,
-                blend=blend,
-                device=device,
-                precision=precision,
-                batch_size=batch_size,
-                exact=exact,
-            ),
+            model=ModelOptions(**own(ModelOptions, given)),
         ),
     )
     from segearth_cli.tune import tune

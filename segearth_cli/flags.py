@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -17,6 +19,12 @@ model_option = partial(option, rich_help_panel="Model")
 map_option = partial(option, rich_help_panel="Outputs")
 many_option = partial(option, rich_help_panel="Many scenes")
 run_option = partial(option, rich_help_panel="Run")
+
+
+def own(options: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a command was given what some options hold under the same name."""
+    return {f.name: given[f.name] for f in fields(options) if f.name in given}
+
 
 Verbose: TypeAlias = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
 Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Print only warnings and errors.")]

@@ -173,7 +173,7 @@ def show_outcomes(
         with closing(outcomes):
             for outcome in outcomes:
                 if isinstance(outcome, Plan):
-                    show_plan(outcome, as_json)
+                    show_plan(outcome, as_json, quiet)
                     continue
                 seen.append(outcome)
                 if isinstance(outcome, Failure):
@@ -219,10 +219,11 @@ def show_summary(seen: Sequence[SegmentResult | Skipped | Failure], jobs: int) -
             out.print(Text(f"failed: {message if named else f'{outcome.source}: {message}'}"))
 
 
-def show_plan(plan: Plan, as_json: bool) -> None:
+def show_plan(plan: Plan, as_json: bool, quiet: bool) -> None:
     """What one scene would take."""
     if as_json:
         print_json({"status": "planned", **asdict(plan)})
+    if as_json or quiet:
         return
     rows = [
         ["size", f"{plan.width} x {plan.height} pixels"],

@@ -5,7 +5,7 @@ import geopandas
 import pytest
 from scenes import blocks, names_in, options_for, read, write_scene
 
-from segearth_cli.batch import Failure, options_per_scene, plan_all, segment_all
+from segearth_cli.batch import Failure, jobs_of, options_per_scene, plan_jobs, segment_all
 from segearth_cli.errors import ModelError, OutputError, SceneError, UsageError
 from segearth_cli.inputs import expand_inputs, stem_of
 from segearth_cli.options import BatchOptions
@@ -108,9 +108,8 @@ def test_what_no_scene_can_be_segmented_with_is_said_once(
 ):
     model = more.pop("model", tiny_model)
     options = options_for(model, tmp_path / "{stem}.gpkg", **more)
-    for run in (segment_all, plan_all):
-        with pytest.raises(error, match=message):
-            next(run(["a.tif", "b.tif"], options))
+    with pytest.raises(error, match=message):
+        jobs_of(["a.tif", "b.tif"], options)
 
 
 def test_outputs_are_checked_before_the_first_scene(tmp_path, tiny_model):
@@ -127,7 +126,8 @@ def test_outputs_are_checked_before_the_first_scene(tmp_path, tiny_model):
 
 def test_plans_name_the_scenes_that_would_fail(tmp_path, tiny_model):
     sources = [str(tmp_path / "missing.tif"), write_scene(tmp_path / "a.tif")]
-    missing, planned = plan_all(sources, options_for(tiny_model, tmp_path / "{stem}.gpkg"))
+    jobs = jobs_of(sources, options_for(tiny_model, tmp_path / "{stem}.gpkg"))
+    missing, planned = plan_jobs(jobs)
     assert isinstance(missing, Failure)
     assert planned.outputs == (str(tmp_path / "a.gpkg"),)
     assert names_in(tmp_path) == ["a.tif"]
@@ -135,9 +135,8 @@ def test_plans_name_the_scenes_that_would_fail(tmp_path, tiny_model):
 
 def test_a_plan_for_a_cluster_asks_nothing_of_this_machine(tmp_path, tiny_model):
     options = options_for(tiny_model, tmp_path / "{stem}.gpkg", device="cuda", precision="fp16")
-    (planned,) = plan_all(
-        [write_scene(tmp_path / "a.tif")], options, BatchOptions(engine="ray", address="head:6379")
-    )
+    how = BatchOptions(engine="ray", address="head:6379")
+    (planned,) = plan_jobs(jobs_of([write_scene(tmp_path / "a.tif")], options, how), how)
     assert planned.settings.endswith("on a Ray cluster")
 
 

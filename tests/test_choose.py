@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from labelled import predicted
 
-from segearth_cli.choose import Pixels, Setting, Space, choose, lookalikes, predicted, score_of
+from segearth_cli.choose import Pixels, Setting, Space, choose, lookalikes, score_of
 
 
 def pixels_of(values, cosines):

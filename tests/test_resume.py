@@ -16,7 +16,7 @@ import pytest
 from scenes import blocks, ctrl_c_heard, names_in, options_for, stopped_in_the_middle, write_scene
 from typer.testing import CliRunner
 
-from segearth_cli.batch import Failure, Skipped, jobs_of, plan_all, segment_all
+from segearth_cli.batch import Failure, Skipped, jobs_of, plan_jobs, segment_all
 from segearth_cli.cli import app
 from segearth_cli.errors import OutputError, SceneError, UsageError
 from segearth_cli.geo.recorded import read_record
@@ -190,7 +190,7 @@ def test_what_a_killed_run_left_goes_and_what_others_do_stays(sources, out, tiny
         (folder / "lock").touch()
     (dead / "half.tif").write_text("half")
     options = options_for(tiny_model, out / "{stem}.gpkg")
-    list(plan_all(sources, options, RESUME))
+    list(plan_jobs(jobs_of(sources, options, RESUME), RESUME))
     assert dead.is_dir()  # nothing was asked to be done
     with contextlib.ExitStack() as stack:
         alive = Staging(stack).beside(out / "other.tif")

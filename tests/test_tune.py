@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from labelled import truth, vector_of
+from labelled import predicted, truth, vector_of
 from rasterio.windows import Window
 from scenes import blocks, names_in, read, write_scene
 from typer.testing import CliRunner
 
-from segearth_cli.choose import Setting, predicted
+from segearth_cli.choose import Setting
 from segearth_cli.cli import app
 from segearth_cli.look import look
 from segearth_cli.options import ModelOptions, SegmentOptions, TuneOptions
