@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ from segearth_cli.compare_classes import (
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import check_kind
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.labels import DISPUTED, UNKNOWN, ClassNames, open_labels
+from segearth_cli.geo.labels import DISPUTED, UNKNOWN, open_labels
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.names import listed, plain_name
 from segearth_cli.options import CompareOptions
@@ -34,17 +34,24 @@ from segearth_cli.scores import IGNORED
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ShapeNames(ClassNames):
-    """The map's values for what points and polygons are called.
+@dataclass
+class ShapeNames:
+    """The map's values for what points and polygons are called; remembers what was asked for.
 
     Attributes:
         classes: the map's.
-        found: what they are called, in lower case.
+        said: the values that the options give, by what features are called.
+        found: what they are called.
     """
 
     classes: MapClasses
+    said: Mapping[str, int]
     found: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The map's, of the values 0, 1, ..."""
+        return self.classes.names
 
     def value_of(self, name: str, origin: str) -> int:
         """The map's value; what the map does not know is its background, or left out."""
@@ -64,8 +71,8 @@ class ShapeNames(ClassNames):
 
     def _known(self, plain: str) -> int | None:
         """The value that the options give, or the map by number or name."""
-        if plain in self.values:
-            return self.values[plain]
+        if plain in self.said:
+            return self.said[plain]
         if plain.isdecimal() and int(plain) in self.classes.own:
             return int(plain)
         return self.by_name.get(plain)
@@ -78,7 +85,7 @@ class ShapeNames(ClassNames):
     @property
     def has_numbers(self) -> bool:
         """Whether numbers that the options do not explain stand for the map's values."""
-        unexplained = (name for name in self.found if name not in self.values)
+        unexplained = (name for name in self.found if name not in self.said)
         return any(name.isdecimal() and int(name) in self.classes.own for name in unexplained)
 
 
@@ -102,7 +109,7 @@ def beside_shapes(
     rest = IGNORED if said_rest is None else said_rest
     values = {plain_label(str(old)): new for old, new in said.items()}
     values |= {plain_label(str(value)): IGNORED for value in options.ignore}
-    names = ShapeNames(classes.names, values, classes)
+    names = ShapeNames(classes, values)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(str(made))))
         source = stack.enter_context(opened(str(made)))
@@ -143,7 +150,7 @@ def check_shapes(label: Path, names: ShapeNames, rest: int) -> None:
         UsageError: no feature has a class of the map.
     """
     classes, called = names.classes, names.called()
-    unused = sorted(names.values.keys() - set(names.found))
+    unused = sorted(names.said.keys() - set(names.found))
     if unused:
         logger.warning("%s has nothing called %s", label, ", ".join(unused))
     if called and not {*called} & {*classes.names}:

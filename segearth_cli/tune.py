@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Words:
+class TunedWords:
     """A setting in the words of the command line, and what it scores on labelled pixels."""
 
     classes: tuple[tuple[str, ...], ...]
@@ -55,7 +55,7 @@ class LabelledScene:
     pixels: dict[str, int]  # that are labelled, per class
     used: int  # of them
     before: float  # mIoU
-    left_out: Words | None  # what the other scenes chose, with its scores in this one
+    left_out: TunedWords | None  # what the other scenes chose, with its scores in this one
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class TuneResult:
 
     scenes: tuple[LabelledScene, ...]
     model: str
-    before: Words
-    chosen: Words
+    before: TunedWords
+    chosen: TunedWords
     cross_miou: float | None
     cross_iou: dict[str, float | None] | None
     lookalikes: tuple[Apart, ...]
@@ -142,7 +142,7 @@ def space_of(model: Model, options: SegmentOptions) -> tuple[Space, Setting]:
     return space, Setting(every, model.settings.global_bias, options.threshold)
 
 
-def words_of(setting: Setting, pixels: Pixels, space: Space, model: Model) -> Words:
+def words_of(setting: Setting, pixels: Pixels, space: Space, model: Model) -> TunedWords:
     """A setting in words, with its scores on the pixels."""
     vocabulary = model.vocabulary
     classes: list[list[str]] = [[] for _ in vocabulary.classes]
@@ -150,7 +150,7 @@ def words_of(setting: Setting, pixels: Pixels, space: Space, model: Model) -> Wo
         classes[vocabulary.query_class[query]].append(vocabulary.queries[query])
     kept = tuple(map(tuple, classes))
     counts = confusion_of(pixels, space, setting)
-    return Words(
+    return TunedWords(
         classes=kept[1:] if vocabulary.has_background else kept,
         background=kept[0] if vocabulary.has_background else None,
         threshold=setting.threshold,
@@ -188,7 +188,7 @@ def hardly_apart(pixels: Pixels, space: Space, setting: Setting, model: Model) -
     )
 
 
-def warn_of_trust(cross_miou: float | None, before: Words, apart: tuple[Apart, ...]) -> None:
+def warn_of_trust(cross_miou: float | None, before: TunedWords, apart: tuple[Apart, ...]) -> None:
     """Say what the labels do not show, or show to be in vain."""
     if cross_miou is None:
         logger.warning(
@@ -211,7 +211,7 @@ def warn_of_trust(cross_miou: float | None, before: Words, apart: tuple[Apart, .
         )
 
 
-def command_of(options: TuneOptions, model: Model, words: Words) -> str:
+def command_of(options: TuneOptions, model: Model, words: TunedWords) -> str:
     """The ``segment`` command that uses a setting, on the first of the scenes."""
     own = options.segment
     unnamed = replace(own, model=replace(own.model, model=ModelOptions.model, global_bias=None))

@@ -273,7 +273,7 @@ def test_a_dataset_of_ones_own_is_described_by_a_toml_file(tmp_path, tiny_model)
     ("arguments", "said"),
     [
         (("--dataset", "nothing", "--root", "."), "no dataset is named 'nothing'"),
-        (("--dataset", "loveda", "--root", "{}"), "no image of loveda under"),
+        (("--dataset", "loveda", "--root", "{}"), "no image of loveda with its label under"),
         (("--dataset", "loveda", "--root", "{}/missing"), "is no folder"),
         (("--dataset", "loveda"), "name its folder with --root"),
         ((), "say what to measure"),

@@ -252,7 +252,7 @@ def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> lis
         f"{layout.images}/*{layout.image_suffix} with {layout.labels}/*{layout.label_suffix}"
         for layout in dataset.layouts
     )
-    raise UsageError(f"no image of {dataset.name} under {root}; looked for {tried}")
+    raise UsageError(f"no image of {dataset.name} with its label under {root}; looked for {tried}")
 
 
 def _listed(path: Path) -> set[str]:

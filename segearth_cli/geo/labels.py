@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import geopandas
 import numpy as np
@@ -42,6 +42,17 @@ ROWS = 256  # read at once
 Reader = Callable[[int, int], NDArray[np.int16]]  # first row and number of rows -> rows x W
 
 logger = logging.getLogger(__name__)
+
+
+class Names(Protocol):
+    """What labels may be called: by value, and the value by each name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the values 0, 1, ..."""
+
+    def value_of(self, name: str, origin: str) -> int:
+        """The value for what a file, ``origin``, calls so."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +161,7 @@ def _blocks(read: Reader, grid: Grid) -> Iterator[tuple[int, NDArray[np.int16]]]
 
 
 @contextmanager
-def open_labels(
-    path: str, grid: Grid, names: ClassNames, column: str | None = None
-) -> Iterator[Reader]:
+def open_labels(path: str, grid: Grid, names: Names, column: str | None = None) -> Iterator[Reader]:
     """Labels on a scene's grid, as a function of the first row and the number of rows.
 
     Args:
@@ -181,7 +190,7 @@ def is_vector(path: str) -> bool:
     return layer is not None or file.lower().endswith(".parquet") or bool(layer_names(file))
 
 
-def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -> Reader:
+def _raster_reader(path: str, grid: Grid, names: Names, stack: ExitStack) -> Reader:
     """Rows of a class raster."""
     named, nodata = class_names(path)
     src = stack.enter_context(opened(path))
@@ -211,7 +220,7 @@ def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -
     return read
 
 
-def _vector_reader(path: str, grid: Grid, names: ClassNames, column: str | None) -> Reader:
+def _vector_reader(path: str, grid: Grid, names: Names, column: str | None) -> Reader:
     """Rows of points and polygons: a polygon labels the pixels whose centre lies in it."""
     frame = read_shapes(path, path)
     column = _class_column(frame, path, column)
