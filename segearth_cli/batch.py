@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Collection, Generator, Sequence
@@ -71,12 +72,18 @@ def options_per_scene(
                 "its folder's, are known"
             )
     fixed = [n for n in options.written if not PLACEHOLDER.search(n) and n != "-"]
-    if len(sources) > 1 and fixed:
+    inputs = [Input.of(source) for source in sources]
+    if len(inputs) > 1 and fixed:
+        absent = (own.source for own in inputs if not os.path.exists(own.source))
+        if word := next((source for source in absent if re.fullmatch(r"[\w ]+", source)), None):
+            raise UsageError(
+                f"there is no scene {word!r}; part words of --classes, and numbers of --bands, by "
+                "commas"
+            )
         raise UsageError(
-            f"{len(sources)} scenes cannot all be written to {fixed[0]!r}; put {STEM} into the "
+            f"{len(inputs)} scenes cannot all be written to {fixed[0]!r}; put {STEM} into the "
             f"name, for instance -o 'maps/{STEM}.gpkg'"
         )
-    inputs = [Input.of(source) for source in sources]
     every = [
         replace(
             options,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -20,12 +22,14 @@ from segearth_cli.cli_training import distill_sar_command, train_upsampler_comma
 from segearth_cli.cli_tune import tune_command
 from segearth_cli.errors import SegEarthError, Stopped, Terminated, UsageError
 from segearth_cli.flags import (
+    GIVEN,
     Address,
     Asset,
     Attention,
     Bands,
     BatchSize,
     Blend,
+    Command,
     Device,
     Engine,
     Exact,
@@ -54,9 +58,18 @@ from segearth_cli.flags import (
     own,
     scene_option,
 )
-from segearth_cli.options import SENSOR_CHOICES, BatchOptions, ModelOptions, SegmentOptions
+from segearth_cli.options import (
+    RASTER_SUFFIXES,
+    SENSOR_CHOICES,
+    VECTOR_SUFFIXES,
+    BatchOptions,
+    ModelOptions,
+    SegmentOptions,
+)
 from segearth_cli.parse import parse_bands, parse_bbox, parse_memory, parse_pairs, parse_shard
 from segearth_cli.signals import handled_by
+
+logger = logging.getLogger(__name__)
 
 PARTLY_FAILED = 3
 INTERRUPTED = 130
@@ -69,6 +82,11 @@ def _terminate(number: int, frame: object) -> None:
 
 # what typer raises for an unknown option, a value of the wrong kind, a missing argument
 WRONG_USAGE: Any = typer.BadParameter.__bases__[0]
+NO_NUMBER = {
+    "should be a valid number": "number",
+    "should be a valid integer": "whole number",
+    "could not convert string to float": "number",
+}
 
 
 class ErrorBoundary(TyperGroup):
@@ -116,16 +134,20 @@ class ErrorBoundary(TyperGroup):
             terminal.print_error(str(interrupt) or "interrupted; nothing unfinished was written")
             sys.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has gone: `| head`
-            sys.exit(1)
+            sys.exit(128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1)
 
 
 def wrong_usage(error: Any, message: str) -> str:
     """What typer says, where the value came from, and where to read on."""
     context, parameter = error.ctx, getattr(error, "param", None)
     where = f"see {context.command_path} --help" if context else "see segearth --help"
+    typed = context.meta.get(GIVEN, {}).get(parameter.name) if parameter is not None else None
     if parameter is not None and context.get_parameter_source(parameter.name).name == "ENVIRONMENT":
         variable = f"{context.auto_envvar_prefix}_{parameter.name.upper()}"
-        where = f"it comes from {variable}; {where}"
+        where, typed = f"it comes from {variable}; {where}", os.environ.get(variable)
+    kind = next((kind for words, kind in NO_NUMBER.items() if words in message), None)
+    if parameter is not None and kind is not None:
+        return f"{max(parameter.opts, key=len)} {typed!r} is no {kind}; {where}"
     return f"{message[0].lower()}{message[1:].rstrip('.')}; {where}"
 
 
@@ -155,13 +177,27 @@ def main(
     """Turn a georeferenced image and a list of words into a map."""
 
 
+def warn_of_idle_options(options: SegmentOptions) -> None:
+    """Say which options change nothing, as nothing is written that they are for."""
+    suffixes = {Path(name).suffix.lower() for name in options.outputs}
+    has_rasters = options.probabilities is not None or not suffixes.isdisjoint(RASTER_SUFFIXES)
+    has_polygons = "-" in options.outputs or not suffixes.isdisjoint(VECTOR_SUFFIXES)
+    for is_idle, why in (
+        (options.creation_options and not has_rasters, "--co is for rasters, and none is written"),
+        (options.simplify and not has_polygons, "--simplify is for polygons: none are written"),
+        (options.acquired and not options.stac, "--datetime is for the STAC Item: add --stac"),
+    ):
+        if is_idle:
+            logger.warning(why)
+
+
 def environment(command: str) -> str:
     """What a command's help says of its environment variables."""
     name = f"SEGEARTH_{command.upper().replace('-', '_')}_MODEL"
     return f"Every option can be set in the environment too, as in {name}=mini."
 
 
-@app.command("segment", epilog=environment("segment"))
+@app.command("segment", cls=Command, epilog=environment("segment"))
 def segment_command(
     inputs: Annotated[
         list[str],
@@ -350,6 +386,8 @@ def segment_command(
         progress=not quiet,
         model=ModelOptions(**own(ModelOptions, given)),
     )
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other: one keeps what is complete")
     how = BatchOptions(
         resume=resume,
         on_error=on_error,
@@ -359,15 +397,19 @@ def segment_command(
     )
     sources = expand_inputs(inputs, asset=asset)
     jobs = batch.jobs_of(sources, options, how)
+    warn_of_idle_options(options)
     outcomes = batch.plan_jobs(jobs, how) if dry_run else batch.segment_jobs(jobs, how)
     failures = terminal.show_outcomes(outcomes, len(jobs), len(sources), json, quiet)
     if failures:
         raise typer.Exit(failures[0].exit_code if len(failures) == len(jobs) else PARTLY_FAILED)
 
 
-app.command("bench", epilog=environment("bench"))(bench_command)
-app.command("info")(info_command)
-app.command("evaluate", epilog=environment("evaluate"))(evaluate_command)
-app.command("tune", epilog=environment("tune"))(tune_command)
-app.command("train-upsampler", epilog=environment("train-upsampler"))(train_upsampler_command)
-app.command("distill-sar", epilog=environment("distill-sar"))(distill_sar_command)
+for name, function in (
+    ("bench", bench_command),
+    ("evaluate", evaluate_command),
+    ("tune", tune_command),
+    ("train-upsampler", train_upsampler_command),
+    ("distill-sar", distill_sar_command),
+):
+    app.command(name, cls=Command, epilog=environment(name))(function)
+app.command("info", cls=Command)(info_command)

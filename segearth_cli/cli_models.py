@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from segearth_cli import terminal
-from segearth_cli.flags import Json, Quiet, Verbose, option
+from segearth_cli.flags import Command, Json, Quiet, Verbose, option
 from segearth_cli.stdout import print_json, print_lines, writing_to
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 models_app = typer.Typer(no_args_is_help=True)
 
 
-@models_app.command("list")
+@models_app.command("list", cls=Command)
 def models_list(json: Json = False) -> None:
     """Show every model by name, and where its weights are."""
     from segearth_cli.model.weights import list_models
@@ -29,7 +29,7 @@ def models_list(json: Json = False) -> None:
     show_models(list_models(), json)
 
 
-@models_app.command("pull")
+@models_app.command("pull", cls=Command)
 def models_pull(
     name: Annotated[str, typer.Argument(help="For instance vit-b-16.", show_envvar=False)],
     file: Annotated[
@@ -47,7 +47,7 @@ def models_pull(
     print_lines(pull(name, force=force, files=file or ()).path)
 
 
-@models_app.command("path")
+@models_app.command("path", cls=Command)
 def models_path(
     name: Annotated[str, typer.Argument(help="For instance mini.", show_envvar=False)],
 ) -> None:

@@ -51,7 +51,7 @@ from segearth_cli.options import (
     TrainOptions,
     UpsamplerOptions,
 )
-from segearth_cli.parse import parse_bands
+from segearth_cli.parse import parse_bands, parse_nodata
 
 
 def train_upsampler_command(
@@ -180,7 +180,11 @@ def distill_sar_command(
     ] = SceneOptions.stretch,
     sar_nodata: Annotated[
         float | None,
-        scene_option(metavar="VALUE", help="The same as --nodata, of the radar images."),
+        scene_option(
+            metavar="VALUE|none",
+            parser=parse_nodata,
+            help="The same as --nodata, of the radar images.",
+        ),
     ] = None,
     sar_unit: SarUnit = SceneOptions.sar_unit,
     speckle: Speckle = None,

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
+from typer.core import TyperCommand
 
+from segearth_cli.errors import UsageError
 from segearth_cli.options import ATTENTIONS, BLENDS, ENGINES, ON_ERROR, PRECISIONS, SAR_UNITS
+from segearth_cli.parse import parse_nodata
 
 option = partial(typer.Option, show_envvar=False)
 class_option = partial(option, rich_help_panel="Classes")
@@ -19,6 +22,30 @@ model_option = partial(option, rich_help_panel="Model")
 map_option = partial(option, rich_help_panel="Outputs")
 many_option = partial(option, rich_help_panel="Many scenes")
 run_option = partial(option, rich_help_panel="Run")
+
+
+GIVEN = "segearth_cli.given"  # in a context's meta: what was typed, by the options' names
+
+
+class Command(TyperCommand):
+    """A command that takes no list twice: of -b 3 -b 2 -b 1 two bands would go unnoticed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Look at all that was typed, then go on as usual.
+
+        Raises:
+            UsageError: an option that takes a list is given again.
+        """
+        typed, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[GIVEN] = typed
+        for param in order:
+            times = order.count(param)
+            if times > 1 and "," in str(param.metavar) and not param.multiple:
+                raise UsageError(
+                    f"{max(param.opts, key=len)} is given {times} times; give it once, with commas "
+                    "between its values"
+                )
+        return list(super().parse_args(ctx, args))
 
 
 def own(options: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +118,11 @@ Stretch: TypeAlias = Annotated[
 ]
 Nodata: TypeAlias = Annotated[
     float | None,
-    scene_option(metavar="VALUE", help="Value of pixels without data, if not the file's own."),
+    scene_option(
+        metavar="VALUE|none",
+        parser=parse_nodata,
+        help="Value of pixels without data, if not the file's own; none: all have.",
+    ),
 ]
 Gsd: TypeAlias = Annotated[
     float | None, scene_option(metavar="METRES", help="Resample to this pixel size first.")

@@ -57,6 +57,15 @@ def parse_memory(text: str | None) -> int | None:
     return int(size)
 
 
+def parse_nodata(text: str) -> float:
+    """A pixel value, or for ``none`` one that no pixel has.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    return math.inf if text.strip().lower() == "none" else float(text)
+
+
 def parse_list(text: str | None) -> tuple[str, ...]:
     """``"a,b"`` as its parts; nothing for ``None``."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
@@ -157,10 +166,13 @@ def parse_bbox(
         crs: of the box, where it carries none.
 
     Raises:
-        UsageError: these are not four numbers, or two coordinate systems are named.
+        UsageError: these are not four numbers, or two coordinate systems are named, or one of no
+            box.
     """
     if text is None:
-        return None, crs
+        if crs is not None:
+            raise UsageError(f"--bbox-crs {crs} is that of --bbox, and there is none")
+        return None, None
     numbers, of_qgis, own_crs = text.partition("[")
     try:
         parts = numbers.split(",") if "," in numbers else numbers.split()

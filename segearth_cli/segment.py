@@ -118,6 +118,12 @@ def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -
     warn_of_resolution(scene, model)
     if options.speckle and scene.sensor != "sar":
         logger.warning("%s is no radar scene: read without a speckle filter", scene.source)
+    if options.sar_unit != "auto" and scene.sensor != "sar":
+        logger.warning(
+            "%s is read as an optical image, where --sar-unit means nothing; if it is radar, say "
+            "--sensor sar",
+            scene.source,
+        )
 
 
 def warn_of_sensor(scene: Scene, model: ModelSettings) -> None:

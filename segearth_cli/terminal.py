@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
     from segearth_cli.training.report import TrainResult
 
 
+_ENDLESS = 10_000  # columns
 # loggers of how a raster is read
 OF_SCENES = ("segearth_cli.geo.raster", "segearth_cli.geo.source", "segearth_cli.geo.bands")
 
 
 def console() -> Console:
-    """Standard error: stdout carries data only."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    """Standard error: stdout carries data only. Lines end at a terminal's edge, if there is one."""
+    width = None if sys.stderr.isatty() else _ENDLESS
+    return Console(stderr=True, soft_wrap=True, highlight=False, width=width)
 
 
 def print_error(message: str) -> None:

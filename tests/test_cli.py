@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pytest
 import rasterio
 from rasterio import Affine
@@ -246,6 +247,11 @@ def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
         (["--bbox", "0,0,inf,inf"], "--bbox 0,0,inf,inf is no box"),
         (["--bbox", "0,0,1,1", "--aoi", "x.gpkg"], "--bbox and --aoi exclude each other"),
         (["--bands", "7"], "the scene has no band '7'; it has bands 1 to 3"),
+        (["-b", "3", "-b", "2"], "--bands is given 2 times; give it once, with commas between"),
+        (["--bbox-crs", "EPSG:4326"], "--bbox-crs EPSG:4326 is that of --bbox, and there is none"),
+        (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+        (["--nodata", "any"], "--nodata 'any' is no number"),
+        (["road"], "there is no scene 'road'; part words of --classes"),
         (["--stretch", "5,1"], "the second number must be above the first"),
         (["--co", "LZW"], "--co 'LZW' is not NAME=VALUE"),
         (["--co", "FOO=BAR"], "FOO"),
@@ -273,6 +279,25 @@ def test_wrong_options_are_one_line_on_stderr(run, scene, folder, args, message)
     assert message in line
     assert result.stdout == ""
     assert names_in(folder) == []
+
+
+def test_options_that_change_nothing_are_said(run, scene):
+    words = ("--co", "COMPRESS=LZW", "--datetime", "2024-05-06", "--sar-unit", "power")
+    result = run(scene, "-o", "map.gpkg", *words)
+    assert result.exit_code == 0
+    assert "warning: --co is for rasters, and none is written" in result.stderr
+    assert "warning: --datetime is for the STAC Item: add --stac" in result.stderr
+    assert "is read as an optical image, where --sar-unit means nothing" in result.stderr
+    result = run(scene, "-o", "map.tif", "--simplify", "2")
+    assert "warning: --simplify is for polygons: none are written" in result.stderr
+
+
+def test_without_nodata_all_pixels_have_data(run, folder):
+    write_scene(folder / "hole.tif", np.zeros((3, 40, 50), np.uint8), nodata=0)
+    for words, count in (((), 2000), (("--nodata", "none"), 0)):
+        result = run("hole.tif", "-o", "map.tif", "--overwrite", "--json", *words)
+        assert json.loads(result.stdout)["nodata_pixels"] == count
+    assert "--nodata=inf" in run.any("info", "map.tif").stdout
 
 
 @pytest.mark.parametrize(
@@ -485,11 +510,11 @@ def test_windows_are_blended_as_asked(run, scene, folder):
     [
         (["segment", "--nope"], {}, "no such option: --nope .*; see .*segment --help"),
         (["segment"], {}, "missing argument 'INPUT.*'; see .*segment --help"),
-        (["bench", "--stride", "x"], {}, "invalid value for '--stride': .*; see .*bench --help"),
+        (["bench", "--stride", "x"], {}, "--stride 'x' is no whole number; see .*bench --help"),
         (
             ["segment", "a.tif"],
             {"SEGEARTH_SEGMENT_THRESHOLD": "abc"},
-            "invalid value for '--threshold': .*; it comes from SEGEARTH_SEGMENT_THRESHOLD; see .*",
+            "--threshold 'abc' is no number; it comes from SEGEARTH_SEGMENT_THRESHOLD; see .*",
         ),
         (["models", "path"], {}, "missing argument .*; see .*models path --help"),
     ],

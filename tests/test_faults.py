@@ -197,6 +197,19 @@ def test_a_server_that_does_not_come_back(out, server, sources, tiny_model, faul
     assert names_in(out) == ["b.tif", "b.tif.aux.xml"]
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"bbox": (0.0, 0.0, 1.0, 1.0)}, "does not touch"), ({"bands": ("9",)}, "no band '9'")],
+)
+def test_what_no_answer_would_change_is_not_asked_again(
+    out, server, tiny_model, caplog, more, said
+):
+    server.will([])
+    with pytest.raises(SegEarthError, match=said):
+        segment(server.url(f"{next(names)}.tif"), options_for(tiny_model, out / "m.tif", **more))
+    assert "trying again" not in caplog.text
+
+
 @pytest.mark.slow
 def test_a_server_that_falls_silent_in_the_middle_of_a_scene(
     tmp_path, out, server, tiny_model, monkeypatch

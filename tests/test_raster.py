@@ -172,7 +172,7 @@ def test_undeclared_zeros_of_a_radar_product_are_nodata_and_said_to_be(tmp_path,
     path = scene_of(tmp_path, digital, tags={"POLARISATION": "VV"})
     _, valid = read_all(path)
     assert (~valid).sum() == 4 * 60
-    assert "--nodata -1" in caplog.text
+    assert "--nodata none" in caplog.text
     assert read_all(path, nodata=-1.0)[1].all()
 
 

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from rasterio.errors import RasterioIOError
 from scenes import blocks, ctrl_c_heard, names_in, options_for, stopped_in_the_middle, write_scene
 from typer.testing import CliRunner
 
@@ -331,7 +332,7 @@ def test_nobody_waits_for_a_server_whose_scene_is_no_longer_wanted(monkeypatch):
     def attempt():
         attempts.append(1)
         asked.set()
-        raise SceneError("no answer")
+        raise SceneError("no answer") from RasterioIOError("no answer")
 
     def make(item):
         return patiently("https://host/b.tif", attempt) if item == "b" else item

@@ -11,6 +11,14 @@ __all__ = ["DISK_FULL", "GDAL_ERRORS", "CPLE_BaseError", "damage", "disk_is_full
 
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 DISK_FULL = "the disk is full; free some space or write elsewhere"
+_NO_DAMAGE = (  # a file that a VRT is made of; servers; what GDAL does not do
+    "No such file",
+    "HTTP response code",
+    "connect to server",
+    "resolve host",
+    "Range downloading not supported",
+    "CPL_ALLOW_VSISTDIN",
+)
 _FULL = 1 << 20  # bytes: when writing failed with less left, that was the cause
 
 
@@ -24,8 +32,8 @@ def reason(error: BaseException) -> str:
 def damage(error: BaseException) -> str:
     """Return why a raster cannot be read, with the likeliest cause where GDAL does not name it."""
     message = reason(error)
-    is_missing = "No such file" in message  # of a VRT, one that it is made of
-    return message if is_missing else f"{message}; the file may be damaged or cut short"
+    says_why = any(words in message for words in _NO_DAMAGE)
+    return message if says_why else f"{message}; the file may be damaged or cut short"
 
 
 def disk_is_full(folder: Path, error: BaseException) -> bool:

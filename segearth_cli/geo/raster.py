@@ -360,7 +360,7 @@ def _warn_about_values(
             100 * zeros.mean(),
             source,
             prefix,
-            "nan" if facts.are_complex(bands) else "-1",
+            "nan" if facts.are_complex(bands) else "none",
         )
     elif doubtful and zeros[covered].mean() > _ZERO_SHARE:
         logger.warning(

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import rasterio
+from rasterio.errors import CRSError
 
 from segearth_cli.errors import SceneError
+from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.names import files_named
 
 _WEB = ("http://", "https://", "ftp://")
@@ -22,7 +24,7 @@ _STORES = {"s3": "/vsis3", "gs": "/vsigs", "az": "/vsiaz", "oss": "/vsioss"}
 _REMOTE_VSI = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift")
 _RETRIES, _DELAY = 3, 1.0  # GDAL_HTTP_MAX_RETRY, GDAL_HTTP_RETRY_DELAY (seconds)
 _SLOWER = 4  # times the pause before
-_FINAL = re.compile(r"HTTP response code: (400|401|403|404|410)")
+_FINAL = re.compile(r"HTTP response code: (400|401|403|404|410)|Range downloading not supported")
 
 T = TypeVar("T")
 
@@ -63,7 +65,7 @@ def patiently(source: str, attempt: Callable[[], T]) -> T:
     except SceneError as error:
         failure = error
     for pause in _pauses() if is_remote(source) else ():
-        if _FINAL.search(str(failure)):
+        if not _may_pass(failure):
             break
         logger.warning("%s: trying again in %g s", failure, pause)
         if give_up.wait(pause):
@@ -75,6 +77,18 @@ def patiently(source: str, attempt: Callable[[], T]) -> T:
         except SceneError as error:
             failure = error
     raise failure
+
+
+def _may_pass(failure: SceneError) -> bool:
+    """Whether it was GDAL that failed to read, and not for good: servers recover."""
+    if _FINAL.search(str(failure)):
+        return False
+    cause = failure.__cause__
+    while cause is not None:
+        if isinstance(cause, GDAL_ERRORS) and not isinstance(cause, CRSError):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _pauses() -> Iterator[float]:
