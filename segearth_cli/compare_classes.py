@@ -15,6 +15,7 @@ from rasterio.windows import Window
 
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.class_raster import class_names
+from segearth_cli.geo.labels import is_vector
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.names import plain_name
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
@@ -61,6 +62,10 @@ def classes_of(made: Path, options: CompareOptions) -> MapClasses:
     Raises:
         UsageError: both say it, or neither.
     """
+    if is_vector(str(made)):
+        raise UsageError(
+            f"{made} holds polygons; measure the class raster, as written by -o MAP.tif"
+        )
     own, nodata = class_names(str(made))
     if own and options.classes:
         raise UsageError(

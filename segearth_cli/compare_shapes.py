@@ -41,12 +41,12 @@ class ShapeNames:
     Attributes:
         classes: the map's.
         said: the values that the options give, by what features are called.
-        found: what they are called.
+        found: what they are called, by that as names are compared.
     """
 
     classes: MapClasses
     said: Mapping[str, int]
-    found: list[str] = field(default_factory=list)
+    found: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class ShapeNames:
     def value_of(self, name: str, origin: str) -> int:
         """The map's value; what the map does not know is its background, or left out."""
         plain = plain_label(name)
-        self.found.append(plain)
+        self.found.setdefault(plain, " ".join(name.split()))
         value = self._known(plain)
         return self.classes.rest if value is None else value
 
@@ -64,7 +64,7 @@ class ShapeNames:
         """What they are called, as the map calls it if it does, without those left out."""
         values = {name: self._known(name) for name in self.found}
         return [
-            name if value is None else self.classes.names[value]
+            self.found[name] if value is None else self.classes.names[value]
             for name, value in values.items()
             if value != IGNORED
         ]

@@ -86,8 +86,12 @@ def expand_inputs(
 
 
 def _lines(stream: Iterable[str]) -> list[str]:
+    """Names, one a line, or between zero bytes, as ``find -print0`` writes them."""
     try:
-        return [line.strip() for line in stream if line.strip()]
+        text = "".join(line if line.endswith("\n") else f"{line}\n" for line in stream)
+        if "\0" in text:
+            return [name for name in text.removesuffix("\n").split("\0") if name]
+        return [line.strip() for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise UsageError(f"the list of scenes is not {error.encoding} text") from error
 
@@ -96,7 +100,7 @@ def _expanded(name: str, asset: str | None) -> list[Input]:
     if not name:
         raise UsageError("the name of a scene is empty; check the variable that it comes from")
     if "\0" in name:
-        raise UsageError("the name of a scene holds a zero byte; separate names by lines")
+        raise UsageError("the name of a scene holds a zero byte")
     if (stack := stack_files(name)) is not None:
         return [Input.of(stack_name(stack))]
     if os.path.isdir(name):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _ENDLESS = 10_000  # columns
+_KM2_FROM = 1e7  # m2 of the largest class
 # loggers of how a raster is read
 OF_SCENES = ("segearth_cli.geo.raster", "segearth_cli.geo.source", "segearth_cli.geo.bands")
 
@@ -119,8 +120,10 @@ def show_result(result: SegmentResult, as_json: bool, quiet: bool) -> None:
     if quiet:
         return
     valid = sum(result.pixels.values())
+    areas = result.area_m2
+    in_km2 = max((area for area in areas.values() if area is not None), default=0.0) >= _KM2_FROM
     rows = [
-        [name, f"{100 * pixels / valid:.1f} %" if valid else "-", _area(result.area_m2[name])]
+        [name, f"{100 * pixels / valid:.1f} %" if valid else "-", _area(areas[name], in_km2)]
         for name, pixels in result.pixels.items()
     ]
     out = console()
@@ -285,7 +288,7 @@ def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> Non
     out.print(Text(f"{result.output} in {result.seconds:.0f} s"))
 
 
-def _area(area_m2: float | None) -> str:
+def _area(area_m2: float | None, in_km2: bool) -> str:
     if area_m2 is None:
         return "-"
-    return f"{area_m2 / 1e6:.2f} km2" if area_m2 >= 1e5 else f"{area_m2:.0f} m2"
+    return f"{area_m2 / 1e6:.3f} km2" if in_km2 else f"{area_m2:.0f} m2"

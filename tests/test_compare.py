@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import rasterio.warp
 from geopandas import GeoDataFrame, points_from_xy, read_file
 from rasterio import Affine
 from scenes import blocks, options_for, read, write_scene
@@ -379,6 +380,32 @@ def test_a_label_of_0_says_nothing_beside_a_map_without_a_background(tmp_path):
     assert (scores["pixels"], scores["miou"]) == (16, 1)
 
 
+def test_points_may_be_a_table_of_coordinates(tmp_path, made):
+    with rasterio.open(made) as src:
+        rows, columns = np.mgrid[: src.height, : src.width].reshape(2, -1)
+        xs, ys = rasterio.transform.xy(src.transform, rows, columns)
+        lon, lat = rasterio.warp.transform(src.crs, "EPSG:4326", xs, ys)
+    names = np.array(["background", "water", "Straße"])[read(made).ravel()]
+    for columns in ({"X": xs, "Y": ys}, {"Longitude": lon, "latitude": lat}):
+        pd.DataFrame({**columns, "name": names}).to_csv(tmp_path / "points.csv", index=False)
+        more = ("--label-values", "Straße=road")
+        table = confusion("--pred", made, "--label", tmp_path / "points.csv", *more)
+        assert table == [[12, 0, 0], [0, 6, 0], [0, 0, 6]]
+    done = run("--pred", made, "--label", tmp_path / "points.csv")
+    assert "the map has no class Straße" in done.stderr
+    pd.DataFrame({"name": names}).to_csv(tmp_path / "points.csv")
+    done = run("--pred", made, "--label", tmp_path / "points.csv")
+    assert done.exit_code == 1
+    assert "has no coordinates: name two columns lon/lat" in done.stderr
+
+
+def test_polygons_are_no_map_to_be_measured(tmp_path, made):
+    labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "water", "road"])
+    done = run("--pred", labels, "--label", made)
+    assert done.exit_code == 2
+    assert "holds polygons; measure the class raster" in done.stderr
+
+
 def test_a_misspelt_class_is_said_to_be_like_another(tmp_path, made):
     labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "watre", ""])
     done = run("--pred", made, "--label", labels)
@@ -443,7 +470,7 @@ def test_shapes_of_no_class_of_the_map_and_what_is_left_out_is_said(tmp_path, ma
     strange = shapes(tmp_path / "strange.gpkg", "name", ["0.5", "True", "x"])
     done = run("--pred", made, "--label", strange)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "is of 0.5, true, x, and none of them is a class of the map" in done.stderr
+    assert "is of 0.5, True, x, and none of them is a class of the map" in done.stderr
     nameless = shapes(tmp_path / "nameless.gpkg", "name", ["road", "water", None])
     done = run("--pred", made, "--label", nameless)
     assert "nameless.gpkg: 1 features have no name; left out" in done.stderr

@@ -227,6 +227,16 @@ def test_damaged_documents_are_one_line(place):
             expand_inputs(["item.json"])
 
 
+def test_a_list_may_be_of_find_print0(place):
+    for name in ("a b.tif", "c\nd.tif"):
+        write_scene(Path(name))
+    assert [i.source for i in expand_inputs(["-"], ["a b.tif\0c\n", "d.tif\0"])] == [
+        "a b.tif",
+        "c\nd.tif",
+    ]
+    assert [i.source for i in expand_inputs(["-"], ["a b.tif\n", " e.tif"])] == ["a b.tif", "e.tif"]
+
+
 def test_further_pages_are_not_left_out_in_silence(place, caplog):
     features = [item("x", {"only": asset("a.tif")})]
     links = [{"rel": "next", "href": "https://host/2"}]

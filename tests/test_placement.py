@@ -152,7 +152,7 @@ def test_aoi_takes_polygons_however_broken_and_nothing_else(tmp_path):
     with pytest.raises(SceneError, match="holds no polygons"):
         open_scene(path, options(aoi=write(line, point)))
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(SceneError, match="holds no geometries"):
+    with pytest.raises(SceneError, match="has no coordinates"):
         open_scene(path, options(aoi=str(tmp_path / "table.csv")))
     local = make(tmp_path / "local.tif", pattern(), crs=LOCAL, transform=UTM["transform"])
     with pytest.raises(SceneError, match="local or geocentric"):

@@ -208,6 +208,22 @@ def test_stretch_none_divides_radar_integers_and_refuses_floats(tmp_path):
         open_scene(path, options(stretch="none"))
 
 
+def test_what_is_guessed_of_floats_and_values_is_said(tmp_path, caplog):
+    floats = make(tmp_path / "floats.tif", pattern(1, dtype="float32") / 1000)
+    with open_scene(floats, options()) as scene:
+        assert scene.sensor == "optical"
+    assert "in grey; if it is radar, say --sensor sar" in caplog.text
+    caplog.clear()
+    with open_scene(floats, options(sensor="optical")):
+        pass
+    bright = scene_of(tmp_path, np.full((3, 60, 50), 200, np.uint8))
+    with open_scene(bright, options(stretch="0,255")):
+        assert caplog.messages == []
+    with open_scene(bright, options(stretch="2,98")):
+        assert "100 % of the values" in caplog.text
+        assert "percentiles are --stretch p2,98" in caplog.text
+
+
 def test_two_optical_bands_are_grey_from_the_first(tmp_path, caplog):
     array = pattern(2)
     path = scene_of(tmp_path, array, photometric="minisblack")

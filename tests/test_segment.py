@@ -372,6 +372,9 @@ def test_bbox_in_the_scenes_and_in_other_coordinates(out, source, tiny_model):
         assert np.abs(np.subtract(src.bounds, box)).max() <= 2  # a pixel
     with pytest.raises(SceneError, match=r"does not touch the scene.*500000,5399800"):
         segment(source, options_for(tiny_model, out / "x.tif", bbox=(1.0, 2.0, 3.0, 4.0)))
+    far = {"bbox": (500_000.0, 5_399_990.0, 500_010.0, 5_400_000.0), "dst_crs": "EPSG:4326"}
+    with pytest.raises(SceneError, match="for a box in metres say --bbox-crs"):
+        segment(source, options_for(tiny_model, out / "x.tif", **far))
 
 
 def test_aoi_leaves_the_rest_nodata(out, source, tiny_model):
@@ -393,6 +396,10 @@ def test_a_map_that_is_given_as_a_scene_is_told(out, source, tiny_model, caplog)
     assert "is a map" not in caplog.text
     segment(str(out / "map.tif"), options_for(tiny_model, out / "again.tif"))
     assert "map.tif is a map that segearth made, and is read as an image" in caplog.text
+    with rasterio.open(source, "r+") as src:
+        src.update_tags(CLASSES="a,b")
+    segment(source, options_for(tiny_model, out / "labels.tif"))
+    assert "names classes of its values, and is read as an image" in caplog.text
 
 
 def test_dst_crs_warps_the_scene_first(out, source, tiny_model):

@@ -37,6 +37,8 @@ RGB = ("red", "green", "blue")
         (("B4, central wavelength 665 nm", "B3, x", "B2, x", "B8, x"), (1, 2, 3)),
         (("Blue", "Green", "Red", "Red Edge", "NIR"), (3, 2, 1)),
         (("red edge", "red", "green", "blue"), (2, 3, 4)),
+        (("B", "G", "R"), (3, 2, 1)),
+        (("r", "g", "b", "nir"), (1, 2, 3)),
         (("B02_10m", "B03_10m", "B04_10m"), (3, 2, 1)),
         (("Near Infra-Red", "Red", "Green", "Blue"), (2, 3, 4)),
         (("SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"), (3, 2, 1)),  # Landsat 5
@@ -137,6 +139,7 @@ def test_stretch_is_read():
     assert parse_stretch(" Auto ") == Stretch("auto")
     assert parse_stretch("-25,0") == Stretch("values", -25.0, 0.0)
     assert parse_stretch("p2,98") == Stretch("percentiles", 2.0, 98.0)
+    assert parse_stretch("p2,p98") == Stretch("percentiles", 2.0, 98.0)
 
 
 @pytest.mark.parametrize("text", ["", "p", "1", "1,2,3", "a,b", "5,5", "9,1", "p-1,50", "p2,101"])

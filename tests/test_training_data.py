@@ -63,13 +63,14 @@ def test_large_scenes_have_as_large_a_share(tmp_path):
     assert sorted(crops[i].source for i in range(5)) == [large] * 4 + [small]
 
 
-def test_small_images_are_reflected_and_nodata_is_avoided(tmp_path):
+def test_small_images_are_reflected_and_nodata_is_avoided(tmp_path, caplog):
     tiny = write_scene(tmp_path / "tiny.tif", blocks(3, 20, 30))
     array = blocks(3, 200, 200)
     array[:, :, 64:] = 0
     partly = write_scene(tmp_path / "partly.tif", array, nodata=0)
 
     image = RandomCrops([whole(tiny)], opener(), 64, 0)[0].images[0]
+    assert "--crop 64 is more than any image has: the largest has 30 x 20 pixels" in caplog.text
     crops = RandomCrops([whole(partly)], opener(), 64, 0)
     valid = [crops[i].images[0] for i in range(6)]
 

@@ -238,6 +238,17 @@ def test_pairs_that_are_not_named_or_twice(distill_run, data, tmp_path):
     assert_one_line(bands, 2, "no held-out image can be used", "--sar-bands: the scene has no band")
 
 
+def test_pairs_the_wrong_way_round_are_said(distill_run, data, tmp_path):
+    ways = {"rgb": distill_run(tmp_path / "right", "--steps", "1")}
+    ways["vh"] = distill_run(tmp_path / "wrong", "--steps", "1")
+    first, second = ways["vh"].index("--optical") + 1, ways["vh"].index("--sar") + 1
+    ways["vh"][first], ways["vh"][second] = ways["vh"][second], ways["vh"][first]
+    for words in ways.values():
+        done = run(words)
+        assert done.exit_code == 0, done.stderr
+        assert ("the right way round?" in done.stderr) == (words is ways["vh"])
+
+
 def test_images_that_are_not_there(upsampler_run, tmp_path):
     named = upsampler_run(tmp_path / "run")
     named[1] = str(tmp_path / "nowhere")

@@ -332,7 +332,7 @@ def bad_labels(folder, scene):
         "alone.gpkg": ("all labels are building; label pixels of two classes or more", 1),
         "plain.gpkg": ("which column holds the classes: --column (kind)", 2),
         "layers.gpkg": ("several layers (a, b)", 1),
-        "text.csv": ("cannot open", 1),
+        "text.csv": ("has no coordinates", 1),
         "values.tif": ("holds 3, which is none of its classes 0 background, 1 building", 2),
         "real.tif": ("give one band of class values", 1),
         "small.tif": ("not both are placed on the ground", 1),

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import tracemalloc
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -394,6 +395,13 @@ def test_geojson_is_cut_at_the_antimeridian(tmp_path, crs, transform, boxes):
     assert around.is_valid
     assert around.area == pytest.approx(18 / 4 * inside.area - inside.area, rel=0.01)
     assert not around.intersects(inside.buffer(-0.1))
+
+
+def test_texts_that_a_shapefile_cuts_are_said(tmp_path, caplog):
+    legend = replace(LEGEND, names=("background", "ü" * 200, "road", "water"))
+    frame = make(tmp_path, RING, legend=legend)
+    write_vector([frame], tmp_path / "map.shp", legend)
+    assert caplog.messages == ["map.shp: texts are cut after 254 bytes"]
 
 
 def test_what_lies_around_a_pole_is_not_cut(tmp_path):

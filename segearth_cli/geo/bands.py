@@ -82,7 +82,7 @@ class BandFacts:
 
     def by_description(self) -> tuple[int, ...]:
         """Red, green and blue by the bands' names, empty unless all three are found."""
-        return self._by_word() or self._by_code()
+        return self._by_word() or self._by_letter() or self._by_code()
 
     def _by_word(self) -> tuple[int, ...]:
         """Red, green and blue that are called so."""
@@ -91,6 +91,11 @@ class BandFacts:
             for word in _COLOUR_WORDS
         ]
         return tuple(found) if all(found) and len(set(found)) == 3 else ()
+
+    def _by_letter(self) -> tuple[int, ...]:
+        """Red, green and blue that are called R, G and B."""
+        names = {self.descriptions[index - 1].strip().lower(): index for index in self.data}
+        return tuple(names[letter] for letter in "rgb") if names.keys() >= {*"rgb"} else ()
 
     def _by_code(self) -> tuple[int, ...]:
         """Red, green and blue by the numbers that their satellite gives bands."""

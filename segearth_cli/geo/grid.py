@@ -269,13 +269,13 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
         min(box[3], bounds[3]),
     )
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        raise SceneError(_box_apart(shown, box_crs))
+        raise SceneError(_box_apart(shown, box, box_crs))
     cols, rows = grid.pixels(*_ring(inside))
     left, top = (max(0, math.floor(v.min() + _EDGE)) for v in (cols, rows))
     right = min(grid.width, math.ceil(cols.max() - _EDGE))
     bottom = min(grid.height, math.ceil(rows.max() - _EDGE))
     if left >= right or top >= bottom:
-        raise SceneError(_box_apart(shown, box_crs))
+        raise SceneError(_box_apart(shown, box, box_crs))
     return Window(left, top, right - left, bottom - top)
 
 
@@ -293,7 +293,7 @@ def _related(bounds: Box, crs: CRS, box: Box, box_crs: CRS) -> tuple[Box, Box]:
     try:
         return shown, transform_bounds(box_crs, crs, *box, densify_pts=21)
     except GDAL_ERRORS:
-        raise SceneError(_box_apart(shown, box_crs)) from None
+        raise SceneError(_box_apart(shown, box, box_crs)) from None
 
 
 def turns(box: Box) -> list[Box]:
@@ -321,8 +321,10 @@ def apart(asked: str, bounds: Box) -> str:
     return f"{asked} does not touch the scene, whose bounds in that coordinate system are {corners}"
 
 
-def _box_apart(bounds: Box, box_crs: CRS | None) -> str:
-    hint = "" if box_crs else "; for a box in degrees say --bbox-crs EPSG:4326"
+def _box_apart(bounds: Box, box: Box, box_crs: CRS | None) -> str:
+    in_degrees = max(map(abs, box)) <= _TURN
+    kind, code = ("in degrees", "EPSG:4326") if in_degrees else ("in metres", "for instance 32632")
+    hint = "" if box_crs else f"; for a box {kind} say --bbox-crs {code}"
     return apart("the box", bounds) + hint
 
 

@@ -27,6 +27,7 @@ from segearth_cli.geo.shapes import (
     PLACING_ERRORS,
     are_placed,
     in_crs_of,
+    is_table,
     layer_names,
     read_shapes,
 )
@@ -187,7 +188,9 @@ def open_labels(path: str, grid: Grid, names: Names, column: str | None = None) 
 def is_vector(path: str) -> bool:
     """Whether a file holds a layer of geometries: a GeoPackage may hold either kind."""
     file, layer = file_and_layer(path)
-    return layer is not None or file.lower().endswith(".parquet") or bool(layer_names(file))
+    if layer is not None or file.lower().endswith(".parquet") or is_table(file):
+        return True
+    return bool(layer_names(file))
 
 
 def _raster_reader(path: str, grid: Grid, names: Names, stack: ExitStack) -> Reader:

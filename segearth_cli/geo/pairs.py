@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from rasterio.warp import transform_bounds
 
 from segearth_cli.errors import SceneError
+from segearth_cli.geo.bands import sensor_by_facts
 from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.geo.grid import Grid, nearest_turn
 from segearth_cli.geo.raster import Reading, Scene, open_scene
-from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.source import band_facts, environment, file_grid, gdal_settings, opened
 from segearth_cli.options import SceneOptions
 
 
@@ -38,6 +39,17 @@ def head_grid(source: str) -> Grid:
     """Return a file's grid; only its head is read. Raises SceneError for what is no raster."""
     with environment(gdal_settings(source)), opened(source) as src:
         return file_grid(src, source)
+
+
+def looks_like_radar(source: str) -> bool:
+    """Whether a file says that it is a radar image, or has one or two bands of floats as these.
+
+    Raises SceneError for what is no raster.
+    """
+    with environment(gdal_settings(source)), opened(source) as src:
+        facts = band_facts(src)
+    found = sensor_by_facts(facts)
+    return found == "sar" or (found is None and "float" in facts.dtypes[0])
 
 
 def shared_grid(optical: str, sar: str) -> tuple[Grid, bool]:

@@ -42,6 +42,7 @@ from segearth_cli.geo.source import (
 from segearth_cli.geo.speckle import LeeFilter
 from segearth_cli.options import SceneOptions
 
+_MOST_BEYOND = 0.25  # of the values, that a stretch cuts off
 _ZERO_SHARE = 0.01  # undeclared zeros worth a word
 
 logger = logging.getLogger(__name__)
@@ -218,6 +219,8 @@ def _open_once(
             facts = band_facts(src)
             if from_tags(facts.tags) is not None:
                 logger.warning("%s is a map that segearth made, and is read as an image", source)
+            elif "CLASSES" in facts.tags:
+                logger.warning("%s names classes of its values, and is read as an image", source)
             crs = parse_crs(options.src_crs, "--src-crs") if options.src_crs else None
             grid = file_grid(src, source, crs)
             known = _known_sensor(facts, options)
@@ -244,6 +247,13 @@ def _open_once(
             sensor = known or sensor_by_values(*sample)
             if known is None and sensor == "sar" and radar is not None:
                 options = radar()
+            if known is None and sensor == "optical" and sample[0].dtype.kind == "f":
+                logger.warning(
+                    "%s does not say what its floats are: read as an optical image, in grey; if "
+                    "it is radar, say --%ssensor sar",
+                    source,
+                    prefix,
+                )
             doubtful = options.nodata is None and (silent or sensor == "sar")
             _warn_about_values(sample, facts, bands, source, assumed, doubtful, prefix)
             full = int(bits) if bits else None
@@ -279,7 +289,28 @@ def _found_reading(
     scaling = sensors.scaling_of(
         stretch, sensor, dtype, sample, unit, bits, prefix, options.radar_db
     )
+    _warn_about_stretch(stretch, sample, region.source, prefix)
     return Reading(bands, scaling, speckle)
+
+
+def _warn_about_stretch(stretch: sensors.Stretch, sample: Sample, source: str, prefix: str) -> None:
+    """Say so where values that were given look like the percentiles of another program."""
+    if stretch.kind != "values" or not 0 <= stretch.low < stretch.high <= 100:
+        return
+    raw, valid = sample
+    values = raw[valid]
+    beyond = float(((values < stretch.low) | (values > stretch.high)).mean()) if values.size else 0
+    if beyond > _MOST_BEYOND:
+        logger.warning(
+            "%.0f %% of the values of %s lie beyond %g to %g; percentiles are --%sstretch p%g,%g",
+            100 * beyond,
+            source,
+            stretch.low,
+            stretch.high,
+            prefix,
+            stretch.low,
+            stretch.high,
+        )
 
 
 def _radar_unit(

@@ -33,7 +33,7 @@ def parse_stretch(text: str, prefix: str = "") -> Stretch:
         return Stretch(plain)
     kind = "percentiles" if plain.startswith("p") else "values"
     try:
-        low, high = (float(part) for part in plain.removeprefix("p").split(","))
+        low, high = (float(part) for part in plain.replace("p", "").split(","))
     except ValueError:
         raise UsageError(
             f"{option} is {text!r}; give auto, none, minmax, LO,HI (values) or "

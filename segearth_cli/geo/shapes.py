@@ -6,6 +6,7 @@ import logging
 import os
 
 import geopandas
+import pandas
 import pyogrio
 import shapely
 from pyogrio.errors import DataSourceError
@@ -19,6 +20,13 @@ from segearth_cli.names import file_and_layer, is_path
 
 PLACING_ERRORS = (CRSError, ProjError, shapely.errors.ShapelyError)
 
+_COORDINATES = {  # columns of a table, and the coordinate system that their names tell
+    ("lon", "lat"): "EPSG:4326",
+    ("longitude", "latitude"): "EPSG:4326",
+    ("lng", "lat"): "EPSG:4326",
+    ("easting", "northing"): None,
+    ("x", "y"): None,
+}
 _MOST_DEGREES = 400.0  # east or west: some count on across the antimeridian, and some in grads
 
 logger = logging.getLogger(__name__)
@@ -47,6 +55,8 @@ def read_shapes(path: str, shown: str) -> geopandas.GeoDataFrame:
     file, layer = file_and_layer(path)
     if is_path(file) and not os.path.exists(file):
         raise SceneError(f"cannot read {shown}: there is no such file")
+    if file.lower().endswith(".csv") and not layers:
+        return _points_of_table(file, shown)
     if layer is None and len(layers) > 1:
         raise SceneError(
             f"{shown} holds several layers ({', '.join(layers)}); say which one is meant, as in "
@@ -65,6 +75,34 @@ def read_shapes(path: str, shown: str) -> geopandas.GeoDataFrame:
     if not isinstance(frame, geopandas.GeoDataFrame):  # a table
         raise SceneError(f"{shown} holds no geometries")
     return frame
+
+
+def is_table(path: str) -> bool:
+    """Whether a file is a CSV: its points, if it has any, are in columns of coordinates."""
+    return file_and_layer(path)[0].lower().endswith(".csv")
+
+
+def _points_of_table(file: str, shown: str) -> geopandas.GeoDataFrame:
+    """Points by two columns of coordinates, in degrees by what they are called.
+
+    Raises:
+        SceneError: there are no such columns.
+    """
+    try:
+        table = pandas.read_csv(file)
+    except (OSError, ValueError) as error:
+        raise SceneError(f"cannot read {shown}: {reason(error)}") from error
+    by_name = {str(name).strip().casefold(): name for name in table.columns}
+    for (across, up), crs in _COORDINATES.items():
+        if across in by_name and up in by_name:
+            xs, ys = (pandas.to_numeric(table[by_name[c]], "coerce") for c in (across, up))
+            points = geopandas.points_from_xy(xs, ys)
+            return geopandas.GeoDataFrame(table, geometry=points, crs=crs)
+    pairs = ", ".join("/".join(pair) for pair in _COORDINATES)
+    raise SceneError(
+        f"{shown} has no coordinates: name two columns {pairs}, or one of geometries WKT; it has "
+        f"{', '.join(map(str, table.columns))}"
+    )
 
 
 def are_placed(frame: geopandas.GeoDataFrame, grid: Grid, shown: str) -> bool:

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 Frames = Iterable[geopandas.GeoDataFrame]  # polygons, some at a time, as `Polygons` yields them
 
 _DECIMALS = 7  # of a degree: RFC 7946's advice, a centimetre
+_LONGEST_IN_DBF = 254  # bytes of a text
 _PROBE = 4096  # bytes: one block of a disk
 
 
@@ -335,7 +336,11 @@ def _write_fgb(frames: Frames, path: Path, layer: _Layer) -> None:
 def _write_shp(frames: Frames, path: Path, layer: _Layer) -> None:
     made = moment()
     dated = {"DBF_DATE_LAST_UPDATE": f"{made:%Y-%m-%d}"} if made else {}
-    _write_ogr([_whole(frames)], path, path.stem, "ESRI Shapefile", encoding="UTF-8", **dated)
+    whole = _whole(frames)
+    texts = {*whole["class_name"], *whole["source"]}
+    if any(len(text.encode()) > _LONGEST_IN_DBF for text in texts):
+        logger.warning("%s: texts are cut after %d bytes", path.name, _LONGEST_IN_DBF)
+    _write_ogr([whole], path, path.stem, "ESRI Shapefile", encoding="UTF-8", **dated)
     _write_beside(path, layer.record)
 
 
@@ -353,6 +358,7 @@ def _write_ogr(frames: Frames, path: Path, layer: str, driver: str, **options: A
     count = 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")
+        warnings.filterwarnings("ignore", ".*has been truncated", RuntimeWarning)
         for index, frame in enumerate(frames):
             pyogrio.write_dataframe(frame, path, append=index > 0, **where, **options)
             count += len(frame)

@@ -6,6 +6,7 @@ or shared by several processes, sees what it would have seen.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ TRIES = 10  # places in an image, before it counts as empty
 LEAST_VALID = 0.5  # share of a crop that must hold data
 
 Views = tuple[Scene, ...]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,17 @@ class RandomCrops(Dataset[Crop]):
         self._crop = crop
         self._seed = seed
         self._turns = turns
-        counts = [max(1, p.rows(p.size[0])[1] * p.size[1] // crop**2) for p in places]
+        sizes = [(place.rows(place.size[0])[1], place.size[1]) for place in places]
+        height, width = max(sizes, key=min)
+        if min(height, width) < crop:
+            logger.warning(
+                "--crop %d is more than any image has: the largest has %d x %d pixels to train on, "
+                "and its reflection around them fills the crop",
+                crop,
+                width,
+                height,
+            )
+        counts = [max(1, height * width // crop**2) for height, width in sizes]
         self._owners = np.repeat(np.arange(len(places)), counts)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 

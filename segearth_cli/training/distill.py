@@ -8,6 +8,7 @@ the whole (eq. 10 and 11) and of regions, which forgive small shifts (eq. 12).
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segearth_cli.geo.pairs import looks_like_radar
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
@@ -33,6 +35,8 @@ from segearth_cli.training.pretrained import Pretrained
 from segearth_cli.training.report import TrainResult
 from segearth_cli.training.sources import pair_sources
 from segearth_cli.training.trainee import Scalars, Step
+
+logger = logging.getLogger(__name__)
 
 HIGHEST_INVERSE_TEMPERATURE = 100.0  # as CLIP's own training has it
 HELD_OUT_CROPS = 256
@@ -99,6 +103,13 @@ class Distillation:
         self.sources = pair_sources(
             options.optical, options.sar, options.pairs, options.held_out, options.optical_scene
         )
+        first = self.sources.train[0].sources[0]
+        if looks_like_radar(first):
+            logger.warning(
+                "%s is given as an optical image and looks like radar: are --optical and --sar the "
+                "right way round?",
+                first,
+            )
         self.crops = RandomCrops(
             self.sources.train,
             Opener(*scenes),
