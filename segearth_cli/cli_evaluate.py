@@ -16,9 +16,12 @@ from segearth_cli.flags import (
     Bands,
     BatchSize,
     Blend,
+    Column,
     Device,
     Exact,
+    Ignore,
     Json,
+    LabelValues,
     Precision,
     Quiet,
     SarUnit,
@@ -85,25 +88,9 @@ def evaluate_command(
         str | None,
         map_option(metavar="A,B,...", help="Names of a map's values 0, 1, ..., if it has none."),
     ] = None,
-    label_values: Annotated[
-        str | None,
-        map_option(
-            metavar="LABEL=MAP,...",
-            help="Values or names of the map for those of the label; * for the rest.",
-        ),
-    ] = None,
-    ignore: Annotated[
-        str | None,
-        map_option(metavar="N,...", help="Values or names of the label that say nothing."),
-    ] = None,
-    column: Annotated[
-        str | None,
-        map_option(
-            metavar="NAME",
-            help="Column of points or polygons that holds the class. Default: the first of "
-            "class_name, class, label, name that is there.",
-        ),
-    ] = None,
+    label_values: LabelValues = None,
+    ignore: Ignore = None,
+    column: Column = None,
     model: Annotated[
         str, model_option(metavar="A,B,...", help="Models to compare: names or folders.")
     ] = "auto",

@@ -16,10 +16,13 @@ from segearth_cli.flags import (
     Bands,
     BatchSize,
     Blend,
+    Column,
     Device,
     Exact,
     Gsd,
+    Ignore,
     Json,
+    LabelValues,
     ModelName,
     Nodata,
     Precision,
@@ -39,7 +42,7 @@ from segearth_cli.flags import (
     scene_option,
 )
 from segearth_cli.options import SENSOR_CHOICES, ModelOptions, SegmentOptions, TuneOptions
-from segearth_cli.parse import parse_bands, parse_labelled
+from segearth_cli.parse import parse_bands, parse_label_values, parse_labelled, parse_values
 from segearth_cli.stdout import print_json, print_lines
 
 if TYPE_CHECKING:
@@ -75,14 +78,9 @@ def tune_command(
     no_background: Annotated[
         bool, class_option("--no-background", help="Give every valid pixel one of the classes.")
     ] = False,
-    column: Annotated[
-        str | None,
-        class_option(
-            metavar="NAME",
-            help="Column of points or polygons that holds the class. Default: the first of "
-            "class_name, class, label, name that is there.",
-        ),
-    ] = None,
+    label_values: LabelValues = None,
+    ignore: Ignore = None,
+    column: Column = None,
     samples: Annotated[
         int, run_option(metavar="N", help="Labelled pixels of each class used per scene.")
     ] = TuneOptions.samples,
@@ -128,6 +126,8 @@ def tune_command(
     options = TuneOptions(
         pairs=tuple(map(parse_labelled, labelled)),
         column=column,
+        label_values=parse_label_values(label_values),
+        ignore=parse_values(ignore),
         samples=samples,
         segment=SegmentOptions(
             classes=wanted.classes,

@@ -25,9 +25,9 @@ from segearth_cli.compare_classes import (
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import check_kind
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.labels import DISPUTED, UNKNOWN, open_labels
+from segearth_cli.geo.labels import DISPUTED, UNKNOWN, plain_label, vector_labels
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
-from segearth_cli.names import listed, plain_name
+from segearth_cli.names import listed
 from segearth_cli.options import CompareOptions
 from segearth_cli.scores import IGNORED
 
@@ -53,7 +53,7 @@ class ShapeNames:
         """The map's, of the values 0, 1, ..."""
         return self.classes.names
 
-    def value_of(self, name: str, origin: str) -> int:
+    def value_of(self, name: str) -> int:
         """The map's value; what the map does not know is its background, or left out."""
         plain = plain_label(name)
         self.found.setdefault(plain, " ".join(name.split()))
@@ -89,13 +89,6 @@ class ShapeNames:
         return any(name.isdecimal() and int(name) in self.classes.own for name in unexplained)
 
 
-def plain_label(name: str) -> str:
-    """What a feature is called as names are compared; numbers without ``.0``."""
-    plain = plain_name(name)
-    number = plain.removesuffix(".0")  # of a column of whole numbers that has gaps
-    return number if number.removeprefix("-").isdecimal() else plain
-
-
 def beside_shapes(
     made: Path, label: Path, classes: MapClasses, options: CompareOptions
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -115,7 +108,7 @@ def beside_shapes(
         source = stack.enter_context(opened(str(made)))
         check_kind(source, str(made), np.uint8)
         grid = file_grid(source, str(made))
-        read = stack.enter_context(open_labels(str(label), grid, names, options.column))
+        read = vector_labels(str(label), grid, names, options.column)
         check_shapes(label, names, rest)
         labelled = disputed = 0
         for first in range(0, grid.height, ROWS):

@@ -177,6 +177,25 @@ Address: TypeAlias = Annotated[
         help="The Ray cluster that runs, or auto. Left out: one on this machine, for this run.",
     ),
 ]
+LabelValues: TypeAlias = Annotated[
+    str | None,
+    class_option(
+        metavar="LABEL=CLASS,...",
+        help="Classes, by value or name, for values or names of the labels; * for the rest.",
+    ),
+]
+Ignore: TypeAlias = Annotated[
+    str | None,
+    class_option(metavar="N,...", help="Values or names of the labels that say nothing."),
+]
+Column: TypeAlias = Annotated[
+    str | None,
+    class_option(
+        metavar="NAME",
+        help="Column of points or polygons that holds the class. Default: the first of "
+        "class_name, class, label, name that is there.",
+    ),
+]
 ModelOut: TypeAlias = Annotated[
     Path, run_option("-o", "--output", metavar="DIR", help="The model folder to make.")
 ]

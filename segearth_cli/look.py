@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,14 @@ from tqdm import tqdm
 from segearth_cli.choose import Pixels
 from segearth_cli.device import memory_guard, pass_size, use_threads
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.labels import ClassNames, Places, open_labels, spread_places
+from segearth_cli.geo.labels import (
+    UNKNOWN,
+    ClassNames,
+    Places,
+    open_labels,
+    plain_label,
+    spread_places,
+)
 from segearth_cli.geo.raster import Scene
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
@@ -51,7 +58,7 @@ def look(options: TuneOptions) -> tuple[Model, list[Looked]]:
     own = options.segment
     check_options(own)
     vocabulary = build_vocabulary(own)
-    names = label_names(vocabulary)
+    names = said_names(label_names(vocabulary), options)
     use_threads(own.threads)
     with contextlib.ExitStack() as stack:
         scenes = [stack.enter_context(open_for_model(source, own)) for source, _ in options.pairs]
@@ -92,6 +99,30 @@ def label_names(vocabulary: Vocabulary) -> ClassNames:
     of_one = {word: value for word, value in words if len({v for w, v in words if w == word}) == 1}
     own = {plain_name(name): value for value, name in enumerate(names)}
     return ClassNames(names, {**of_one, **dict.fromkeys(of_background, 0), **own})
+
+
+def said_names(names: ClassNames, options: TuneOptions) -> ClassNames:
+    """The same, with what the options say of labels.
+
+    Raises:
+        UsageError: they name a class that there is not.
+    """
+
+    def said(new: int | str) -> int:
+        value = names.values.get(plain_label(new)) if isinstance(new, str) else new
+        if value is None or not 0 <= value < len(names.names):
+            shown = ", ".join(f"{number} {name}" for number, name in enumerate(names.names))
+            raise UsageError(f"--label-values: there is no class {new}; there are {shown}")
+        return value
+
+    pairs = [(old, said(new)) for old, new in options.label_values]
+    pairs += [(old, UNKNOWN) for old in options.ignore]
+    return replace(
+        names,
+        values={**names.values, **{plain_label(str(old)): new for old, new in pairs}},
+        codes={old: new for old, new in pairs if isinstance(old, int)},
+        rest=next((new for old, new in pairs if old is None), None),
+    )
 
 
 def one_sensor(scenes: list[Scene]) -> str:

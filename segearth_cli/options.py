@@ -353,6 +353,9 @@ class TuneOptions:
     segment: SegmentOptions  # all words that may be used, and the settings to begin with
     pairs: tuple[tuple[str, str], ...]  # a scene, and its labels
     column: str | None = None  # of vector labels, that holds the classes
+    # a label's value or name (None: all others), and the class
+    label_values: tuple[tuple[int | str | None, int | str], ...] = ()
+    ignore: tuple[int | str, ...] = ()  # values or names of labels that say nothing
     samples: int = 2000  # pixels per class and scene
 
     def __post_init__(self) -> None:

@@ -308,6 +308,35 @@ def test_an_equals_sign_may_be_in_a_path(here, text, parts):
     assert parse_labelled(text) == parts
 
 
+def test_labels_may_be_explained(small, tmp_path):
+    scenes = [pair.partition("=")[0] for pair in small.pairs]
+    usual = json.loads(small("--json").stdout)["scenes"]
+    for name, values in (("codes", [311, 112, -5]), ("more", [7, 112, 9])):
+        write_scene(tmp_path / f"{name}.tif", np.array(values, np.int32)[truth()])
+    foreign = vector_of(truth(), scenes[1], "polygons", ("Sonstiges", "Gebäude", "2.0"))
+    foreign.to_file(tmp_path / "words.gpkg")
+    bare = foreign[foreign.class_name != "Sonstiges"]
+    bare.to_file(tmp_path / "bare.gpkg")
+    for labels, said in (
+        ("codes.tif", "311=background,112=building,-5=2"),
+        ("codes.tif", "112=1,-5=road,*=0"),
+        ("more.tif", "112=1,9=road,*=0"),
+        ("words.gpkg", "sonstiges=0,Gebäude=House,2=road"),
+        ("bare.gpkg", "Gebäude=House,2=road,*=0"),
+    ):
+        pairs = [f"{scene}={tmp_path / labels}" for scene in scenes[1:]]
+        done = small("--json", "--label-values", said, first=pairs)
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["scenes"][0]["pixels"] == usual[1]["pixels"]
+    ignored = small("--json", "--label-values", "112=1,311=0", "--ignore", "-5",
+                    first=[f"{scenes[0]}={tmp_path / 'codes.tif'}"])  # fmt: skip
+    assert json.loads(ignored.stdout)["scenes"][0]["pixels"].keys() == {"background", "building"}
+    wrong = small("--label-values", "112=barn")
+    assert "there is no class barn; there are 0 background, 1 building, 2 road" in wrong.stderr
+    both = small(first=[f"{scenes[1]}={tmp_path / 'words.gpkg'}"])
+    assert "has labels of 'Gebäude', '2.0', 'Sonstiges', which" in both.stderr
+
+
 def bad_labels(folder, scene):
     """Labels that cannot be used, what is said of them, and the exit code."""
     frame = vector_of(truth(), scene, "polygons")
@@ -326,7 +355,7 @@ def bad_labels(folder, scene):
     write_scene(folder / "real.tif", truth().astype(np.float32))
     write_scene(folder / "small.tif", truth()[:, :50], crs=None)
     return {
-        "odd.gpkg": ("'shed', which is none of the classes background, building, road", 2),
+        "odd.gpkg": ("'shed', which are none of the classes background, building, road", 2),
         "lines.gpkg": ("neither a point nor a polygon", 1),
         "far.gpkg": ("labels no pixel of the scene", 1),
         "alone.gpkg": ("all labels are building; label pixels of two classes or more", 1),

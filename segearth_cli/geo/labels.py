@@ -6,9 +6,9 @@ Labels are read some rows at a time, so that memory does not grow with the scene
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import geopandas
@@ -32,7 +32,7 @@ from segearth_cli.geo.shapes import (
     read_shapes,
 )
 from segearth_cli.geo.source import environment, gdal_settings, opened
-from segearth_cli.names import file_and_layer, plain_name
+from segearth_cli.names import file_and_layer, listed, plain_name
 from segearth_cli.scores import IGNORED
 
 UNKNOWN = -1  # a pixel without a label
@@ -52,8 +52,8 @@ class Names(Protocol):
     def names(self) -> tuple[str, ...]:
         """Of the values 0, 1, ..."""
 
-    def value_of(self, name: str, origin: str) -> int:
-        """The value for what a file, ``origin``, calls so."""
+    def value_of(self, name: str) -> int | None:
+        """The value for what labels call so; ``None`` where that is nothing known."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,39 @@ class ClassNames:
 
     Attributes:
         names: of the values 0, 1, ...
-        values: of every name and synonym, in lower case.
+        values: of every name and synonym (see `plain_label`); ``UNKNOWN`` of those to be ignored.
+        codes: values for those of a raster, where they are not the same.
+        rest: for all other labels, and where there are none.
     """
 
     names: tuple[str, ...]
     values: Mapping[str, int]
+    codes: Mapping[int, int] = field(default_factory=dict)
+    rest: int | None = None
 
-    def value_of(self, name: str, origin: str) -> int:
-        """The value of a class by any of its names.
+    @property
+    def explains(self) -> bool:
+        """Whether it says itself what a raster's values are."""
+        return self.rest is not None or any(v != UNKNOWN for v in self.codes.values())
 
-        Raises:
-            UsageError: there is no such class.
-        """
-        value = self.values.get(plain_name(name))
-        if value is None:
-            raise UsageError(
-                f"{origin} has labels of {name!r}, which is none of the classes "
-                f"{', '.join(self.names)}; add it to --classes, or to the words of --background"
-            )
-        return value
+    def value_of(self, name: str) -> int | None:
+        """The value of a class by any of its names."""
+        return self.values.get(plain_label(name), self.rest)
+
+
+def plain_label(name: str) -> str:
+    """What labels are called as names are compared; numbers without ``.0``."""
+    plain = plain_name(name)
+    number = plain.removesuffix(".0")  # of a column of whole numbers that has gaps
+    return number if number.removeprefix("-").isdecimal() else plain
+
+
+def _no_classes(unknown: Sequence[str], names: Names, path: str) -> UsageError:
+    called = listed([repr(name) for name in unknown])
+    return UsageError(
+        f"{path} has labels of {called}, which are none of the classes {', '.join(names.names)}; "
+        "add them to --classes or to the words of --background, or say --label-values or --ignore"
+    )
 
 
 @dataclass(frozen=True)
@@ -162,25 +176,35 @@ def _blocks(read: Reader, grid: Grid) -> Iterator[tuple[int, NDArray[np.int16]]]
 
 
 @contextmanager
-def open_labels(path: str, grid: Grid, names: Names, column: str | None = None) -> Iterator[Reader]:
+def open_labels(
+    path: str, grid: Grid, names: ClassNames, column: str | None = None
+) -> Iterator[Reader]:
     """Labels on a scene's grid, as a function of the first row and the number of rows.
 
     Args:
         path: a class raster, or points or polygons in any vector format.
         grid: the scene's; a raster on another one is aligned to the nearest pixel.
         names: the classes.
-        column: of a vector file, that holds the classes; ``None`` takes the first of ``COLUMNS``.
+        column: see `vector_labels`.
 
     Raises:
         SceneError: the labels cannot be read or placed on the scene.
         UsageError: they name a class that is not known, or no column holds classes.
     """
+    if is_vector(path):
+        read = vector_labels(path, grid, names, column)
+
+        def with_rest(first: int, rows: int) -> NDArray[np.int16]:
+            labels = read(first, rows)
+            if names.rest is not None:
+                labels[labels == UNKNOWN] = names.rest
+            return labels
+
+        yield with_rest
+        return
+    if column is not None:
+        raise UsageError(f"--column {column} is of a vector file, and {path} is none")
     with ExitStack() as stack:
-        if is_vector(path):
-            yield _vector_reader(path, grid, names, column)
-            return
-        if column is not None:
-            raise UsageError(f"--column {column} is of a vector file, and {path} is none")
         stack.enter_context(environment(gdal_settings(path)))
         yield _raster_reader(path, grid, names, stack)
 
@@ -193,23 +217,33 @@ def is_vector(path: str) -> bool:
     return bool(layer_names(file))
 
 
-def _raster_reader(path: str, grid: Grid, names: Names, stack: ExitStack) -> Reader:
+def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -> Reader:
     """Rows of a class raster."""
     named, nodata = class_names(path)
     src = stack.enter_context(opened(path))
     check_kind(src, path)
     aligned = on_grid(src, path, grid, "the scene", stack)
+    of_names = {code: names.value_of(name) for code, name in named.items()}
+    usual: dict[int, int | None] = {}
+    if not named and not names.explains:  # values are those of the classes
+        usual |= {value: value for value in range(len(names.names))}
+    usual |= {**of_names, **names.codes}
+    if nodata is None:
+        usual.setdefault(IGNORED, UNKNOWN)
 
     def value_of(own: int) -> int:
-        if own == nodata or (nodata is None and own == IGNORED):
-            return UNKNOWN
+        value = UNKNOWN if own == nodata else usual.get(own, names.rest)
+        if value is not None:
+            return value
         if own in named:
-            return names.value_of(named[own], path)
-        if named or not 0 <= own < len(names.names):
-            known = named or dict(enumerate(names.names))
-            shown = ", ".join(f"{value} {name}" for value, name in known.items())
-            raise UsageError(f"{path} holds {own}, which is none of its classes {shown}")
-        return own
+            lost = [named[code] for code, known in of_names.items() if known is None]
+            raise _no_classes(lost, names, path)
+        known = named or dict(enumerate(names.names))
+        shown = ", ".join(f"{code} {name}" for code, name in known.items())
+        raise UsageError(
+            f"{path} holds {own}, which is none of its classes {shown}; say --label-values "
+            f"{own}=CLASS or --ignore {own}"
+        )
 
     def read(first: int, rows: int) -> NDArray[np.int16]:
         window = Window(0, first, grid.width, rows)
@@ -223,8 +257,19 @@ def _raster_reader(path: str, grid: Grid, names: Names, stack: ExitStack) -> Rea
     return read
 
 
-def _vector_reader(path: str, grid: Grid, names: Names, column: str | None) -> Reader:
-    """Rows of points and polygons: a polygon labels the pixels whose centre lies in it."""
+def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> Reader:
+    """Points and polygons on a scene's grid: these label the pixels whose centre lies in them.
+
+    Args:
+        path: of any vector format.
+        grid: the scene's.
+        names: the classes.
+        column: that holds the classes; ``None`` takes the first of ``COLUMNS``.
+
+    Raises:
+        SceneError: the labels cannot be read or placed on the scene.
+        UsageError: they name a class that is not known, or no column holds classes.
+    """
     frame = read_shapes(path, path)
     column = _class_column(frame, path, column)
     frame = frame[~frame.geometry.isna() & ~frame.geometry.is_empty]
@@ -233,7 +278,10 @@ def _vector_reader(path: str, grid: Grid, names: Names, column: str | None) -> R
         logger.warning("%s: %d features have no %s; left out", path, int(unnamed.sum()), column)
         frame = frame[~unnamed]
     texts = [str(text) for text in frame[column].tolist()]
-    by_text = {text: names.value_of(text, path) for text in dict.fromkeys(texts)}
+    by_text = {text: names.value_of(text) for text in dict.fromkeys(texts)}
+    unknown = [text for text, value in by_text.items() if value is None]
+    if unknown:
+        raise _no_classes(unknown, names, path)
     values = np.array([by_text[text] for text in texts], np.int16)
     shapes, feature = _points_and_polygons(_in_pixels(frame, path, grid))
     lost = np.setdiff1d(np.arange(len(texts)), feature)
