@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand."""
+"""The README's commands run to their end, on coarser pixels; what they print is not compared."""
 
 import os
 import re
