@@ -131,12 +131,12 @@ def jobs_of(
     """
     from segearth_cli.outputs import STDOUT, check_outputs, files_read
     from segearth_cli.reading import check_options, is_raster
-    from segearth_cli.resume import is_ours
 
     check_options(options)
     if how.resume and STDOUT in options.outputs:
         raise UsageError("--resume finds nothing on stdout; give the polygons a file")
     inputs = [Input.of(source) for source in sources]
+    options = replace(options, replace_maps=how.resume)
     every = options_per_scene(inputs, options)
     part, parts = how.shard
     jobs = [Job(own.source, own_options) for own, own_options in zip(inputs, every, strict=True)][
@@ -144,17 +144,12 @@ def jobs_of(
     ]
     read = files_read((own.source for own in inputs), options)
     for job in jobs:
-        if how.resume:
-            check_outputs(read, job.options, may_replace=is_ours)
-        else:
-            check_outputs(read, job.options)
+        check_outputs(read, job.options)
     # a lone scene that is none will be said without waiting for torch
     if how.engine == "local" and (len(jobs) != 1 or is_raster(jobs[0].source)):
         from segearth_cli.device import precision_here
 
         precision_here(options.model)
-    if how.resume:
-        jobs = [replace(job, options=replace(job.options, overwrite=True)) for job in jobs]
     return jobs
 
 

@@ -79,7 +79,7 @@ def file_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
         return [(maps, labels)]
     if not labels.is_dir():
         raise UsageError(f"{maps} is a folder and {labels} is none; name two of a kind")
-    by_stem, made = _files(labels, (*RASTERS, *VECTOR_SUFFIXES)), _files(maps, RASTERS)
+    by_stem, made = _files(labels, (*RASTERS, *VECTOR_SUFFIXES, ".csv")), _files(maps, RASTERS)
     if not made:
         raise UsageError(f"no raster lies in {maps}; its maps end with {' '.join(RASTERS)}")
     both = sorted(made.keys() & by_stem.keys())

@@ -22,7 +22,7 @@ from segearth_cli.compare_classes import (
     warn_of_values,
 )
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.class_raster import check_kind, class_names, on_grid, translated
+from segearth_cli.geo.class_raster import BYTES, check_kind, class_names, on_grid, translated
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.names import plain_name
@@ -123,7 +123,7 @@ def beside_raster(
         own = stack.enter_context(opened(str(label)))
         source = stack.enter_context(opened(str(made)))
         check_kind(own, str(label))
-        check_kind(source, str(made), np.uint8)
+        check_kind(source, str(made), BYTES)
         grid = file_grid(own, str(label))
         aligned = on_grid(source, str(made), grid, str(label), stack)
         for first in range(0, own.height, ROWS):

@@ -23,7 +23,7 @@ from segearth_cli.compare_classes import (
     warn_of_values,
 )
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.class_raster import check_kind
+from segearth_cli.geo.class_raster import BYTES, check_kind
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.labels import DISPUTED, UNKNOWN, plain_label, vector_labels
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
@@ -106,7 +106,7 @@ def beside_shapes(
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(str(made))))
         source = stack.enter_context(opened(str(made)))
-        check_kind(source, str(made), np.uint8)
+        check_kind(source, str(made), BYTES)
         grid = file_grid(source, str(made))
         read = vector_labels(str(label), grid, names, options.column)
         check_shapes(label, names, rest)
@@ -143,9 +143,6 @@ def check_shapes(label: Path, names: ShapeNames, rest: int) -> None:
         UsageError: no feature has a class of the map.
     """
     classes, called = names.classes, names.called()
-    unused = sorted(names.said.keys() - set(names.found))
-    if unused:
-        logger.warning("%s has nothing called %s", label, ", ".join(unused))
     if called and not {*called} & {*classes.names}:
         raise UsageError(
             f"{label} is of {listed(sorted(called))}, and none of them is a class of the map "

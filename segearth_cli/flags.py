@@ -121,7 +121,7 @@ Nodata: TypeAlias = Annotated[
     scene_option(
         metavar="VALUE|none",
         parser=parse_nodata,
-        help="Value of pixels without data, if not the file's own; none: all have.",
+        help="Value of pixels without data, if not the file's own; none: no value is.",
     ),
 ]
 Gsd: TypeAlias = Annotated[

@@ -18,7 +18,7 @@ from segearth_cli.choose import Pixels
 from segearth_cli.device import memory_guard, pass_size, use_threads
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.labels import (
-    UNKNOWN,
+    SILENT,
     ClassNames,
     Places,
     open_labels,
@@ -116,12 +116,13 @@ def said_names(names: ClassNames, options: TuneOptions) -> ClassNames:
         return value
 
     pairs = [(old, said(new)) for old, new in options.label_values]
-    pairs += [(old, UNKNOWN) for old in options.ignore]
+    pairs += [(old, SILENT) for old in options.ignore]
     return replace(
         names,
         values={**names.values, **{plain_label(str(old)): new for old, new in pairs}},
         codes={old: new for old, new in pairs if isinstance(old, int)},
         rest=next((new for old, new in pairs if old is None), None),
+        said={plain_label(old) for old, _ in pairs if isinstance(old, str)},
     )
 
 

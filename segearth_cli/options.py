@@ -158,6 +158,7 @@ class SegmentOptions(SceneOptions):
     acquired: str | None = None  # when, for that Item
     source_item: str | None = None  # the Item that the scene is of
     overwrite: bool = False
+    replace_maps: bool = False  # of segearth's own, and nothing else
     creation_options: tuple[tuple[str, str], ...] = ()
     max_memory: int | None = None  # bytes
     progress: bool = True  # on stderr, where that is a terminal

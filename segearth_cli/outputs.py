@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -15,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segearth_cli import report, stac
-from segearth_cli.errors import OutputError
+from segearth_cli.errors import OutputError, SceneError
 from segearth_cli.geo import cog, vector, writer
+from segearth_cli.geo.digest import source_files
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
-from segearth_cli.geo.recorded import Record, to_tags
+from segearth_cli.geo.recorded import Record, read_record, to_tags
 from segearth_cli.names import file_and_layer, files_named, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
-from segearth_cli.staging import files_of
+from segearth_cli.staging import companions, files_of, record_beside
 from segearth_cli.stdout import writing_to
 
 STDOUT = "-"
@@ -70,36 +70,34 @@ class ClassMap:
         return writer.count_values(self.classes, self.legend.nodata + 1, self.grid)
 
 
-MayReplace = Callable[[Path], bool]
-
-
-def _nothing(path: Path) -> bool:
-    return False
-
-
 FileId = tuple[int, int]  # device and number on it
 
 
 def files_read(sources: Iterable[str], options: SegmentOptions) -> frozenset[FileId]:
-    """The files among what is read, however they are called."""
-    found = set()
-    area = [file_and_layer(options.aoi)[0]] if options.aoi else []
-    for file in (*chain.from_iterable(map(files_named, sources)), *area):
+    """The files among what is read, however they are called.
+
+    Those that scenes are made of are looked up where something may be replaced.
+    """
+    found: set[FileId] = set()
+    files = [file_and_layer(options.aoi)[0]] if options.aoi else []
+    for source in sources:
+        files += files_named(source)
+        if options.overwrite or options.replace_maps:
+            with contextlib.suppress(SceneError):  # which will be said when it is opened
+                files += source_files(source)
+    for file in files:
         with contextlib.suppress(OSError, ValueError):
             stat = os.stat(file)
             found.add((stat.st_dev, stat.st_ino))
     return frozenset(found)
 
 
-def check_outputs(
-    read: Collection[FileId], options: SegmentOptions, may_replace: MayReplace = _nothing
-) -> None:
+def check_outputs(read: Collection[FileId], options: SegmentOptions) -> None:
     """Refuse outputs that cannot be, before any work is done.
 
     Args:
         read: see `files_read`.
-        options: which outputs, and whether to ``overwrite`` files that are there.
-        may_replace: whether those of one output may be replaced all the same.
+        options: which outputs, and what of files that are there may be replaced.
 
     Raises:
         UsageError: a package that a format needs is missing.
@@ -114,8 +112,20 @@ def check_outputs(
             stat = file.stat()
             if (stat.st_dev, stat.st_ino) in read:
                 raise OutputError(f"{file} is to be read; write to another file")
-        if files and not options.overwrite and not may_replace(path):
+        may_replace = options.overwrite or (options.replace_maps and is_ours(path))
+        if files and not may_replace:
             raise OutputError(f"{files[0]} exists; use --overwrite to replace it")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether what lies at an output's place was made by segearth, or left when it was killed."""
+    if path.is_file():
+        return read_record(path) is not None
+    left = [file for file in companions(path) if file.exists()]
+    if path.suffix.lower() == ".shp":
+        return not left or record_beside(path).is_file()
+    # a record, names of classes, statistics
+    return all(file == record_beside(path) or file.suffix == ".xml" for file in left)
 
 
 def output_paths(options: SegmentOptions) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo import cog
-from segearth_cli.geo.digest import source_digest, source_files
+from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.grid import parse_crs
 from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.remote import is_remote
@@ -25,11 +25,10 @@ from segearth_cli.stac import parse_time
 
 @dataclass(frozen=True)
 class OpenScene:
-    """An open scene, the digest of what it is read from, and the files of that."""
+    """An open scene, and the digest of what it is read from."""
 
     scene: Scene
     digest: dict[str, Any]
-    files: tuple[str, ...]
 
 
 def open_source(source: str, options: SegmentOptions) -> OpenScene:
@@ -38,8 +37,8 @@ def open_source(source: str, options: SegmentOptions) -> OpenScene:
     Raises:
         SceneError: it cannot be opened or read.
     """
-    digest, files = source_digest(source), tuple(source_files(source))
-    return OpenScene(open_for_model(source, options), digest, files)
+    digest = source_digest(source)
+    return OpenScene(open_for_model(source, options), digest)
 
 
 def open_for_model(source: str, options: SegmentOptions) -> Scene:

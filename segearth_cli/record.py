@@ -5,6 +5,7 @@ Which files carry it where is in `geo.recorded`.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -31,6 +32,7 @@ _OF_NO_MATTER = (
     "acquired",
     "source_item",
     "overwrite",
+    "replace_maps",
     "progress",
     "radar_db",
     "polarisation",
@@ -160,4 +162,6 @@ def _word(name: str, value: Any) -> str:
     flag = f"--{name.replace('_', '-')}"
     if value is True:
         return flag
+    if name == "nodata" and float(value) == math.inf:
+        value = "none"
     return f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"

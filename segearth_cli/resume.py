@@ -11,7 +11,6 @@ from segearth_cli.options import RASTER_SUFFIXES, SegmentOptions
 from segearth_cli.outputs import kind_of, output_paths
 from segearth_cli.record import same_settings, settings_record
 from segearth_cli.stac import item_time, parse_time
-from segearth_cli.staging import companions, record_beside
 
 
 def is_complete(source: str, options: SegmentOptions) -> bool:
@@ -49,13 +48,3 @@ def _is_whole(path: Path, options: SegmentOptions) -> bool:
     elif kind in RASTER_SUFFIXES:
         parts = [path.with_name(f"{path.name}.aux.xml")]  # the classes' names
     return all(file.is_file() for file in (path, *parts))
-
-
-def is_ours(path: Path) -> bool:
-    """Whether what lies at an output's place was made by segearth, or left when it was killed."""
-    if path.is_file():
-        return read_record(path) is not None
-    left = [file for file in companions(path) if file.exists()]
-    if path.suffix.lower() == ".shp":
-        return not left or record_beside(path).is_file()
-    return all(file.suffix == ".xml" for file in left)  # names of classes, statistics

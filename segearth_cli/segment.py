@@ -77,13 +77,12 @@ def segment(
         if load is None:
             check_options(options)
             precision_here(options.model)
-        check_outputs(files_read([source], options), options)
+        read = files_read([source], options)
+        check_outputs(read, options)
         use_threads(options.threads)
         with stage("open"):
             found = opened or open_source(source, options)
             scene = stack.enter_context(found.scene)
-        read = files_read([source, *found.files], options)
-        check_outputs(read, options)
         logger.info("%s: %s", source, scene.description)
         staging = Staging(stack)
         outputs = output_paths(options)

@@ -215,8 +215,9 @@ def outline(
     ``poles``: whether the North and the South Pole lie inside.
     """
     low, high = float(lat.min()), float(lat.max())
-    whole = antimeridian.in_one_piece(shapely.Polygon(zip(lon, lat, strict=True)))
-    if whole is None:
+    ring = np.stack([antimeridian.unrolled(np.append(lon, lon[0])), np.append(lat, lat[0])], axis=1)
+    whole = antimeridian.in_one_piece([ring])
+    if whole is None or np.ptp(ring[:, 0]) >= 360:
         north, south = poles
         low, high = (-90.0 if south else low), (90.0 if north else high)
         everywhere = shapely.box(-180, low, 180, high)

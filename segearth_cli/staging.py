@@ -131,13 +131,13 @@ def _lock(folder: Path) -> IO[bytes]:
 
     It gets its name when it is locked already, or cannot be.
     """
-    unnamed = folder / f"{_LOCK}.new"
+    if fcntl is None:
+        return (folder / _NO_LOCK).open("wb")
+    unnamed, name = folder / f"{_LOCK}.new", _NO_LOCK
     stream = unnamed.open("wb")
-    name = _NO_LOCK
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            name = _LOCK
+    with contextlib.suppress(OSError):  # some network file systems have no locks
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        name = _LOCK
     unnamed.rename(folder / name)
     return stream
 

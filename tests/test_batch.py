@@ -3,6 +3,7 @@ import logging
 
 import geopandas
 import pytest
+import rasterio.shutil
 from scenes import blocks, names_in, options_for, read, write_scene
 
 from segearth_cli.batch import Failure, jobs_of, options_per_scene, plan_jobs, segment_all
@@ -92,7 +93,11 @@ def test_a_scene_that_fails_does_not_stop_the_others(tmp_path, tiny_model, caplo
         ({"dst_crs": "nowhere"}, UsageError, "--dst-crs"),
         ({"device": "cuda:99"}, UsageError, "--device"),
         ({"creation_options": (("FOO", "BAR"),)}, UsageError, "--co"),
-        ({"creation_options": (("BLOCKSIZE", "0"),)}, UsageError, "a multiple of 16 from 64"),
+        (
+            {"creation_options": (("BLOCKSIZE", "0"),)},
+            UsageError,
+            "a multiple of 16 from 64",
+        ),
         ({"creation_options": (("OVERVIEW_COMPRESS", "JPEG"),)}, UsageError, "^--co: JPEG"),
         ({"creation_options": (("COMPRESS", "JPEG"),)}, UsageError, "^--co: JPEG"),
         ({"creation_options": (("nbits", "4"),)}, UsageError, "would change the values"),
@@ -122,6 +127,18 @@ def test_outputs_are_checked_before_the_first_scene(tmp_path, tiny_model):
     with pytest.raises(OutputError, match=r"a_map\.tif is to be read"):
         next(segment_all(sources, over))
     assert names_in(tmp_path) == ["a.tif", "a_map.gpkg", "a_map.tif"]
+
+
+def test_a_tile_of_another_scene_is_never_replaced(tmp_path, tiny_model):
+    tile = write_scene(tmp_path / "tile.tif")
+    mosaic = str(tmp_path / "mosaic.vrt")
+    rasterio.shutil.copy(tile, mosaic, driver="VRT")
+    (tmp_path / "other").mkdir()
+    other = write_scene(tmp_path / "other" / "tile.tif")
+    options = options_for(tiny_model, tmp_path / "{stem}.tif", overwrite=True)
+    with pytest.raises(OutputError, match=r"tile\.tif is to be read"):
+        jobs_of([other, mosaic, str(tmp_path / "gone.tif")], options)
+    assert len(jobs_of([mosaic, str(tmp_path / "gone.tif")], options)) == 2
 
 
 def test_plans_name_the_scenes_that_would_fail(tmp_path, tiny_model):

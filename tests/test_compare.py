@@ -1,6 +1,7 @@
 """``evaluate --pred --label``: rasters of one place, whatever their grids."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -220,6 +221,15 @@ def test_rasters_that_do_not_fit_are_named(tmp_path, label, change, said):
     assert all("has no coordinate system" in remark for remark in remarks)
 
 
+def test_a_label_of_complex_integers_is_refused(tmp_path, label):
+    size = {"width": 12, "height": 8, "count": 1, "dtype": "complex_int16"}
+    with rasterio.open(tmp_path / "radar.tif", "w", driver="GTiff", **size):
+        pass
+    done = run("--pred", label, "--label", tmp_path / "radar.tif")
+    assert done.exit_code == 1
+    assert "has 1 bands of complex_int16; give one band of class values" in done.stderr
+
+
 def test_a_map_without_names_asks_for_them(tmp_path, label):
     done = run("--pred", write(tmp_path / "map.tif", read(label)), "--label", label)
 
@@ -393,6 +403,16 @@ def test_points_may_be_a_table_of_coordinates(tmp_path, made):
         assert table == [[12, 0, 0], [0, 6, 0], [0, 0, 6]]
     done = run("--pred", made, "--label", tmp_path / "points.csv")
     assert "the map has no class Straße" in done.stderr
+    holes = pd.DataFrame(
+        {"lon": [*lon, "", "x"], "lat": [*lat, 48, 48], "name": [*names, "a", "b"]}
+    )
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "labels").mkdir()
+    shutil.copy(made, tmp_path / "maps" / "points.tif")
+    holes.to_csv(tmp_path / "labels" / "points.csv", index=False)
+    done = run("--pred", tmp_path / "maps", "--label", tmp_path / "labels", *more)
+    assert "points.csv: 2 rows have no coordinates; left out" in done.stderr
+    assert "right: 100.0 %" in done.stderr
     pd.DataFrame({"name": names}).to_csv(tmp_path / "points.csv")
     done = run("--pred", made, "--label", tmp_path / "points.csv")
     assert done.exit_code == 1

@@ -213,6 +213,16 @@ def test_gsd_keeps_zero_in_one_band_a_value(tmp_path):
     assert (image[0] == 0).all()
 
 
+@pytest.mark.parametrize("crs", ["ESRI:54008", "ESRI:54009", "EPSG:6933", "EPSG:4087"])
+def test_gsd_makes_square_pixels_of_that_area(tmp_path, crs):
+    path = make(
+        tmp_path / "scene.tif", pattern(), crs=crs, transform=Affine(50, 0, 5e6, 0, -50, 5e6)
+    )
+    with open_scene(path, options(gsd=200.0)) as scene:
+        assert scene.grid.transform.a == -scene.grid.transform.e
+        assert scene.grid.gsd_m == pytest.approx(200, rel=1e-3)
+
+
 def test_gsd_in_degrees_feet_and_web_mercator(tmp_path):
     degree = 1 / 111_320
     place = Affine(2 * degree, 0, 10, 0, -2 * degree, 60)

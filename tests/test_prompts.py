@@ -162,6 +162,9 @@ def test_a_file_of_classes_parts_synonyms_by_commas_or_bars(tmp_path):
     (tmp_path / "words.txt").write_text('# all\nbuilding|house , roof\n\n"street, paved",road\n')
     classes = (("building", "house", "roof"), ("street, paved", "road"))
     assert read_classes(tmp_path / "words.txt") == classes
+    (tmp_path / "words.txt").write_text('"street, paved\nwater\n')
+    with pytest.raises(UsageError, match="quotes go around a whole name"):
+        read_classes(tmp_path / "words.txt")
 
 
 def test_text_without_its_padding_is_encoded_alike(tiny_model):

@@ -23,6 +23,7 @@ from segearth_cli.errors import OutputError, SceneError, UsageError
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.geo.remote import give_up, patiently
 from segearth_cli.options import BatchOptions
+from segearth_cli.outputs import write_outputs
 from segearth_cli.parse import parse_shard
 from segearth_cli.prefetch import prefetched
 from segearth_cli.results import SegmentResult
@@ -166,6 +167,32 @@ def test_what_goes_with_a_map_and_segearth_did_not_make_stays(
     with pytest.raises(OutputError, match=rf"{name} exists"):
         jobs_of(sources, options, RESUME)
     assert (out / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "left"), [("geojsonl", "1.geojsonl.segearth.json"), ("tif", "1.tif.aux.xml")]
+)
+def test_the_parts_of_a_map_that_never_came_are_replaced(sources, out, tiny_model, suffix, left):
+    options = options_for(tiny_model, out / f"{{stem}}.{suffix}")
+    list(segment_all(sources, options))
+    (out / f"1.{suffix}").unlink()
+    assert (out / left).is_file()
+    assert kinds(segment_all(sources, options, RESUME)) == [Skipped, SegmentResult, Skipped]
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(sources, out, tiny_model, monkeypatch):
+    options = options_for(tiny_model, out / "{stem}.gpkg")
+    list(segment_all([sources[0], sources[2]], options))
+
+    def write(*args):
+        (out / "1.gpkg").write_text("mine")
+        return write_outputs(*args)
+
+    monkeypatch.setattr("segearth_cli.segment.write_outputs", write)
+    first, second, third = segment_all(sources, options, RESUME)
+    assert "1.gpkg exists; use --overwrite" in str(second.error)
+    assert kinds([first, third]) == [Skipped, Skipped]
+    assert (out / "1.gpkg").read_text() == "mine"
 
 
 def test_a_source_that_is_gone_is_said_though_its_map_is_there(sources, out, tiny_model):

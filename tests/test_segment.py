@@ -340,6 +340,8 @@ def test_areas_in_degrees_are_those_of_the_ellipsoid(out, tiny_model):
         ("EPSG:4326", Affine(0.1, 0, 10, 0, -0.13, 71)),
         ("EPSG:3857", Affine(1e4, 0, 1e6, 0, -3e4, 11e6)),
         ("EPSG:3413", Affine(2e4, 0, 0, 0, -2e4, 0)),
+        ("ESRI:54008", Affine(3e3, 0, 6e6, 0, -3e3, 5.5e6)),  # sinusoidal
+        ("ESRI:54009", Affine(3e3, 0, 6e6, 0, -3e3, 5.5e6)),  # Mollweide
     ],
 )
 def test_areas_of_large_scenes_follow_the_size_of_their_pixels(out, tiny_model, crs, transform):

@@ -142,7 +142,9 @@ def test_stretch_is_read():
     assert parse_stretch("p2,p98") == Stretch("percentiles", 2.0, 98.0)
 
 
-@pytest.mark.parametrize("text", ["", "p", "1", "1,2,3", "a,b", "5,5", "9,1", "p-1,50", "p2,101"])
+@pytest.mark.parametrize(
+    "text", ["", "p", "1", "1,2,3", "a,b", "5,5", "9,1", "2,p98", "1p0,20", "p-1,50", "p2,101"]
+)
 def test_malformed_stretch_is_a_usage_error(text):
     with pytest.raises(UsageError, match="--stretch is"):
         parse_stretch(text)

@@ -4,9 +4,12 @@ import json
 import shlex
 from pathlib import Path
 
+import geopandas
 import numpy as np
+import pandas
 import pytest
 import rasterio
+import shapely
 from labelled import predicted, truth, vector_of
 from rasterio.windows import Window
 from scenes import blocks, names_in, read, write_scene
@@ -331,6 +334,16 @@ def test_labels_may_be_explained(small, tmp_path):
     ignored = small("--json", "--label-values", "112=1,311=0", "--ignore", "-5",
                     first=[f"{scenes[0]}={tmp_path / 'codes.tif'}"])  # fmt: skip
     assert json.loads(ignored.stdout)["scenes"][0]["pixels"].keys() == {"background", "building"}
+    column, row = 500_000, 5_400_000
+    cloud = shapely.box(column + 60, row - 100, column + 100, row)
+    odd = geopandas.GeoDataFrame({"class_name": ["cloud"]}, geometry=[cloud], crs=bare.crs)
+    pandas.concat([bare, odd]).to_file(tmp_path / "cloudy.gpkg")
+    said = ("--label-values", "Gebäude=1,2=road,*=0,Hause=1", "--ignore", "cloud")
+    cloudy = small("--json", *said, first=[f"{scenes[1]}={tmp_path / 'cloudy.gpkg'}"])
+    assert "cloudy.gpkg has nothing called hause" in cloudy.stderr
+    pixels, before = json.loads(cloudy.stdout)["scenes"][0]["pixels"], usual[1]["pixels"]
+    assert sum(before.values()) - sum(pixels.values()) == 20 * 50
+    assert pixels["building"] < before["building"]
     wrong = small("--label-values", "112=barn")
     assert "there is no class barn; there are 0 background, 1 building, 2 road" in wrong.stderr
     both = small(first=[f"{scenes[1]}={tmp_path / 'words.gpkg'}"])

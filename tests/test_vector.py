@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import warnings
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -369,6 +370,30 @@ def test_geojson_is_what_rfc_7946_says(tmp_path):
         points = shapely.get_coordinates(polygon)
         assert np.abs(points - [15.0, 45.15]).max() < 0.01
         assert (points == np.round(points, 7)).all()
+
+
+def geojson_of(tmp_path, classes, grid):
+    (path,) = write_vector([make(tmp_path, classes, grid)], tmp_path / "map.geojson", LEGEND)
+    return geopandas.read_file(path).sort_values("class_id").geometry
+
+
+@pytest.mark.parametrize("west", [-180 - 1e-10, -180 + 1e-10, -180.0000001, 180 + 3e-14])
+def test_what_begins_at_the_antimeridian_is_whole(tmp_path, west):
+    grid = Grid(5, 4, Affine(1, 0, west, 0, -1, 2), CRS.from_epsg(4326))
+    for shape in geojson_of(tmp_path, RING, grid):
+        assert shape.is_valid
+        assert shape.geom_type == "Polygon"
+        assert -180 <= shape.bounds[0] < shape.bounds[2] <= -175
+
+
+def test_neighbours_keep_their_border_where_one_is_cut(tmp_path):
+    """Three large cells of a polar scene; the antimeridian goes through the one in the middle."""
+    grid = Grid(3, 1, Affine(4e5, 0, -21e5, 0, -3e5, 16.5e5), CRS.from_epsg(3413))
+    shapes = geojson_of(tmp_path, np.array([[1, 2, 3]]), grid)
+    assert shapes.geom_type.tolist() == ["Polygon", "MultiPolygon", "Polygon"]
+    assert shapes.is_valid.all()
+    for one, other in combinations(shapes, 2):
+        assert one.intersection(other).area < 1e-6 * min(one.area, other.area)
 
 
 # the same 8 x 4 pixels around 180 degrees, with a hole; then what does not cross it

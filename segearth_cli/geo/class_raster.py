@@ -20,6 +20,8 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 
 HIGHEST_VALUE = 65535
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+BYTES = ("uint8",)
 
 
 def class_names(path: str) -> tuple[dict[int, str], float | None]:
@@ -44,14 +46,14 @@ def class_names(path: str) -> tuple[dict[int, str], float | None]:
     return {int(value): str(name) for value, name in content.items()}, nodata
 
 
-def check_kind(src: Any, path: str, wanted: Any = np.integer) -> None:
+def check_kind(src: Any, path: str, wanted: tuple[str, ...] = INTEGERS) -> None:
     """Refuse a raster that holds no classes.
 
     Raises:
         SceneError: it has several bands, or other numbers.
     """
-    if src.count != 1 or not np.issubdtype(np.dtype(src.dtypes[0]), wanted):
-        most = "" if wanted is np.integer else f" from 0 to {np.iinfo(wanted).max}"
+    if src.count != 1 or src.dtypes[0] not in wanted:
+        most = "" if wanted == INTEGERS else " from 0 to 255"
         raise SceneError(
             f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class values, "
             f"whole numbers{most}"

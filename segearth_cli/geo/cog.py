@@ -87,7 +87,7 @@ def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> Non
                 f"{' or '.join(_RESAMPLINGS)}"
             )
         if name.upper() == "BLOCKSIZE" and not _is_block(value):  # GDAL would abort the process
-            raise UsageError(f"--co {name}={value}: give a multiple of 16 from 64 on, as 512")
+            raise UsageError(f"--co {name}={value}: give a multiple of 16 from 64 to 4096, as 512")
     gdal_logger = logging.getLogger(_OPTION_LOGGER)
     heard = _Heard()
     level, propagate = gdal_logger.level, gdal_logger.propagate
@@ -115,7 +115,7 @@ def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> Non
 
 
 def _is_block(text: str) -> bool:
-    return text.isdecimal() and int(text) >= 64 and int(text) % 16 == 0
+    return text.isdecimal() and 64 <= int(text) <= 4096 and int(text) % 16 == 0
 
 
 class _Heard(logging.Handler):

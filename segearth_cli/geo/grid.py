@@ -125,12 +125,12 @@ class Grid:
             return None
         cols, rows = np.concatenate([cols, cols + 1, cols]), np.concatenate([rows, rows, rows + 1])
         xs, ys = (places.reshape(3, -1) for places in self.ground(cols, rows))
-        metres_x, metres_y = metres_per_unit(self.crs, xs[0], ys[0])
+        _, _, unit_area = metres_per_unit(self.crs, xs[0], ys[0])
         if self.gcps:  # differences along a pixel's two edges
             (ax, bx), (ay, by) = xs[1:] - xs[0], ys[1:] - ys[0]
         else:  # the same, without the rounding of large coordinates
             ax, bx, _, ay, by, _ = self.transform[:6]
-        return np.asarray(abs(ax * by - bx * ay) * metres_x * metres_y)
+        return np.asarray(abs(ax * by - bx * ay) * unit_area)
 
     @property
     def gsd_m(self) -> float | None:
@@ -207,28 +207,32 @@ def unit_of(crs: pyproj.CRS) -> float:
 
 def metres_per_unit(
     crs: CRS | pyproj.CRS, xs: NDArray[Any], ys: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the ground metres of one CRS unit along x and along y at places.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ground metres of one CRS unit along x and along y at places, and their area.
 
     Exactly the CRS's own unit, unless a projection stretches lengths there by more than 1 % (Web
-    Mercator away from the equator); degrees are measured on the CRS's ellipsoid.
+    Mercator away from the equator); degrees are measured on the CRS's ellipsoid. The area is less
+    than the product where x and y are not at right angles on the ground (a sinusoidal projection).
     """
     crs = pyproj.CRS.from_user_input(crs)
     unit = unit_of(crs)
-    if not is_on_earth(crs):
-        return np.full(len(xs), unit), np.full(len(xs), unit)
     geod = crs.get_geod() or pyproj.Geod(ellps="WGS84")
     unit_m = unit * geod.a if crs.is_geographic else unit
+    usual = np.full(len(xs), unit_m)
+    if not is_on_earth(crs):
+        return usual, usual, usual**2
     step = 1e-3 if crs.is_geographic else 100.0 / unit
     lon, lat = degrees(crs, np.stack([xs, xs + step, xs]), np.stack([ys, ys, ys + step]))
     is_inside = np.isfinite(lon).all(axis=0) & np.isfinite(lat).all(axis=0)  # of the projection
     lon, lat = (np.where(is_inside, values, 0.0) for values in (lon, lat))
-    found = np.stack([geod.inv(lon[0], lat[0], lon[i], lat[i])[2] for i in (1, 2)]) / step
-    is_sound = is_inside & (np.isfinite(found) & (found > 0)).all(axis=0)
+    ways = [geod.inv(lon[0], lat[0], lon[end], lat[end]) for end in (1, 2)]
+    metres = np.stack([distance for _, _, distance in ways]) / step
+    angle = np.radians(ways[0][0] - ways[1][0])
+    is_sound = is_inside & (np.isfinite(metres) & (metres > 0)).all(axis=0)
     if crs.is_projected:
-        is_sound &= (abs(found / unit - 1) >= _STRETCH).any(axis=0)
-    metres_x, metres_y = np.where(is_sound, found, unit_m)
-    return metres_x, metres_y
+        is_sound &= (abs(metres / unit - 1) >= _STRETCH).any(axis=0)
+    across, up = np.where(is_sound, metres, usual)
+    return across, up, across * up * np.where(is_sound, abs(np.sin(angle)), 1.0)
 
 
 def degrees(
@@ -269,13 +273,13 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
         min(box[3], bounds[3]),
     )
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        raise SceneError(_box_apart(shown, box, box_crs))
+        raise SceneError(_box_apart(shown, box, box_crs, grid.crs))
     cols, rows = grid.pixels(*_ring(inside))
     left, top = (max(0, math.floor(v.min() + _EDGE)) for v in (cols, rows))
     right = min(grid.width, math.ceil(cols.max() - _EDGE))
     bottom = min(grid.height, math.ceil(rows.max() - _EDGE))
     if left >= right or top >= bottom:
-        raise SceneError(_box_apart(shown, box, box_crs))
+        raise SceneError(_box_apart(shown, box, box_crs, grid.crs))
     return Window(left, top, right - left, bottom - top)
 
 
@@ -293,7 +297,7 @@ def _related(bounds: Box, crs: CRS, box: Box, box_crs: CRS) -> tuple[Box, Box]:
     try:
         return shown, transform_bounds(box_crs, crs, *box, densify_pts=21)
     except GDAL_ERRORS:
-        raise SceneError(_box_apart(shown, box, box_crs)) from None
+        raise SceneError(_box_apart(shown, box, box_crs, crs)) from None
 
 
 def turns(box: Box) -> list[Box]:
@@ -321,10 +325,14 @@ def apart(asked: str, bounds: Box) -> str:
     return f"{asked} does not touch the scene, whose bounds in that coordinate system are {corners}"
 
 
-def _box_apart(bounds: Box, box: Box, box_crs: CRS | None) -> str:
-    in_degrees = max(map(abs, box)) <= _TURN
-    kind, code = ("in degrees", "EPSG:4326") if in_degrees else ("in metres", "for instance 32632")
-    hint = "" if box_crs else f"; for a box {kind} say --bbox-crs {code}"
+def _box_apart(bounds: Box, box: Box, box_crs: CRS | None, crs: CRS | None) -> str:
+    hint = ""
+    if box_crs is None and crs is not None:
+        in_degrees = max(map(abs, box)) <= _TURN
+        if in_degrees and not crs.is_geographic:
+            hint = "; for a box in degrees say --bbox-crs EPSG:4326"
+        elif crs.is_geographic and not in_degrees:
+            hint = "; for a box in metres say --bbox-crs with its coordinate system"
     return apart("the box", bounds) + hint
 
 
@@ -347,9 +355,9 @@ def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
         return start
     left, bottom, right, top = start.bounds
     middle = np.array([(left + right) / 2]), np.array([(bottom + top) / 2])
-    metres_x, metres_y = (float(metres[0]) for metres in metres_per_unit(crs, *middle))
-    if crs.is_projected and abs(metres_x / metres_y - 1) < _STRETCH:
-        metres_x = metres_y = math.sqrt(metres_x * metres_y)  # square, as the map's users expect
+    metres_x, metres_y, area = (float(found[0]) for found in metres_per_unit(crs, *middle))
+    if crs.is_projected:  # square pixels, as the map's users expect
+        metres_x = metres_y = math.sqrt(area)
     step_x, step_y = gsd_m / metres_x, gsd_m / metres_y
     if step_x > (right - left) * (1 + _EDGE) or step_y > (top - bottom) * (1 + _EDGE):
         raise SceneError(

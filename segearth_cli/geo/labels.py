@@ -6,7 +6,7 @@ Labels are read some rows at a time, so that memory does not grow with the scene
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ from segearth_cli.scores import IGNORED
 
 UNKNOWN = -1  # a pixel without a label
 DISPUTED = -2  # a pixel with labels of several classes
+SILENT = -3  # a label that says nothing
 COLUMNS = ("class_name", "class", "label", "name")  # that may hold the classes, the likeliest first
 ROWS = 256  # read at once
 
@@ -52,6 +53,10 @@ class Names(Protocol):
     def names(self) -> tuple[str, ...]:
         """Of the values 0, 1, ..."""
 
+    @property
+    def said(self) -> Collection[str]:
+        """Names of labels that the user gave, as they are compared."""
+
     def value_of(self, name: str) -> int | None:
         """The value for what labels call so; ``None`` where that is nothing known."""
 
@@ -62,20 +67,22 @@ class ClassNames:
 
     Attributes:
         names: of the values 0, 1, ...
-        values: of every name and synonym (see `plain_label`); ``UNKNOWN`` of those to be ignored.
-        codes: values for those of a raster, where they are not the same.
-        rest: for all other labels, and where there are none.
+        values: of every name and synonym (see `plain_label`); ``SILENT`` of those to be ignored.
+        codes: values for those of a raster, where they are not the same; ``SILENT`` likewise.
+        rest: for all others, and for pixels that lie under no point or polygon.
+        said: names of labels that the user gave, which some label should have.
     """
 
     names: tuple[str, ...]
     values: Mapping[str, int]
     codes: Mapping[int, int] = field(default_factory=dict)
     rest: int | None = None
+    said: Collection[str] = ()
 
     @property
     def explains(self) -> bool:
         """Whether it says itself what a raster's values are."""
-        return self.rest is not None or any(v != UNKNOWN for v in self.codes.values())
+        return self.rest is not None or any(v != SILENT for v in self.codes.values())
 
     def value_of(self, name: str) -> int | None:
         """The value of a class by any of its names."""
@@ -87,6 +94,12 @@ def plain_label(name: str) -> str:
     plain = plain_name(name)
     number = plain.removesuffix(".0")  # of a column of whole numbers that has gaps
     return number if number.removeprefix("-").isdecimal() else plain
+
+
+def _warn_of_unused(said: Collection[str], called: Iterable[str], path: str) -> None:
+    unused = sorted({*said} - {*map(plain_label, called)})
+    if unused:
+        logger.warning("%s has nothing called %s", path, ", ".join(unused))
 
 
 def _no_classes(unknown: Sequence[str], names: Names, path: str) -> UsageError:
@@ -198,6 +211,7 @@ def open_labels(
             labels = read(first, rows)
             if names.rest is not None:
                 labels[labels == UNKNOWN] = names.rest
+            labels[labels == SILENT] = UNKNOWN
             return labels
 
         yield with_rest
@@ -228,13 +242,14 @@ def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -
     if not named and not names.explains:  # values are those of the classes
         usual |= {value: value for value in range(len(names.names))}
     usual |= {**of_names, **names.codes}
-    if nodata is None:
-        usual.setdefault(IGNORED, UNKNOWN)
+    if nodata is None and names.rest is None:
+        usual.setdefault(IGNORED, SILENT)
+    _warn_of_unused({name for name in names.said if not name.isdecimal()}, named.values(), path)
 
     def value_of(own: int) -> int:
-        value = UNKNOWN if own == nodata else usual.get(own, names.rest)
+        value = SILENT if own == nodata else usual.get(own, names.rest)
         if value is not None:
-            return value
+            return UNKNOWN if value == SILENT else value
         if own in named:
             lost = [named[code] for code, known in of_names.items() if known is None]
             raise _no_classes(lost, names, path)
@@ -282,6 +297,7 @@ def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> Re
     unknown = [text for text, value in by_text.items() if value is None]
     if unknown:
         raise _no_classes(unknown, names, path)
+    _warn_of_unused(names.said, by_text, path)
     values = np.array([by_text[text] for text in texts], np.int16)
     shapes, feature = _points_and_polygons(_in_pixels(frame, path, grid))
     lost = np.setdiff1d(np.arange(len(texts)), feature)

@@ -289,7 +289,8 @@ def _found_reading(
     scaling = sensors.scaling_of(
         stretch, sensor, dtype, sample, unit, bits, prefix, options.radar_db
     )
-    _warn_about_stretch(stretch, sample, region.source, prefix)
+    if sensor == "optical":
+        _warn_about_stretch(stretch, sample, region.source, prefix)
     return Reading(bands, scaling, speckle)
 
 

@@ -33,7 +33,9 @@ def parse_stretch(text: str, prefix: str = "") -> Stretch:
         return Stretch(plain)
     kind = "percentiles" if plain.startswith("p") else "values"
     try:
-        low, high = (float(part) for part in plain.replace("p", "").split(","))
+        first, second = plain.removeprefix("p").split(",")
+        second = second.strip().removeprefix("p") if kind == "percentiles" else second
+        low, high = float(first), float(second)
     except ValueError:
         raise UsageError(
             f"{option} is {text!r}; give auto, none, minmax, LO,HI (values) or "

@@ -6,6 +6,7 @@ import logging
 import os
 
 import geopandas
+import numpy as np
 import pandas
 import pyogrio
 import shapely
@@ -96,8 +97,12 @@ def _points_of_table(file: str, shown: str) -> geopandas.GeoDataFrame:
     for (across, up), crs in _COORDINATES.items():
         if across in by_name and up in by_name:
             xs, ys = (pandas.to_numeric(table[by_name[c]], "coerce") for c in (across, up))
-            points = geopandas.points_from_xy(xs, ys)
-            return geopandas.GeoDataFrame(table, geometry=points, crs=crs)
+            placed = np.isfinite(xs) & np.isfinite(ys)
+            if not placed.all():
+                lost = int((~placed).sum())
+                logger.warning("%s: %d rows have no coordinates; left out", shown, lost)
+            points = geopandas.points_from_xy(xs[placed], ys[placed])
+            return geopandas.GeoDataFrame(table[placed], geometry=points, crs=crs)
     pairs = ", ".join("/".join(pair) for pair in _COORDINATES)
     raise SceneError(
         f"{shown} has no coordinates: name two columns {pairs}, or one of geometries WKT; it has "

@@ -28,7 +28,7 @@ import pandas as pd
 import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyproj import CRS, Geod
+from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
 from segearth_cli.errors import OutputError, UsageError
@@ -48,6 +48,7 @@ Frames = Iterable[geopandas.GeoDataFrame]  # polygons, some at a time, as `Polyg
 
 _DECIMALS = 7  # of a degree: RFC 7946's advice, a centimetre
 _LONGEST_IN_DBF = 254  # bytes of a text
+_STEPS = 16  # along an edge: less than half the Earth each
 _PROBE = 4096  # bytes: one block of a disk
 
 
@@ -175,7 +176,8 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
 def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
     """Whether the projection draws lengths too long or short at the scene's centre."""
     xs, ys = _ground(np.array([[grid.width / 2, grid.height / 2]]), grid).T
-    return bool((np.stack(metres_per_unit(crs, xs, ys)) != unit).any())
+    across, up, _ = metres_per_unit(crs, xs, ys)
+    return bool((across != unit).any() or (up != unit).any())
 
 
 def require_vector_support(destination: str | Path) -> None:
@@ -246,28 +248,35 @@ def _features(frames: Frames) -> Iterator[str]:
 def _lon_lat(geometry: geopandas.GeoSeries) -> NDArray[Any]:
     shapes = geometry.to_numpy()
     if geometry.crs is not None:
-        shapes = _to_degrees(geometry)
-        crossing = antimeridian.may_cross(shapes)
-        for index in np.flatnonzero(crossing).tolist():
-            edged = antimeridian.short_edged(geometry.iloc[index])
-            (polygon,) = _to_degrees(geopandas.GeoSeries([edged], crs=geometry.crs))
-            whole = antimeridian.in_one_piece(polygon)
+        if not is_on_earth(geometry.crs):
+            raise OutputError(_NO_LON_LAT)
+        try:
+            to_degrees = Transformer.from_crs(geometry.crs, "OGC:CRS84", always_xy=True).transform
+        except (CRSError, ProjError) as error:
+            raise OutputError(_NO_LON_LAT) from error
+        placed = shapely.transform(shapes, lambda xy: np.column_stack(to_degrees(*xy.T)))
+        if not np.isfinite(shapely.get_coordinates(placed)).all():
+            raise OutputError(_NO_LON_LAT)
+        for index in np.flatnonzero(antimeridian.may_cross(placed)).tolist():
+            rings = [shapes[index].exterior, *shapes[index].interiors]
+            whole = antimeridian.in_one_piece([_unrolled(ring, to_degrees) for ring in rings])
             if whole is not None:
-                shapes[index] = antimeridian.cut(whole)
+                placed[index] = antimeridian.cut(whole)
+        shapes = placed
+    if geometry.crs is not None:
+        shapes = shapely.transform(shapes, antimeridian.snapped)
     rounded = shapely.transform(shapes, lambda xy: np.round(xy, _DECIMALS) + 0.0)
     return np.asarray(shapely.orient_polygons(rounded))
 
 
-def _to_degrees(geometry: geopandas.GeoSeries) -> NDArray[Any]:
-    if not is_on_earth(geometry.crs):
-        raise OutputError(_NO_LON_LAT)
-    try:
-        shapes = geometry.to_crs("OGC:CRS84").to_numpy()
-    except (CRSError, ProjError) as error:
-        raise OutputError(_NO_LON_LAT) from error
-    if not np.isfinite(shapely.get_coordinates(shapes)).all():
-        raise OutputError(_NO_LON_LAT)
-    return np.array(shapes)
+def _unrolled(ring: Any, to_degrees: Callable[..., Any]) -> NDArray[np.float64]:
+    """A ring in degrees, in one piece: places along its edges tell which way around these go."""
+    places = shapely.get_coordinates(ring)
+    along = np.linspace(0, 1, _STEPS, endpoint=False)[:, None]
+    edges = places[:-1, None] + along * np.diff(places, axis=0)[:, None]
+    dense = np.concatenate([edges.reshape(-1, 2), places[-1:]])
+    longitudes, latitudes = to_degrees(*dense.T)
+    return np.stack([antimeridian.unrolled(longitudes), latitudes], axis=1)[::_STEPS]
 
 
 _NO_LON_LAT = (

@@ -227,18 +227,22 @@ def count_values(
         np.linspace(0, side, min(_PARTS, side) + 1).astype(int).tolist()
         for side in (grid.width, grid.height)
     )
-    counts = np.zeros((len(tops) - 1, len(lefts) - 1, values), np.int64)
+    rows_in, columns_in = ([sum(ends) / 2 for ends in pairwise(e)] for e in (tops, lefts))
+    of_pixels = grid.pixel_areas_m2(
+        np.tile(columns_in, len(rows_in)), np.repeat(rows_in, len(columns_in))
+    )
+    counts, areas = np.zeros(values, np.int64), np.zeros(values)
     with writing(Path(path)), rasterio.open(path) as src:
         for number, (top, bottom) in enumerate(pairwise(tops)):
             for row in range(top, bottom, TILE):
                 rows = src.read(1, window=Window(0, row, src.width, min(TILE, bottom - row)))
                 for place, (left, right) in enumerate(pairwise(lefts)):
                     some = rows[:, left:right].ravel()
-                    counts[number, place] += np.bincount(some, minlength=values)[:values]
-    total = counts.sum(axis=(0, 1))
-    rows, columns = ([sum(ends) / 2 for ends in pairwise(edges)] for edges in (tops, lefts))
-    areas = grid.pixel_areas_m2(np.tile(columns, len(rows)), np.repeat(rows, len(columns)))
-    return total, None if areas is None else areas @ counts.reshape(-1, values)
+                    found = np.bincount(some, minlength=values)[:values]
+                    counts += found
+                    if of_pixels is not None:
+                        areas += found * of_pixels[number * (len(lefts) - 1) + place]
+    return counts, None if of_pixels is None else areas
 
 
 def read_decimated(path: str | Path, shape: tuple[int, int]) -> NDArray[Any]:

@@ -181,7 +181,10 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     classes = [line for line in lines if line and not line.startswith("#")]
     if not classes:
         raise UsageError(f"{path} names no class; write one a line, synonyms after commas")
-    rows = csv.reader(classes, skipinitialspace=True)
+    try:
+        rows = [*csv.reader(classes, skipinitialspace=True, strict=True)]
+    except csv.Error as error:
+        raise UsageError(f"{path}: {error}; quotes go around a whole name, in one line") from error
     return tuple(_synonyms("|".join(words).split("|"), str(path)) for words in rows)
 
 
