@@ -72,17 +72,19 @@ class ClassMap:
 
 FileId = tuple[int, int]  # device and number on it
 
+_LONE = (".tif", ".tiff")  # suffixes of scenes that are made of no other files
+
 
 def files_read(sources: Iterable[str], options: SegmentOptions) -> frozenset[FileId]:
     """The files among what is read, however they are called.
 
-    Those that scenes are made of are looked up where something may be replaced.
+    Those that a mosaic is made of are looked up where anything may be replaced.
     """
     found: set[FileId] = set()
     files = [file_and_layer(options.aoi)[0]] if options.aoi else []
     for source in sources:
         files += files_named(source)
-        if options.overwrite or options.replace_maps:
+        if options.overwrite and not source.lower().endswith(_LONE):
             with contextlib.suppress(SceneError):  # which will be said when it is opened
                 files += source_files(source)
     for file in files:
