@@ -237,7 +237,7 @@ def test_a_panel_whose_worker_is_killed_is_made_by_another(
     threading.Thread(target=kill_who_writes_a_panel, daemon=True).start()
     how = BatchOptions(engine="ray", address=cluster.address)
     here, there, outcomes = made_here_and_there(
-        [source], tmp_path, how, upsampled_model, ("{stem}.tif",), stride=16
+        [source], tmp_path, how, upsampled_model, ("{stem}.tif",), stride=32
     )
     assert killed.is_set()
     assert [type(outcome) for outcome in outcomes] == [SegmentResult]
