@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote, urlsplit
 
+from tqdm import tqdm
+
 from segearth_cli import __version__
 from segearth_cli.errors import ModelError, OutputError
 
@@ -247,8 +249,6 @@ def _receive(
     response: http.client.HTTPResponse, part: Path, start: int, expected: RemoteFile
 ) -> None:
     """Write the response's body behind the first ``start`` bytes of ``part``."""
-    from tqdm import tqdm
-
     progress = tqdm(
         desc=expected.name,
         total=expected.size,
