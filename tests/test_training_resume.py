@@ -12,6 +12,8 @@ from segearth_cli.model.folder import open_model_folder
 from segearth_cli.training.data import Batch
 from segearth_cli.training.loop import unusable
 
+pytestmark = pytest.mark.slow
+
 
 def words_of(result):
     return " ".join(result.output.split())
