@@ -150,8 +150,9 @@ def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> No
     """
     for left in sorted(folder.glob(f"{PREFIX}*")) if fcntl is not None else ():
         try:
-            is_lost = _owner(left) in lost
-            if not _is_abandoned(left, is_lost):
+            owner = _owner(left)
+            is_lost = owner in lost
+            if not _is_abandoned(left, owner, is_lost):
                 continue
         except (OSError, ValueError, OverflowError):  # somebody works there, or nobody knows
             continue
@@ -160,13 +161,13 @@ def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> No
         logger.log(level, "removed %s, which a killed run left", left)
 
 
-def _is_abandoned(folder: Path, is_lost: bool) -> bool:
+def _is_abandoned(folder: Path, owner: tuple[str, int], is_lost: bool) -> bool:
     """Whether nobody works in a temporary folder any more, as far as that can be told.
 
     Raises:
         OSError: somebody does.
     """
-    host, process = _owner(folder)
+    host, process = owner
     if host == socket.gethostname():
         if (folder / _LOCK).exists():
             with (folder / _LOCK).open("rb") as stream:

@@ -115,6 +115,7 @@ def test_across_the_antimeridian_it_is_cut(place, tiny_model):
         ("EPSG:4326", Affine(0.1, 0, 177, 0, -0.1, 5), "MultiPolygon", [177, 0, -177, 5]),
         ("EPSG:4326", Affine(0.1, 0, -183, 0, -0.1, 5), "MultiPolygon", [177, 0, -177, 5]),
         ("EPSG:4326", Affine(0.1, 0, 180, 0, -0.1, 5), "Polygon", [-180, 0, -174, 5]),
+        ("EPSG:4326", Affine(0.1, 0, 174 + 1e-7, 0, -0.1, 5), "Polygon", [174, 0, 180, 5]),
         ("EPSG:3413", Affine(1e5, 0, -3e6, 0, -1e5, 25e5), "Polygon", [-180, 54.9, 180, 90]),
         ("EPSG:6931", Affine(3e5, 0, -9e6, 0, -3e5, 75e5), "Polygon", [-180, -44, 180, 90]),
         ("EPSG:3031", Affine(1e5, 0, -3e6, 0, -1e5, 25e5), "Polygon", [-180, -90, 180, -55.1]),

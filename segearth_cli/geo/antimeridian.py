@@ -53,12 +53,12 @@ def in_one_piece(rings: Sequence[Ring]) -> Any | None:
     west = shell[:, 0].min()
     for hole in holes:  # on the turn on which it lies inside
         hole[:, 0] -= _turns(hole[:, 0].min() - west - 180)
-    return shapely.Polygon(shell, holes)
+    return shapely.Polygon(snapped(shell), [snapped(hole) for hole in holes])
 
 
 def cut(polygon: Any) -> Any:
     """A polygon `in_one_piece`, its part beyond the antimeridian on the other side."""
-    if polygon.bounds[2] <= 180 + TOLERANCE:
+    if polygon.bounds[2] <= 180:
         return polygon
     whole = polygon if polygon.is_valid else shapely.make_valid(polygon)
     parts = [

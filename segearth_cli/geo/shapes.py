@@ -56,7 +56,7 @@ def read_shapes(path: str, shown: str) -> geopandas.GeoDataFrame:
     file, layer = file_and_layer(path)
     if is_path(file) and not os.path.exists(file):
         raise SceneError(f"cannot read {shown}: there is no such file")
-    if file.lower().endswith(".csv") and not layers:
+    if is_table(file) and not layers:
         return _points_of_table(file, shown)
     if layer is None and len(layers) > 1:
         raise SceneError(

@@ -248,25 +248,27 @@ def _features(frames: Frames) -> Iterator[str]:
 def _lon_lat(geometry: geopandas.GeoSeries) -> NDArray[Any]:
     shapes = geometry.to_numpy()
     if geometry.crs is not None:
-        if not is_on_earth(geometry.crs):
-            raise OutputError(_NO_LON_LAT)
-        try:
-            to_degrees = Transformer.from_crs(geometry.crs, "OGC:CRS84", always_xy=True).transform
-        except (CRSError, ProjError) as error:
-            raise OutputError(_NO_LON_LAT) from error
-        placed = shapely.transform(shapes, lambda xy: np.column_stack(to_degrees(*xy.T)))
-        if not np.isfinite(shapely.get_coordinates(placed)).all():
-            raise OutputError(_NO_LON_LAT)
-        for index in np.flatnonzero(antimeridian.may_cross(placed)).tolist():
-            rings = [shapes[index].exterior, *shapes[index].interiors]
-            whole = antimeridian.in_one_piece([_unrolled(ring, to_degrees) for ring in rings])
-            if whole is not None:
-                placed[index] = antimeridian.cut(whole)
-        shapes = placed
-    if geometry.crs is not None:
-        shapes = shapely.transform(shapes, antimeridian.snapped)
+        shapes = _in_degrees(shapes, geometry.crs)
     rounded = shapely.transform(shapes, lambda xy: np.round(xy, _DECIMALS) + 0.0)
     return np.asarray(shapely.orient_polygons(rounded))
+
+
+def _in_degrees(shapes: NDArray[Any], crs: CRS) -> NDArray[Any]:
+    if not is_on_earth(crs):
+        raise OutputError(_NO_LON_LAT)
+    try:
+        to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True).transform
+    except (CRSError, ProjError) as error:
+        raise OutputError(_NO_LON_LAT) from error
+    placed = shapely.transform(shapes, lambda xy: np.column_stack(to_degrees(*xy.T)))
+    if not np.isfinite(shapely.get_coordinates(placed)).all():
+        raise OutputError(_NO_LON_LAT)
+    for index in np.flatnonzero(antimeridian.may_cross(placed)).tolist():
+        rings = [shapes[index].exterior, *shapes[index].interiors]
+        whole = antimeridian.in_one_piece([_unrolled(ring, to_degrees) for ring in rings])
+        if whole is not None:
+            placed[index] = antimeridian.cut(whole)
+    return np.asarray(shapely.transform(placed, antimeridian.snapped))
 
 
 def _unrolled(ring: Any, to_degrees: Callable[..., Any]) -> NDArray[np.float64]:

@@ -228,21 +228,22 @@ def count_values(
         for side in (grid.width, grid.height)
     )
     rows_in, columns_in = ([sum(ends) / 2 for ends in pairwise(e)] for e in (tops, lefts))
-    of_pixels = grid.pixel_areas_m2(
+    known = grid.pixel_areas_m2(
         np.tile(columns_in, len(rows_in)), np.repeat(rows_in, len(columns_in))
     )
+    of_pixels = np.zeros((len(rows_in), len(columns_in)))
+    if known is not None:
+        of_pixels = known.reshape(of_pixels.shape)
     counts, areas = np.zeros(values, np.int64), np.zeros(values)
     with writing(Path(path)), rasterio.open(path) as src:
-        for number, (top, bottom) in enumerate(pairwise(tops)):
+        for (top, bottom), line in zip(pairwise(tops), of_pixels, strict=True):
             for row in range(top, bottom, TILE):
                 rows = src.read(1, window=Window(0, row, src.width, min(TILE, bottom - row)))
-                for place, (left, right) in enumerate(pairwise(lefts)):
-                    some = rows[:, left:right].ravel()
-                    found = np.bincount(some, minlength=values)[:values]
+                for part, area in zip(np.split(rows, lefts[1:-1], axis=1), line, strict=True):
+                    found = np.bincount(part.ravel(), minlength=values)[:values]
                     counts += found
-                    if of_pixels is not None:
-                        areas += found * of_pixels[number * (len(lefts) - 1) + place]
-    return counts, None if of_pixels is None else areas
+                    areas += found * area
+    return counts, None if known is None else areas
 
 
 def read_decimated(path: str | Path, shape: tuple[int, int]) -> NDArray[Any]:

@@ -31,7 +31,6 @@ LEAST_VALID = 0.5  # share of a crop that must hold data
 
 Views = tuple[Scene, ...]
 
-
 logger = logging.getLogger(__name__)
 
 
