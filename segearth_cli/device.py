@@ -5,21 +5,23 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.options import ModelOptions
 
 CPU_PASS = 4  # windows
-ACCELERATOR_PASS = 16
+ACCELERATOR_PASS = 128
 _NO_MEMORY = (  # how torch says it without an error of its own: on a CPU, of CUDA and its libraries
     "can't allocate memory",
     "CUDA error: out of memory",
     "STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN, where none has room to work
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,7 +36,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return pick_device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -49,6 +51,7 @@ def pick_device(name: str) -> torch.device:
     }
     if not at_hand.get(device.type, False):
         raise UsageError(f"--device {name}: torch finds no such device here; use auto or cpu")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
     return device
 
 
@@ -139,12 +142,17 @@ def memory_guard(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise SegEarthError(f"out of memory; {advice}") from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise SegEarthError(f"out of memory; {advice}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error means, of the machine or the device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def has_triton(device: torch.device) -> bool:
@@ -156,6 +164,24 @@ def has_triton(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def sent(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array on its way to the device, without waiting for it to arrive."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def fetched(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Callable[[], object]]:
+    """Tensors on their way from the device, and what waits until they have arrived."""
+    here = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+    if not tensors[0].is_cuda:
+        return here, lambda: None
+    arrival = torch.cuda.Event()
+    arrival.record(torch.cuda.current_stream(tensors[0].device))
+    return here, arrival.synchronize
 
 
 def synchronize(device: torch.device) -> None:

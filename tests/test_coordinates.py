@@ -68,7 +68,7 @@ def test_few_channels_are_taken_as_they_are():
 def test_windows_that_need_more_directions_get_them_and_change_no_other():
     easy, hard = decaying(1, 100, 200, 3.0), decaying(1, 100, 200, 0.1)
 
-    alone, both = low_rank(easy, 20), low_rank(torch.cat([easy, hard]), 20)
+    alone, both = low_rank(easy, 20, 100), low_rank(torch.cat([easy, hard]), 20, 100)
 
     assert alone.shape[-1] == 20
     assert both.shape[-1] > 20
@@ -81,7 +81,7 @@ def test_windows_that_need_more_directions_get_them_and_change_no_other():
 def test_constant_and_empty_windows_are_no_trouble():
     vectors = torch.stack([torch.ones(30, 50), torch.zeros(30, 50)])
 
-    factors = low_rank(vectors, 8)
+    factors = low_rank(vectors, 8, 30)
 
     assert factors.isfinite().all()
     torch.testing.assert_close(factors.square().sum(-1), vectors.square().sum(-1))

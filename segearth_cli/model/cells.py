@@ -9,11 +9,12 @@ window alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -161,43 +162,30 @@ def even_columns(grid: WindowGrid) -> list[range]:
 
 
 @dataclass
-class SharedRow:
+class CellRow:
     """A row of windows between the shared doublings.
 
     The windows stand between two empty ones, so that every cell has a window on either side.
 
     Attributes:
         row: the windows' first row in the scene.
-        guides: the image under the windows and ``MARGIN`` pixels around them, normalised, and
-            the same at half its resolution: H x W x 3.
         there: which windows have data.
-        coarse: coordinates before the first shared doubling, windows x h x w x C, with a margin.
+        coarse: coordinates before the first shared doubling, windows x h x w x C.
         fine: before the second, likewise; filled cell by cell.
         bias: windows x Q.
     """
 
     row: int
-    guides: list[Tensor]
     there: list[bool]
     coarse: Tensor
     fine: Tensor
     bias: Tensor
 
-    def quarters(
-        self, features: Tensor, down: int, cells: slice, part: int, more: int
-    ) -> dict[Quarter, Tensor]:
-        """The halves of windows that the cells between them are, ``more`` pixels larger."""
-        return {
-            (down, across): features[
-                cells.start + 1 - across : cells.stop + 1 - across,
-                down * part : (down + 1) * part + more,
-                across * part : (across + 1) * part + more,
-            ]
-            for across in (0, 1)
-        }
+
+Row = TypeVar("Row", bound=CellRow)
 
 
-class Cells:
+class CellRows(ABC, Generic[Row]):
     """The shared doublings of windows that lie a stride apart, row by row.
 
     Args:
@@ -215,9 +203,8 @@ class Cells:
         self._sums = sums
         self._own = own
         self._left = grid.columns[own[0]]  # column of pixels, in the scene
-        self._weights: dict[tuple[Block, tuple[Quarter, ...]], Tensor] = {}
-        self._above: SharedRow | None = None
-        self._before: SharedRow | None = None
+        self._above: Row | None = None
+        self._before: Row | None = None
 
     def push(self, row: WindowRow) -> None:
         """Take a row, and add what is final: what the row before it gives in its own cells.
@@ -242,8 +229,85 @@ class Cells:
                 self._add(self._before, None)
         self._above = self._before = None
 
-    def _start(self, row: WindowRow) -> SharedRow:
+    @abstractmethod
+    def _start(self, row: WindowRow) -> Row:
         """A row's windows after the doublings that they do alone, side by side."""
+
+    @abstractmethod
+    def _double(self, upper: Row | None, lower: Row | None) -> None:
+        """The first shared doubling of the cells between two rows of windows."""
+
+    @abstractmethod
+    def _add(self, upper: Row | None, lower: Row | None) -> None:
+        """The last doubling of the cells between two rows of windows; their logits are summed."""
+
+    def _top(self, upper: Row | None, lower: Row | None) -> int:
+        """First row of pixels of the cells between two rows of windows."""
+        if lower is not None:
+            return lower.row
+        assert upper is not None
+        return upper.row + self._grid.stride
+
+    def _wanted(
+        self, upper: Row | None, lower: Row | None, most: int, more: int = 0
+    ) -> Iterator[slice]:
+        """Neighbouring cells that a window sees, within ``more`` pixels of those asked for.
+
+        At most ``most`` of them at once.
+        """
+        first, end = self._grid.columns_wanted
+        size = self._grid.stride
+        rows = [row for row in (upper, lower) if row is not None]
+        cells = [
+            cell
+            for cell in range(len(self._own) + 1)
+            if any(any(row.there[cell : cell + 2]) for row in rows)
+            and first - more < self._left + (cell + 1) * size
+            and self._left + cell * size < end + more
+        ]
+        start = 0
+        for place in range(1, len(cells) + 1):
+            ends = place == len(cells) or cells[place] > cells[place - 1] + 1
+            if ends or place - start == most:
+                yield slice(cells[start], cells[place - 1] + 1)
+                start = place
+
+
+@dataclass
+class SharedRow(CellRow):
+    """The same for products of matrices; its coordinates have a margin.
+
+    Attributes:
+        guides: the image under the windows and ``MARGIN`` pixels around them, normalised, and
+            the same at half its resolution: H x W x 3.
+    """
+
+    guides: list[Tensor]
+
+    def quarters(
+        self, features: Tensor, down: int, cells: slice, part: int, more: int
+    ) -> dict[Quarter, Tensor]:
+        """The halves of windows that the cells between them are, ``more`` pixels larger."""
+        return {
+            (down, across): features[
+                cells.start + 1 - across : cells.stop + 1 - across,
+                down * part : (down + 1) * part + more,
+                across * part : (across + 1) * part + more,
+            ]
+            for across in (0, 1)
+        }
+
+
+class Cells(CellRows[SharedRow]):
+    """The shared doublings as products of matrices (see `tiles`)."""
+
+    def __init__(
+        self, fast: FastUpsampler, grid: WindowGrid, sums: RollingSums, own: range
+    ) -> None:
+        super().__init__(fast, grid, sums, own)
+        self._weights: dict[tuple[Block, tuple[Quarter, ...]], Tensor] = {}
+
+    def _start(self, row: WindowRow) -> SharedRow:
         results = {i - self._own[0] + 1: row.results.pop(i) for i in self._own if i in row.results}
         there = [place in results for place in range(len(self._own) + 2)]
         channels = max([one.shape[-1] for one, _ in results.values()], default=1)
@@ -274,7 +338,7 @@ class Cells:
             for place, one in zip(some, halfway, strict=True):
                 coarse[place, inside, inside], bias[place] = one, results[place][1]
         repeat_borders(coarse, reach(first.radius))
-        return SharedRow(row.row, guides, there, coarse, fine, bias)
+        return SharedRow(row.row, there, coarse, fine, bias, guides)
 
     def _window(self, guide: Tensor, place: int) -> Tensor:
         """What lies under a window, of pixels as large as 4: 3 x h x w."""
@@ -283,12 +347,11 @@ class Cells:
         return guide[:, top : top + size, left : left + size]
 
     def _double(self, upper: SharedRow | None, lower: SharedRow | None) -> None:
-        """The first shared doubling of the cells between two rows of windows."""
         kernels, after = self._fast.kernels[-SHARED:]
         size, margin = self._grid.stride // 2, reach(after.radius)
         same_channels(upper, lower)
         # the last doubling looks at the cells around those that are asked for
-        for cells in self._wanted(upper, lower, more=self._grid.stride):
+        for cells in self._wanted(upper, lower, CELLS, more=self._grid.stride):
             sources: dict[Quarter, Tensor] = {}
             targets: dict[Quarter, Tensor] = {}
             for down, row in ((0, lower), (1, upper)):
@@ -305,10 +368,9 @@ class Cells:
             repeat_borders(upper.fine, margin)
 
     def _add(self, upper: SharedRow | None, lower: SharedRow | None) -> None:
-        """The last doubling of the cells between two rows of windows; their logits are summed."""
         kernels, size = self._fast.kernels[-1], self._grid.stride
         same_channels(upper, lower)
-        for cells in self._wanted(upper, lower):
+        for cells in self._wanted(upper, lower, CELLS):
             sources: dict[Quarter, Tensor] = {}
             there: dict[Quarter, Tensor] = {}  # cells
             bias: dict[Quarter, Tensor] = {}  # cells x Q
@@ -342,13 +404,6 @@ class Cells:
             self._weights[block, quarters] = final_weights(block, along, quarters, lines)
         return self._weights[block, quarters]
 
-    def _top(self, upper: SharedRow | None, lower: SharedRow | None) -> int:
-        """First row of pixels of the cells between two rows of windows."""
-        if lower is not None:
-            return lower.row
-        assert upper is not None
-        return upper.row + self._grid.stride
-
     def _image(
         self,
         kernels: TileKernels,
@@ -367,29 +422,8 @@ class Cells:
         part = row.guides[halvings][top : top + size + 2 * radius, left : left + width]
         return part.unfold(1, size + 2 * radius, size).permute(1, 0, 3, 2).contiguous()
 
-    def _wanted(
-        self, upper: SharedRow | None, lower: SharedRow | None, more: int = 0
-    ) -> Iterator[slice]:
-        """Neighbouring cells that a window sees, and within ``more`` pixels of those asked for."""
-        first, end = self._grid.columns_wanted
-        size = self._grid.stride
-        rows = [row for row in (upper, lower) if row is not None]
-        cells = [
-            cell
-            for cell in range(len(self._own) + 1)
-            if any(any(row.there[cell : cell + 2]) for row in rows)
-            and first - more < self._left + (cell + 1) * size
-            and self._left + cell * size < end + more
-        ]
-        start = 0
-        for place in range(1, len(cells) + 1):
-            ends = place == len(cells) or cells[place] > cells[place - 1] + 1
-            if ends or place - start == CELLS:
-                yield slice(cells[start], cells[place - 1] + 1)
-                start = place
 
-
-def same_channels(upper: SharedRow | None, lower: SharedRow | None) -> None:
+def same_channels(upper: CellRow | None, lower: CellRow | None) -> None:
     """Fill up the row whose windows needed fewer coordinates with zeros."""
     rows = [row for row in (upper, lower) if row is not None]
     channels = max(row.coarse.shape[-1] for row in rows)

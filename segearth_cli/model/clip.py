@@ -4,8 +4,10 @@ The last block's attention is what SegEarth-OV and its rivals change (paper 3.1.
 the dense features are that block's modulated attention output, without residual and feed-forward.
 """
 
+import logging
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,12 +16,15 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segearth_cli.device import DTYPES, has_triton
 from segearth_cli.errors import ModelError
 from segearth_cli.model.attention import attend
 
 Heads = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v: B n N d -> B n N d
 
 GEM_DEPTH = 7
+
+logger = logging.getLogger(__name__)
 
 ATTENTIONS: dict[str, Heads] = {
     "segearth": lambda q, k, v: attend(q, q, v) + attend(k, k, v) + attend(v, v, v),
@@ -105,9 +110,8 @@ class DenseEncoder(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Tokens before the first block, the class token first: B x 1+N x C."""
         visual = self.visual
-        patches = visual.conv1(images)  # B C h w
-        grid = (patches.shape[2], patches.shape[3])
-        patches = patches.flatten(2).transpose(1, 2)  # B (h w) C
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        patches = patch_features(visual.conv1, images)
         class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         tokens = torch.cat([class_token, patches], dim=1)
         position = resized_position_embedding(visual.positional_embedding, visual.grid_size, grid)
@@ -176,6 +180,44 @@ def round_weights(visual: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
+def patch_features(convolution: nn.Conv2d, images: Tensor) -> Tensor:
+    """A convolution whose patches do not overlap, B 3 H W -> B (h w) C.
+
+    As one matrix product: on GPUs the convolution of three channels takes 15 times as long.
+    """
+    if images.is_cpu:
+        return convolution(images).flatten(2).transpose(1, 2)
+    down, across = convolution.kernel_size
+    weight = convolution.weight.flatten(1)
+    patches = images.to(weight.dtype).unfold(2, down, down).unfold(3, across, across)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    return F.linear(patches, weight, convolution.bias)
+
+
+def fused_layers(tokens: Tensor) -> Any:
+    """The kernels of `model.fused_layers`, where they compute what torch would."""
+    if tokens.dtype not in DTYPES.values() or torch.is_grad_enabled():
+        return None
+    return layers_on(tokens.device)
+
+
+@cache
+def layers_on(device: torch.device) -> Any:
+    """The same for a device; ``None`` where triton does not run, or finds no C compiler."""
+    if not has_triton(device):
+        return None
+    try:
+        from segearth_cli.model import fused_layers
+
+        fused_layers.activated(torch.zeros(1, device=device, dtype=torch.bfloat16), is_quick=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        logger.warning("no kernels by triton, the encoder is slower: %s", error)
+        return None
+    return fused_layers
+
+
 def resized_position_embedding(
     embedding: Tensor, trained: tuple[int, int], grid: tuple[int, int]
 ) -> Tensor:
@@ -215,12 +257,17 @@ def modulated_output(
     block: ResidualAttentionBlock, tokens: Tensor, heads: Heads, residual: bool
 ) -> Tensor:
     """``out_proj(A v)`` on ``ln_1(x)``, B x N x C; with residual and feed-forward if asked."""
-    q, k, v = project_heads(block.attn, block.ln_1(tokens))
-    output = block.ls_1(merge_heads(block.attn, heads(q, k, v)))
+    layers = fused_layers(tokens)
+    normed = block.ln_1(tokens) if layers is None else layers.normed(block.ln_1, tokens)
+    output = block.ls_1(merge_heads(block.attn, heads(*project_heads(block.attn, normed))))
     if not residual:
         return output
-    tokens = tokens + output
-    return tokens + block.ls_2(feed_forward(block.mlp, block.ln_2(tokens)))
+    if layers is None:
+        tokens = tokens + output
+        normed = block.ln_2(tokens)
+    else:
+        tokens, normed = layers.added_and_normed(block.ln_2, tokens, output)
+    return tokens + block.ls_2(feed_forward(block.mlp, normed))
 
 
 def feed_forward(mlp: Any, tokens: Tensor) -> Tensor:
@@ -232,7 +279,12 @@ def feed_forward(mlp: Any, tokens: Tensor) -> Tensor:
     hidden: Tensor = mlp.c_fc(tokens)
     activation = mlp.gelu
     in_place = not torch.is_grad_enabled()
-    if in_place and isinstance(activation, QuickGELU):
+    is_quick = isinstance(activation, QuickGELU)
+    is_exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
+    layers = fused_layers(hidden) if is_quick or is_exact else None
+    if layers is not None:
+        layers.activated(hidden, is_quick)
+    elif in_place and is_quick:
         hidden *= (1.702 * hidden).sigmoid_()
     elif in_place and isinstance(activation, nn.GELU):
         torch.ops.aten.gelu_(hidden, approximate=activation.approximate)

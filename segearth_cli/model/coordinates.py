@@ -50,6 +50,11 @@ class Coordinates:
         """How many texts there are."""
         return self._text.shape[1]
 
+    def most(self, patches: int) -> int:
+        """Coordinates that a window of so many patches may need."""
+        dimensions, own = self._basis.shape
+        return min(dimensions, own + patches)
+
     def of(self, features: Tensor) -> Tensor:
         """Coordinates of projected patch features: B D h w -> B h w C, float32.
 
@@ -61,7 +66,8 @@ class Coordinates:
         if not self._is_whole:
             rest = tokens - own @ self._basis.T
             taken = own.shape[-1]
-            factors = low_rank(rest, _aligned(taken + LEAST_RANK) - taken)
+            most = self.most(tokens.shape[1]) - taken
+            factors = low_rank(rest, min(_aligned(taken + LEAST_RANK) - taken, most), most)
             own = torch.cat([own, factors], dim=-1)
         return own.unflatten(1, grid)
 
@@ -84,6 +90,15 @@ class Coordinates:
         own *= weights[..., None] / length
         return self._text.T @ own.sum(dim=-2).mT  # one product with the texts for all windows
 
+    def filled(self, channels: int) -> tuple[Tensor, Tensor]:
+        """What is added to coordinates, and the texts' ones, with zeros up to ``channels``.
+
+        Returns:
+            C and Q x C: logits are text (x + shift) / |x + shift|.
+        """
+        more = (0, channels - len(self._shift))
+        return F.pad(self._shift, more), F.pad(self._text.T, more).contiguous()
+
     def _of_texts(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
         """The coordinates that the texts have too, and the lengths of all: ... own, ... 1."""
         if coordinates.dtype != self._text.dtype:
@@ -98,16 +113,15 @@ def _aligned(channels: int) -> int:
     return -(-channels // ALIGNED) * ALIGNED
 
 
-def low_rank(vectors: Tensor, columns: int) -> Tensor:
+def low_rank(vectors: Tensor, columns: int, most: int) -> Tensor:
     """Fewer numbers per vector with nearly the same products: B N D -> B N columns.
 
     The vectors' components along the leading directions of each window (Halko, Martinsson and
     Tropp 2011: a random sketch and one subspace iteration). A window whose directions leave out
-    more than ``TOLERANCE`` of its squared lengths gets more of them; the others are then
-    filled up with zeros.
+    more than ``TOLERANCE`` of its squared lengths gets more of them, up to ``most``; the others
+    are then filled up with zeros.
     """
-    most = min(vectors.shape[1:])
-    factors = _leading(vectors, min(columns, most))
+    factors = _leading(vectors, columns)
     squared = vectors.square().sum((1, 2))
     more = ALIGNED
     while factors.shape[-1] < most:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segearth_cli.model.coordinates import Coordinates
+from segearth_cli.model.fused import MOST_CHANNELS, FusedKernels, fused_kernels
 from segearth_cli.model.runs import TILE
 from segearth_cli.model.tiles import TileKernels, doubled, window_sums
 from segearth_cli.model.upsampler import Upsampler
@@ -26,6 +27,7 @@ class FastUpsampler:
         steps = upsampler.steps(patch)
         own = {step: TileKernels(step, dtype) for step in set(steps)}
         self.kernels = [own[step] for step in steps]
+        self._fused = fused_kernels(self.kernels)
 
     def coarse(self, coordinates: Tensor, image: Tensor, left: int) -> Tensor:
         """Coordinates after all doublings but the last ``left``.
@@ -38,9 +40,18 @@ class FastUpsampler:
         Returns:
             B x h' x w' x C.
         """
-        for kernels in self.kernels[: len(self.kernels) - left]:
-            coordinates = doubled(kernels, coordinates, guidance(coordinates, image))
+        fused = self.fused_for(coordinates.shape[-1])
+        for step in range(len(self.kernels) - left):
+            final = guidance(coordinates, image)
+            if fused is not None:
+                coordinates = fused[step].doubled(coordinates, final)
+            else:
+                coordinates = doubled(self.kernels[step], coordinates, final)
         return coordinates
+
+    def fused_for(self, channels: int) -> list[FusedKernels] | None:
+        """The kernels for GPUs, if they run here and have room for so many coordinates."""
+        return self._fused if channels <= MOST_CHANNELS else None
 
     def logits(self, coordinates: Tensor, image: Tensor) -> Tensor:
         """Cosine of every pixel's feature with every query, by the last doubling.
@@ -53,6 +64,9 @@ class FastUpsampler:
             B x Q x h x w, as large as patches times 2^doublings.
         """
         final = guidance(coordinates, image)
+        fused = self.fused_for(coordinates.shape[-1])
+        if fused is not None:
+            return fused[-1].logits(coordinates, final, self.coordinates)
         height, width = final.shape[-2:]
         size = (len(final), -(-height // TILE) * TILE, -(-width // TILE) * TILE)
         logits = coordinates.new_empty(*size, self.coordinates.queries)

@@ -5,7 +5,10 @@ alone: windows that overlap by half share them, cell by cell (see `cells`). All 
 one by one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.model.cells import Cells, even_columns, shares_cells
+from segearth_cli.model.cells import CellRows, Cells, even_columns, shares_cells
+from segearth_cli.model.fast_upsampler import FastUpsampler
+from segearth_cli.model.fused_cells import FusedCells
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.windows import MARGIN, Strip, WindowRow, encoded_rows
 from segearth_cli.stages import stage
@@ -38,10 +43,10 @@ def blended_logits(
     """
     sums = RollingSums(grid, len(segmenter.text), segmenter.device)
     fast = segmenter.fast_upsampler
-    adders: list[Cells | Windows] = [Windows(grid, sums)]
+    adders: list[CellRows[Any] | Windows] = [Windows(grid, sums)]
     shares = fast is not None and shares_cells(grid, fast)
     if fast is not None and shares:
-        adders = [Cells(fast, grid, sums, own) for own in even_columns(grid)]
+        adders = [cells_of(fast, grid, sums, own) for own in even_columns(grid)]
     ends = iter([*grid.rows[1:], grid.height])
     is_first = True
     for row in encoded_rows(strips, segmenter, grid, size, shares):
@@ -54,6 +59,14 @@ def blended_logits(
     for adder in adders:
         adder.flush()
     yield sums.finish(next(ends))
+
+
+def cells_of(fast: FastUpsampler, grid: WindowGrid, sums: RollingSums, own: range) -> CellRows[Any]:
+    """The cells of some of a row's windows, by what runs fastest here."""
+    fused = fast.fused_for(fast.coordinates.most((grid.window // fast.patch) ** 2))
+    if fused is None:
+        return Cells(fast, grid, sums, own)
+    return FusedCells(fast, grid, sums, own, fused)
 
 
 def image_logits(

@@ -154,18 +154,6 @@ def tile_maps(maps: Tensor) -> Tensor:
     return whole
 
 
-def resizing(run: Run, radius: int) -> Tensor:
-    """From coarse features to those of a run's pixels and ``radius`` around: fine x coarse."""
-    own = tile_maps(run.maps) if run.is_inner else run.maps  # pixels n coarse
-    tiles, (pixels, side, coarse) = run.end - run.first, own.shape
-    matrix = own.new_zeros(run.span(radius), tiles * COARSE + 2 * reach(radius))
-    for tile in range(tiles):
-        for pixel in range(pixels):
-            first = tile * TILE + pixel
-            matrix[first : first + side, tile * COARSE : tile * COARSE + coarse] = own[pixel]
-    return matrix
-
-
 def blocks(height: int, width: int, radius: int) -> list[Block]:
     """The blocks of tiles that cover an image."""
     return [

@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segearth_cli.device import DTYPES, autocast, has_float64, pick_device, pick_precision
+from segearth_cli.device import (
+    DTYPES,
+    autocast,
+    has_float64,
+    memory_guard,
+    pick_device,
+    pick_precision,
+)
 from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.model.clip import DenseEncoder, round_weights
 from segearth_cli.model.fast_upsampler import FastUpsampler
@@ -219,7 +226,10 @@ def load_segmenter(
     settings = model_settings(folder, options, pick_precision(options.precision_wanted, device))
     upsampler = load_upsampler(settings, clip.visual)
     segmenter = build_segmenter(clip.visual, upsampler, text, vocabulary.query_class, settings)
-    return segmenter.to(device), settings
+    with memory_guard(
+        f"{settings.name} does not fit {device}: try --device cpu, or a smaller model"
+    ):
+        return segmenter.to(device), settings
 
 
 def load_upsampler(settings: ModelSettings, visual: Any) -> Upsampler | None:

@@ -10,7 +10,6 @@ with features. All but a softmax and a GELU is matrix multiplication.
 Features are B x h x w x C here. Gradients do not pass: training goes through `upsampler`.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segearth_cli.device import has_triton
 from segearth_cli.model.runs import (
     COARSE,
     TILE,
@@ -28,7 +26,6 @@ from segearth_cli.model.runs import (
     blocks,
     chunks,
     reach,
-    resizing,
 )
 from segearth_cli.model.scratch import Scratch
 from segearth_cli.model.upsampler import JBU, KEY_DIM, pointwise_weights
@@ -37,8 +34,6 @@ LEAST_SUM = 1e-7  # that a kernel is divided by
 ALIGNED = 32  # matrices are as wide as a multiple of this: others are slower
 CPU_PIXELS = 3584  # at once: their matrices stay in the processor's cache
 ACCELERATOR_PIXELS = 1 << 18
-
-logger = logging.getLogger(__name__)
 
 
 def with_margin(features: Tensor, radius: int) -> Tensor:
@@ -72,28 +67,26 @@ class TileKernels:
         self.dtype = dtype
         self._scratch = Scratch()
         self._maps: dict[tuple[bytes, bytes], Tensor] = {}
-        self._resizing: dict[Run, Tensor] = {}
-        self._is_fused = True  # where triton runs
         first, first_bias = pointwise_weights(jbu.range_proj[0])
         last, last_bias = pointwise_weights(jbu.range_proj[3])
         # Both keys of a similarity carry the square root of its factor.
         factor = jbu.range_temp.exp().clamp(1e-4, 1e4).sqrt()
         layers = [(first, first_bias), (factor * last, factor * last_bias)]
-        self._key_layers = [(weight.T.contiguous(), bias) for weight, bias in layers]
+        self.key_layers = [(weight.T.contiguous(), bias) for weight, bias in layers]
         # softmax(s) g / sum(softmax(s) g) = softmax(s + log g), unless that sum is too small: a
         # Gaussian so narrow is multiplied in.
         spatial = jbu.spatial_kernel()
-        self._narrow = spatial if spatial.min() < LEAST_SUM else None
-        self._log_spatial = spatial.log() if self._narrow is None else torch.zeros_like(spatial)
-        self._log_spatial = self._log_spatial.unflatten(0, (self.side, self.side))
+        self.narrow = spatial if spatial.min() < LEAST_SUM else None
+        self.log_spatial = spatial.log() if self.narrow is None else torch.zeros_like(spatial)
+        self.log_spatial = self.log_spatial.unflatten(0, (self.side, self.side))
         hidden, hidden_bias = pointwise_weights(jbu.fixup_proj[0])
-        self._last_weight, self._last_bias = pointwise_weights(jbu.fixup_proj[3])
+        self.last_weight, self.last_bias = pointwise_weights(jbu.fixup_proj[3])
         count = self.side**2
         self.width = -(-(count + 4) // ALIGNED) * ALIGNED  # kernel, guidance, 1, nothing
-        weights = self._log_spatial.new_zeros(self.width, self.width)
+        weights = self.log_spatial.new_zeros(self.width, self.width)
         weights[: count + 3, :count] = hidden.T
         weights[count + 3, :count] = hidden_bias
-        self._hidden = weights.to(dtype)
+        self.hidden = weights.to(dtype)
 
     @property
     def side(self) -> int:
@@ -113,13 +106,13 @@ class TileKernels:
 
     def _build_maps(self, block: Block) -> Tensor:
         ways = torch.einsum("yim,xjn->yxijmn", block.rows.maps, block.columns.maps)
-        ways = ways.flatten(0, 1).flatten(1, 2).flatten(2).to(self._hidden.device)
+        ways = ways.flatten(0, 1).flatten(1, 2).flatten(2).to(self.hidden.device)
         kinds, count, targets = ways.shape
         filled = -(-targets // ALIGNED) * ALIGNED
         maps = ways.new_zeros(2, kinds, self.width, filled)
         maps[0, :, :count, :targets] = ways
-        maps[0, :, count + 3, :targets] = 0.1 * self._last_bias.double() @ ways
-        maps[1, :, :count, :targets] = 0.1 * self._last_weight.T.double() @ ways
+        maps[0, :, count + 3, :targets] = 0.1 * self.last_bias.double() @ ways
+        maps[1, :, :count, :targets] = 0.1 * self.last_weight.T.double() @ ways
         return maps.to(self.dtype)
 
     def sums(
@@ -138,17 +131,6 @@ class TileKernels:
         """
         coarse = [one[:, block.rows.coarse(self.radius)] for one in coarse]
         coarse = [one[:, :, block.columns.coarse(self.radius)] for one in coarse]
-        if self._is_fused and has_triton(guidance.device):
-            try:
-                sums = self._fused_sums(guidance, coarse, block)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # it compiles on first use, which takes a C compiler
-                logger.warning("no kernel by triton, the upsampler is slower: %s", error)
-                self._is_fused = False
-            else:
-                yield Chunk(block, slice(0, len(guidance)), slice(0, block.shape[0])), sums
-                return
         maps = self.maps(block)
         most = CPU_PIXELS if guidance.is_cpu else ACCELERATOR_PIXELS
         for images, rows in chunks(len(guidance), block, most):
@@ -162,42 +144,9 @@ class TileKernels:
                 band = self._band(keys[:, pixels], image[:, pixels], chunk, maps)
                 yield chunk, self._banded_sums(band, windows, chunk)
 
-    def _fused_sums(self, guidance: Tensor, coarse: Sequence[Tensor], block: Block) -> Tensor:
-        """The same of all pixels of a block, by one kernel for GPUs."""
-        from segearth_cli.model import triton_kernel
-
-        width = 1 << (self.side**2 + 3).bit_length()
-        if width > triton_kernel.WIDEST:
-            raise ValueError(f"a neighbourhood of {self.side} x {self.side} pixels is too large")
-        rows, columns = (self._resized(run, guidance) for run in (block.rows, block.columns))
-        features = torch.cat([one.float() for one in coarse], dim=-1).movedim(-1, 1)
-        image = guidance.contiguous()
-        pad, last = triton_kernel.padded, 0.1 * self._last_weight.T
-        whole = Chunk(block, slice(0, len(guidance)), slice(0, block.shape[0]))
-        sums = triton_kernel.weighted_sums(
-            self._keys(image).movedim(-1, 1),
-            image.movedim(-1, 1),
-            rows @ features @ columns.T,
-            whole.grid,
-            TILE,
-            self.side,
-            self._log_spatial.flatten(),
-            self._narrow,
-            pad(self._hidden[:width, :width], width),
-            pad(last, width).to(self.dtype),
-            pad(0.1 * self._last_bias, width),
-        )
-        return sums.view(len(sums), len(coarse), -1)
-
-    def _resized(self, run: Run, like: Tensor) -> Tensor:
-        """`resizing` of a run, kept."""
-        if run not in self._resizing:
-            self._resizing[run] = resizing(run, self.radius).to(like)
-        return self._resizing[run]
-
     def _keys(self, image: Tensor) -> Tensor:
         """Keys of an image's pixels: B H W 3 -> B H W 32; valid until the next."""
-        (first, first_bias), (last, last_bias) = self._key_layers
+        (first, first_bias), (last, last_bias) = self.key_layers
         pixels = image.flatten(0, 2)
         size = (len(pixels), KEY_DIM)
         hidden = self._scratch.take("key hidden", size, image)
@@ -228,11 +177,11 @@ class TileKernels:
         by_way = scores.view(*ways, self.width)
         count = side * side
         seen = seen_by_pixels(similarity, rows, columns, around[1], (side, side), 1)
-        torch.add(seen, self._log_spatial, out=by_way[..., :count].unflatten(-1, (side, side)))
+        torch.add(seen, self.log_spatial, out=by_way[..., :count].unflatten(-1, (side, side)))
         kernel = take("kernel", scores.shape, keys)
         torch.softmax(scores, dim=-1, out=kernel)
-        if self._narrow is not None:
-            weights = kernel[:, :count].mul_(self._narrow)
+        if self.narrow is not None:
+            weights = kernel[:, :count].mul_(self.narrow)
             weights /= weights.sum(dim=-1, keepdim=True).clamp(min=LEAST_SUM)
         by_way = kernel.view(*ways, self.width)
         colours = take("colours", (tiles, pixels, 3), keys)
@@ -241,9 +190,9 @@ class TileKernels:
         by_way[..., count : count + 3].copy_(colours.permute(2, 4, 0, 1, 3, 5))
         kernel[:, count + 3] = 1
         if self.dtype != kernel.dtype:
-            kernel = take("rounded", kernel.shape, self._hidden).copy_(kernel)
+            kernel = take("rounded", kernel.shape, self.hidden).copy_(kernel)
         hidden = take("hidden", scores.shape, kernel)
-        torch.mm(kernel, self._hidden, out=hidden)
+        torch.mm(kernel, self.hidden, out=hidden)
         torch.ops.aten.gelu_(hidden)
 
         kinds = maps.shape[1]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segearth_cli.device import release_memory
+from segearth_cli.device import is_out_of_memory, release_memory, sent
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.stages import stage
@@ -18,7 +19,7 @@ from segearth_cli.stages import stage
 logger = logging.getLogger(__name__)
 
 MARGIN = 16  # pixels of the scene around windows that shared kernels look at, and to spare
-MOST_WAITING = 2  # rows of windows that wait for a pass to fill up
+MOST_WAITING = 2  # rows of windows that wait for a pass to fill up, or as many as fill one
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,18 @@ def encoded_rows(
     """
     rows: deque[WindowRow] = deque()
     waiting: list[tuple[WindowRow, int]] = []
+    most_rows = max(MOST_WAITING, -(-size // len(grid.columns)) + 1)
     for strip in strips:
-        image = torch.from_numpy(strip.image).to(segmenter.device)
-        row = WindowRow(strip.row, segmenter.normalised(image))
+        row = WindowRow(strip.row, segmenter.normalised(sent(strip.image, segmenter.device)))
         rows.append(row)
         for index, has_data in enumerate(strip.has_data):
             if has_data:
                 row.missing += 1
                 waiting.append((row, index))
-            if len(waiting) == size:
+            if len(waiting) == min(size, segmenter.most_windows or size):
                 run_pass(waiting, segmenter, grid, size, shares)
         # A row that waits keeps its strip in memory: not too many, even without data.
-        if len(rows) > MOST_WAITING and waiting:
+        if len(rows) > most_rows and waiting:
             run_pass(waiting, segmenter, grid, size, shares)
         while rows and not rows[0].missing:
             yield rows.popleft()
@@ -102,7 +103,7 @@ def run_pass(
     Where the device has no memory for as many, half of them, from then on.
 
     Raises:
-        torch.OutOfMemoryError: there is not even room for one.
+        RuntimeError: there is not even room for one.
     """
     while waiting:
         at_once = min(size, segmenter.most_windows or size)
@@ -127,9 +128,8 @@ def _pass_fits(
     shares: bool,
 ) -> bool:
     try:
-        batch = windows[0][0].image.new_zeros(size, 3, grid.window_height, grid.window_width)
-        for place, (row, index) in enumerate(windows):
-            batch[place] = row.window(grid, index)
+        batch = torch.stack([row.window(grid, index) for row, index in windows])
+        batch = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, size - len(windows)))
         results: Sequence[Tensor]
         if shares and segmenter.fast_upsampler is not None:
             features, bias = segmenter.encode(batch)
@@ -137,8 +137,8 @@ def _pass_fits(
                 results = (segmenter.fast_upsampler.coordinates.of(features[: len(windows)]), bias)
         else:
             results = (segmenter.window_logits(batch),)
-    except torch.OutOfMemoryError:
-        if size == 1:
+    except RuntimeError as error:
+        if size == 1 or not is_out_of_memory(error):
             raise
         return False
     for place, (row, index) in enumerate(windows):
