@@ -111,10 +111,10 @@ def show_bench(result: BenchResult, as_json: bool, quiet: bool) -> None:
         return
     whole = result.whole_seconds
     stages = sorted(result.stage_seconds.items(), key=lambda item: -item[1])
-    rest = whole - sum(result.stage_seconds.values())
 
     def row(name: str, seconds: float) -> list[str]:
-        return [name, f"{1e3 * seconds:.1f} ms", f"{100 * seconds / whole:.1f} %"]
+        digits = 1 if whole > 0.01 else 3
+        return [name, f"{1e3 * seconds:.{digits}f} ms", f"{100 * seconds / whole:.1f} %"]
 
     made = terminal.table(
         f"{result.scene}: {result.width} x {result.height} pixels, {result.windows} windows, "
@@ -123,7 +123,7 @@ def show_bench(result: BenchResult, as_json: bool, quiet: bool) -> None:
         [
             row("encoder alone, before and after", result.encoder_seconds),
             *(row(name, seconds) for name, seconds in stages),
-            row("the rest", rest),
+            row("the rest", result.rest_seconds),
             row("whole, from file to file", whole),
             *([*row(f"beside: {name}", s)[:2], ""] for name, s in result.beside_seconds.items()),
         ],
@@ -131,7 +131,7 @@ def show_bench(result: BenchResult, as_json: bool, quiet: bool) -> None:
     out = terminal.console()
     out.print(made)
     threads = f", {result.threads} threads" if result.device == "cpu" else ""
-    area = result.km2_per_second
+    area, first = result.km2_per_second, result.first_seconds
     out.print(Text(f"{result.model}: {result.settings} on {result.device}{threads}"))
     out.print(
         Text(
@@ -139,6 +139,7 @@ def show_bench(result: BenchResult, as_json: bool, quiet: bool) -> None:
             f"{result.megapixels_per_second:.3g} megapixels"
             + (f", {area:.3g} km2" if area is not None else "")
             + f" per second; {result.seconds:.1f} s in all, {result.load_seconds:.1f} s to load"
+            + (f", {first:.1f} s the first time" if first is not None else "")
         )
     )
     memory = f"peak memory {result.process_bytes / 2**30:.2f} GiB"

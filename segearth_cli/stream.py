@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
-from segearth_cli.device import memory_guard, pass_size
+from segearth_cli.device import fetched, memory_guard, pass_size
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
@@ -149,7 +150,8 @@ def memory_estimate(grid: WindowGrid, queries: int, windows: int, coordinates: i
     """Bytes of memory that a scene, or a panel, takes at most, but for polygons and weights.
 
     ``windows`` go through the network at once; ``coordinates`` of features are brought to pixel
-    resolution, none by bilinear interpolation.
+    resolution, none by bilinear interpolation. What a GPU holds is not counted: then no
+    ``queries`` and no ``windows``.
     """
     left, right = grid.columns_seen
     rows = grid.window_height
@@ -190,9 +192,10 @@ def scene_panels(
     Raises:
         UsageError: not even the narrowest panel keeps below ``--max-memory``.
     """
-    windows = pass_size(device, options.model.batch_size, len(grid))
+    here = device.type == "cpu"
+    windows = pass_size(device, options.model.batch_size, len(grid)) if here else 0
     channels = settings.folder.embed_dim
-    if settings.upsampler == "bilinear":
+    if settings.upsampler == "bilinear" or not here:
         channels = 0
     elif not settings.exact:
         channels = min(channels, MOST_COORDINATES)
@@ -206,7 +209,8 @@ def scene_panels(
     fewest_of_width = {panel_width(grid, n): n for n in range(tiles, 0, -1)}
     for count in sorted(fewest_of_width.values()):
         parts = panels_across(grid, count)
-        most = weights + max(memory_estimate(part, queries, windows, channels) for part in parts)
+        each = [memory_estimate(p, queries if here else 0, windows, channels) for p in parts]
+        most = weights + max(each)
         if most <= limit:
             return parts, most
         if not fewest or most < WORTHWHILE * least:
@@ -248,7 +252,7 @@ def classify_rows(
         leave=False,
     )
     advice = (
-        f"{size} windows of {grid.window_height} x {grid.window_width} pixels were under way: "
+        f"windows of {grid.window_height} x {grid.window_width} pixels were under way: "
         "try a smaller --window, --bbox, --max-memory, --device cpu or, on a GPU, a smaller "
         "--batch-size"
     )
@@ -256,10 +260,16 @@ def classify_rows(
     reading = contextlib.closing(read_ahead(read_strips(scene, grid, valid)))
     with progress, memory_guard(advice), reading as strips:
         blended = blended_logits(strips, model.segmenter, grid, size, progress.update)
+        before: Scores | None = None  # arrives while the device computes the next rows
         for row, logits in zip(grid.rows, blended, strict=True):
             with stage("classify"):
-                rows = score_rows(logits, valid.pop(row)[: logits.shape[1]], model, options)
-            yield rows
+                scores = score_rows(logits, valid.pop(row)[: logits.shape[1]], model, options)
+                rows = before.rows(model.legend) if before else None
+            before = scores
+            if rows:
+                yield rows
+        if before:
+            yield before.rows(model.legend)
 
 
 def read_strips(
@@ -274,7 +284,7 @@ def read_strips(
     width = end_column - first_column
     wanted = slice(*(column - first_column for column in grid.columns_wanted))
     beside = (first_column - left + MARGIN, right + MARGIN - end_column)
-    image = np.empty((3, 0, width), np.float32)
+    image = np.empty((3, 0, width + sum(beside)), np.float32)
     mask = np.empty((0, width), np.bool_)
     top = 0  # row of the scene that is held first
     for row in grid.rows:
@@ -284,6 +294,7 @@ def read_strips(
             image, mask, top = image[:, first - top :], mask[first - top :], first
             if held < end:
                 new_image, new_mask = scene.read(held, end - held, first_column, width)
+                new_image = np.pad(new_image, ((0, 0), (0, 0), beside), mode="edge")
                 image = np.concatenate([image, new_image], axis=1)
                 mask = np.concatenate([mask, new_mask])
             inside = mask[row - top : row - top + grid.window_height]
@@ -293,8 +304,10 @@ def read_strips(
                 for column in (column - first_column for column in grid.columns)
             ]
             above, below = MARGIN - (row - top), row + grid.window_height + MARGIN - end
-            padded = np.pad(image, ((0, 0), (above, below), beside), mode="edge")
-        yield Strip(row, padded, tuple(has_data))
+            strip = image  # which nobody changes
+            if above or below:
+                strip = np.pad(image, ((0, 0), (above, below), (0, 0)), mode="edge")
+        yield Strip(row, strip, tuple(has_data))
 
 
 def read_ahead(strips: Iterator[Strip]) -> Generator[Strip, None, None]:
@@ -311,41 +324,58 @@ def read_ahead(strips: Iterator[Strip]) -> Generator[Strip, None, None]:
             yield cast(Strip, strip)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Finished rows of the map on their way from the device: values, percents, and of each class.
+
+    Attributes:
+        valid: which pixels have data.
+        has_arrived: waits until they are here.
+    """
+
+    classes: Tensor
+    confidence: Tensor
+    probabilities: Tensor | None
+    valid: NDArray[np.bool_]
+    has_arrived: Callable[[], object]
+
+    def rows(self, legend: Legend) -> Rows:
+        """The rows as they are written, nodata where not valid."""
+        self.has_arrived()
+        classes = self.classes.numpy().astype(legend.dtype, copy=False)
+        percents = [one.numpy() for one in (self.confidence, self.probabilities) if one is not None]
+        if not self.valid.all():
+            missing = ~self.valid
+            classes[missing] = legend.nodata
+            for one in percents:
+                one[..., missing] = PERCENT_NODATA
+        return Rows(classes, percents[0], percents[1] if percents[1:] else None)
+
+
 @torch.inference_mode()
 def score_rows(
-    logits: torch.Tensor, valid: NDArray[np.bool_], model: Model, options: SegmentOptions
-) -> Rows:
-    """Classes and confidence of finished rows (Q h W, h W); nodata where not valid."""
-    parts = [
-        _score(part, valid[:, column : column + part.shape[2]], model, options)
-        for column, part in zip(
-            range(0, logits.shape[2], COLUMNS), logits.split(COLUMNS, dim=2), strict=True
-        )
-    ]
-    every = [part.probabilities for part in parts if part.probabilities is not None]
-    return Rows(
-        np.concatenate([part.classes for part in parts], axis=1),
-        np.concatenate([part.confidence for part in parts], axis=1),
-        np.concatenate(every, axis=2) if every else None,
-    )
+    logits: Tensor, valid: NDArray[np.bool_], model: Model, options: SegmentOptions
+) -> Scores:
+    """Classes and confidence of finished rows (Q h W, h W)."""
+    # a few columns: what is computed on the way takes several times their memory
+    parts = [_score(part, model, options) for part in logits.split(COLUMNS, dim=2)]
+    wholes = [torch.cat(same, dim=-1) for same in zip(*parts, strict=True)]
+    (classes, confidence, *every), has_arrived = fetched(wholes)
+    return Scores(classes, confidence, every[0] if every else None, valid, has_arrived)
 
 
-def _score(
-    logits: torch.Tensor, valid: NDArray[np.bool_], model: Model, options: SegmentOptions
-) -> Rows:
-    """The same of a few columns: what is computed on the way takes several times their memory."""
+def _score(logits: Tensor, model: Model, options: SegmentOptions) -> list[Tensor]:
+    """Values and percents of the best class, and the percents of all where they are asked for."""
     probabilities = model.segmenter.class_probabilities(logits)
     best, index = probabilities.max(dim=0)
-    values = torch.tensor(model.vocabulary.values, device=logits.device)[index]
+    is_byte = model.legend.dtype == "uint8"
+    dtype = torch.uint8 if is_byte else torch.int32  # not every device knows uint16
+    values = torch.tensor(model.vocabulary.values, dtype=dtype, device=logits.device)[index]
     values[best < options.threshold] = 0
-    classes = values.cpu().numpy().astype(model.legend.dtype)
-    classes[~valid] = model.legend.nodata
-    every = percent(probabilities, valid) if options.probabilities else None
-    return Rows(classes, percent(best, valid), every)
+    every = [percent(probabilities)] if options.probabilities else []
+    return [values, percent(best), *every]
 
 
-def percent(probability: torch.Tensor, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Whole percents, nodata where not valid (h W)."""
-    rounded: NDArray[np.uint8] = (probability * 100).round().to(torch.uint8).cpu().numpy()
-    rounded[..., ~valid] = PERCENT_NODATA
-    return rounded
+def percent(probability: Tensor) -> Tensor:
+    """Whole percents, in bytes."""
+    return (probability * 100).round().to(torch.uint8)

@@ -213,15 +213,18 @@ def prepare(
     # float64 where float32 would lose digits: large integers and doubles
     exact = raw.dtype.itemsize > 2 and raw.dtype != np.float32
     with np.errstate(invalid="ignore", over="ignore"):
-        values = raw.astype(np.float64 if exact else np.float32)
+        values: Any = raw.astype(np.float64 if exact else np.float32)
         if scaling.decibels:
             values = _decibels(values, scaling.decibels)
         shape = (-1, 1, 1)
         low = np.asarray(scaling.low, values.dtype).reshape(shape)
         high = np.asarray(scaling.high, values.dtype).reshape(shape)
-        scaled = np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+        values -= low
+        values /= high - low
+        scaled = np.clip(values, 0.0, 1.0, out=values).astype(np.float32, copy=False)
     if scaled.shape[0] == 2:  # two polarisations
         scaled = scaled.mean(axis=0, keepdims=True, dtype=np.float32)
     image = np.repeat(scaled, 3, axis=0) if scaled.shape[0] == 1 else scaled  # B H W -> 3 H W
-    image[:, ~valid] = NEUTRAL_GREY
+    if not valid.all():
+        image[:, ~valid] = NEUTRAL_GREY
     return image, valid
