@@ -388,13 +388,15 @@ def compiled_for(
     if name == "weights":
         constants |= {"IS_NARROW": is_narrow, "COLUMNS": on_gpu.LAYER_COLUMNS}
         return constants, {"num_warps": 4 if is_half else 8, "num_stages": 3 if is_half else 1}
+    # as many threads as keep what a program holds in their registers
+    places, warps = {32: (32, 8), 64: (64, 16), 128: (32, 8)}.get(max(32, channels), (16, 16))
     constants |= {
         "HALVES": halves,
         "CHANNELS": channels,
         "GROUP": min(halves**2, max(1, GROUP_CHANNELS // channels)),
-        "PLACES": max(16, min(64, 2048 // channels)) if is_half else 16,
+        "PLACES": places if is_half else 16,
     }
-    return constants, {"num_warps": max(4, min(16, channels // 16)), "num_stages": 2}
+    return constants, {"num_warps": warps, "num_stages": 2}
 
 
 def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
