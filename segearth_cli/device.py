@@ -166,12 +166,10 @@ def has_triton(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def sent(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array on its way to the device, without waiting for it to arrive."""
+def ready_for(device: torch.device, array: NDArray[Any]) -> torch.Tensor:
+    """An array where the device can take it from without the processor."""
     tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def fetched(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Callable[[], object]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from segearth_cli.device import fetched, memory_guard, pass_size
+from segearth_cli.device import fetched, memory_guard, pass_size, ready_for
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
@@ -257,7 +257,9 @@ def classify_rows(
         "--batch-size"
     )
     # closed here and not some day: nobody may read a scene that has been closed
-    reading = contextlib.closing(read_ahead(read_strips(scene, grid, valid)))
+    reading = contextlib.closing(
+        read_ahead(read_strips(scene, grid, valid, model.segmenter.device))
+    )
     with progress, memory_guard(advice), reading as strips:
         blended = blended_logits(strips, model.segmenter, grid, size, progress.update)
         before: Scores | None = None  # arrives while the device computes the next rows
@@ -273,11 +275,12 @@ def classify_rows(
 
 
 def read_strips(
-    scene: Scene, grid: WindowGrid, valid: dict[int, NDArray[np.bool_]]
+    scene: Scene, grid: WindowGrid, valid: dict[int, NDArray[np.bool_]], device: torch.device
 ) -> Iterator[Strip]:
     """Every row of windows with the pixels around it; each row of the scene is read once.
 
-    ``valid`` receives the validity mask of each row of windows, by its first row.
+    ``valid`` receives the validity mask of each row of windows, by its first row. The pixels are
+    ready for the ``device``.
     """
     left, right = grid.columns_seen
     first_column, end_column = max(0, left - MARGIN), min(grid.width, right + MARGIN)
@@ -307,7 +310,8 @@ def read_strips(
             strip = image  # which nobody changes
             if above or below:
                 strip = np.pad(image, ((0, 0), (above, below), (0, 0)), mode="edge")
-        yield Strip(row, strip, tuple(has_data))
+            pixels = ready_for(device, strip)
+        yield Strip(row, pixels, tuple(has_data))
 
 
 def read_ahead(strips: Iterator[Strip]) -> Generator[Strip, None, None]:

@@ -159,7 +159,8 @@ def test_windows_without_data_are_skipped_and_change_no_others():
     def strips(lacking):
         for row in grid.rows:
             has_data = tuple((row, column) not in lacking for column in grid.columns)
-            yield Strip(row, padded[:, row : row + WINDOW + 2 * MARGIN], has_data)
+            image = torch.from_numpy(padded[:, row : row + WINDOW + 2 * MARGIN])
+            yield Strip(row, image, has_data)
 
     with torch.inference_mode():
         whole = torch.cat(list(blended_logits(strips(set()), model, grid, 4)), dim=1)

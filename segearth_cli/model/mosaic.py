@@ -81,9 +81,10 @@ def image_logits(
         size: windows in a pass.
     """
     padded = np.pad(image, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), mode="edge")
+    whole = torch.from_numpy(padded)
     has_data = (True,) * len(grid.columns)
     height = grid.window_height + 2 * MARGIN
-    strips = (Strip(row, padded[:, row : row + height], has_data) for row in grid.rows)
+    strips = (Strip(row, whole[:, row : row + height], has_data) for row in grid.rows)
     return torch.cat(list(blended_logits(strips, segmenter, grid, size)), dim=1)
 
 

@@ -5,13 +5,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from segearth_cli.device import is_out_of_memory, release_memory, sent
+from segearth_cli.device import is_out_of_memory, release_memory
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.stages import stage
@@ -28,12 +26,13 @@ class Strip:
 
     Attributes:
         row: the windows' first row in the scene.
-        image: 3 x rows x columns in [0, 1], ``MARGIN`` pixels more than the windows on each side.
+        image: 3 x rows x columns in [0, 1], ``MARGIN`` pixels more than the windows on each side;
+            in the memory of the machine.
         has_data: of each window.
     """
 
     row: int
-    image: NDArray[np.float32]
+    image: Tensor
     has_data: tuple[bool, ...]
 
 
@@ -71,9 +70,10 @@ def encoded_rows(
     """
     rows: deque[WindowRow] = deque()
     waiting: list[tuple[WindowRow, int]] = []
+    device = segmenter.device
     most_rows = max(MOST_WAITING, -(-size // len(grid.columns)) + 1)
     for strip in strips:
-        row = WindowRow(strip.row, segmenter.normalised(sent(strip.image, segmenter.device)))
+        row = WindowRow(strip.row, segmenter.normalised(strip.image.to(device, non_blocking=True)))
         rows.append(row)
         for index, has_data in enumerate(strip.has_data):
             if has_data:
