@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 def pick_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is the first accelerator at hand, else the CPU.
 
+    A GPU that is named becomes torch's own: triton launches its kernels there.
+
     Raises:
         UsageError: the name is unknown, or this machine has no such device.
     """
@@ -52,6 +54,8 @@ def pick_device(name: str) -> torch.device:
     if not at_hand.get(device.type, False):
         raise UsageError(f"--device {name}: torch finds no such device here; use auto or cpu")
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
