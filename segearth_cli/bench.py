@@ -51,6 +51,7 @@ class BenchResult:
     stage_seconds: dict[str, float]  # per window, in the run
     beside_seconds: dict[str, float]  # per window, in other threads
     rest_seconds: float  # per window, between the stages
+    watched_seconds: float  # per window, of the run whose stages were timed
     whole_seconds: float  # per window, from file to file
     ratio: float  # of the whole to the encoder's time in the run, or on a GPU to its time alone
     first_seconds: float | None  # of the first run, where a GPU's kernels are compiled in it
@@ -81,7 +82,7 @@ def bench(options: BenchOptions) -> BenchResult:
         device = model.segmenter.device
         reset_peak_memory(device)
         windows = len(grid)
-        size = pass_size(device, own.model.batch_size, windows)
+        size = pass_size(device, own.model.batch_size, windows, grid.window_pixels)
         side = (grid.window_height, grid.window_width)
         before = encoder_passes(model, size, side)
 
@@ -118,6 +119,7 @@ def bench(options: BenchOptions) -> BenchResult:
             encoder_seconds=encoder_seconds,
             stage_seconds={name: s / windows for name, s in watch.seconds.items()},
             beside_seconds={name: s / windows for name, s in watch.beside.items()},
+            watched_seconds=watched / windows,
             rest_seconds=(watched - sum(watch.seconds.values())) / windows,
             whole_seconds=seconds / windows,
             ratio=seconds / encoder_in_run,

@@ -114,7 +114,8 @@ def show_bench(result: BenchResult, as_json: bool, quiet: bool) -> None:
 
     def row(name: str, seconds: float) -> list[str]:
         digits = 1 if whole > 0.01 else 3
-        return [name, f"{1e3 * seconds:.{digits}f} ms", f"{100 * seconds / whole:.1f} %"]
+        share = 100 * seconds / result.watched_seconds
+        return [name, f"{1e3 * seconds:.{digits}f} ms", f"{share:.1f} %"]
 
     made = terminal.table(
         f"{result.scene}: {result.width} x {result.height} pixels, {result.windows} windows, "

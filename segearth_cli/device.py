@@ -16,15 +16,19 @@ from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.options import ModelOptions
 
 CPU_PASS = 4  # windows
-ACCELERATOR_PASS = 128
+KERNELS_PASS = 128 * 224**2  # pixels, where our own kernels run
+ACCELERATOR_PASS = 16 * 224**2
 _NO_MEMORY = (  # how torch says it without an error of its own: on a CPU, of CUDA and its libraries
     "can't allocate memory",
     "CUDA error: out of memory",
     "STATUS_ALLOC_FAILED",
     "unable to find an engine",  # cuDNN, where none has room to work
+    "[CUDA]: out of memory",  # triton
+    "MPS backend out of memory",
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +42,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return pick_device("cuda")
+            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -53,7 +57,6 @@ def pick_device(name: str) -> torch.device:
     }
     if not at_hand.get(device.type, False):
         raise UsageError(f"--device {name}: torch finds no such device here; use auto or cpu")
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
     return device
@@ -127,14 +130,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-def pass_size(device: torch.device, batch_size: int | None, windows: int) -> int:
+def pass_size(device: torch.device, batch_size: int | None, windows: int, pixels: int) -> int:
     """Windows in every forward pass over a scene of ``windows``, the last pass filled up.
 
-    bf16 matrix products of another size round differently: a CPU, where more windows at once are
-    no faster, always takes the same number, so that the map does not depend on ``batch_size``.
+    ``pixels`` are those of a window. bf16 matrix products of another size round differently: a
+    CPU, where more windows at once are no faster, always takes the same number, so that the map
+    does not depend on ``batch_size``.
     """
-    wanted = CPU_PASS if device.type == "cpu" else batch_size or ACCELERATOR_PASS
-    return min(wanted, windows)
+    if device.type == "cpu":
+        return min(CPU_PASS, windows)
+    usual = KERNELS_PASS if has_triton(device) else ACCELERATOR_PASS
+    return min(batch_size or max(1, usual // pixels), windows)
 
 
 @contextlib.contextmanager

@@ -269,8 +269,9 @@ def predicted(
     settings = variants[0].settings
     height, width = image.shape[1:]
     grid = WindowGrid(height, width, settings.window, settings.stride, blend=settings.blend)
-    size = pass_size(variants[0].segmenter.device, options.batch_size, len(grid))
-    advice = "try a smaller --long-side, --window, --device cpu, or fewer settings at once"
+    device = variants[0].segmenter.device
+    size = pass_size(device, options.batch_size, len(grid), grid.window_pixels)
+    advice = "try a smaller --batch-size, --long-side or --window, --device cpu, or fewer settings"
     with memory_guard(advice):
         every = variant_logits([v.segmenter for v in variants], image, grid, size)
         for variant, logits in zip(variants, every, strict=True):

@@ -171,7 +171,8 @@ def look_at(
         SegEarthError: there is not enough memory.
     """
     grid = window_grid(scene, model.settings)
-    size = pass_size(model.segmenter.device, options.model.batch_size, len(grid))
+    device, batch_size = model.segmenter.device, options.model.batch_size
+    size = pass_size(device, batch_size, len(grid), grid.window_pixels)
     progress = tqdm(
         unit="window",
         desc=title_of(scene.source),

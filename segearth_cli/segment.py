@@ -8,7 +8,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,7 +39,6 @@ from segearth_cli.staging import Staging, publish
 from segearth_cli.stream import (
     PERCENT_NODATA,
     Classifier,
-    Rows,
     class_legend,
     load_model,
     scene_panels,
@@ -242,26 +240,17 @@ def write_class_map(
             if options.probabilities
             else None
         )
-
-        def write(rows: Rows) -> None:
-            with stage("write"):
-                classes.write(rows.classes)
-                confidence.write(rows.confidence)
-                if every is not None and rows.probabilities is not None:
-                    every.write(rows.probabilities)
-
         panels = stack.enter_context(contextlib.closing(model.panels(scene, options, folder)))
-        pen = stack.enter_context(ThreadPoolExecutor(1))
         for panel, rows_of_panel in panels:
             for raster in filter(None, (classes, confidence, every)):
                 raster.start_panel(*panel.columns_wanted)
             with contextlib.closing(rows_of_panel) as finished:
-                written = pen.submit(lambda: None)
-                for rows in finished:  # written while the network makes the next
-                    with stage("wait for writing"):
-                        written.result()
-                    written = pen.submit(write, rows)
-                written.result()
+                for rows in finished:
+                    with stage("write"):
+                        classes.write(rows.classes)
+                        confidence.write(rows.confidence)
+                        if every is not None and rows.probabilities is not None:
+                            every.write(rows.probabilities)
     if options.min_area:
         if scene.grid.pixel_area_m2 is None:
             logger.warning("no coordinate system: --min-area %g means pixels", options.min_area)

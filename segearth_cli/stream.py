@@ -150,8 +150,7 @@ def memory_estimate(grid: WindowGrid, queries: int, windows: int, coordinates: i
     """Bytes of memory that a scene, or a panel, takes at most, but for polygons and weights.
 
     ``windows`` go through the network at once; ``coordinates`` of features are brought to pixel
-    resolution, none by bilinear interpolation. What a GPU holds is not counted: then no
-    ``queries`` and no ``windows``.
+    resolution, none by bilinear interpolation. All three are 0 where a GPU holds them.
     """
     left, right = grid.columns_seen
     rows = grid.window_height
@@ -192,8 +191,10 @@ def scene_panels(
     Raises:
         UsageError: not even the narrowest panel keeps below ``--max-memory``.
     """
-    here = device.type == "cpu"
-    windows = pass_size(device, options.model.batch_size, len(grid)) if here else 0
+    here = device.type != "cuda"
+    windows = 0
+    if here:
+        windows = pass_size(device, options.model.batch_size, len(grid), grid.window_pixels)
     channels = settings.folder.embed_dim
     if settings.upsampler == "bilinear" or not here:
         channels = 0
@@ -202,6 +203,7 @@ def scene_panels(
     weights = 2 * settings.folder.size  # read, and as float32
     if options.probabilities:
         weights += 2 * queries * TILE * grid.width  # a row of tiles, and as it is written
+        weights += 2 * queries * grid.stride * grid.width  # rows that arrive
     limit = options.max_memory or weights + USUAL_MEMORY
     tiles = -(-grid.width // TILE)
     fewest: list[WindowGrid] = []
@@ -242,7 +244,8 @@ def classify_rows(
     """
     whole = window_grid(scene, model.settings)
     grid = panel or whole
-    size = pass_size(model.segmenter.device, options.model.batch_size, len(whole))
+    device, batch_size = model.segmenter.device, options.model.batch_size
+    size = pass_size(device, batch_size, len(whole), whole.window_pixels)
     valid: dict[int, NDArray[np.bool_]] = {}
     progress = tqdm(
         total=len(grid),
@@ -257,9 +260,7 @@ def classify_rows(
         "--batch-size"
     )
     # closed here and not some day: nobody may read a scene that has been closed
-    reading = contextlib.closing(
-        read_ahead(read_strips(scene, grid, valid, model.segmenter.device))
-    )
+    reading = contextlib.closing(read_ahead(read_strips(scene, grid, valid, device)))
     with progress, memory_guard(advice), reading as strips:
         blended = blended_logits(strips, model.segmenter, grid, size, progress.update)
         before: Scores | None = None  # arrives while the device computes the next rows

@@ -102,7 +102,8 @@ def check_creation_options(creation_options: tuple[tuple[str, str], ...]) -> Non
             virtual = VirtualRaster(source.name, Grid(_TRIED, _TRIED, Affine.identity()))
             virtual.add_band(1, "uint8", 255, colours=((0, 0, 0),))
             with rasterio.open(virtual.text) as src:
-                options = _cog_options("MODE", creation_options)
+                # a thread that fails says less
+                options = _cog_options("MODE", (("NUM_THREADS", "1"), *creation_options))
                 rasterio.shutil.copy(src, copy.name, driver="COG", **options)
     except (*GDAL_ERRORS, SystemError) as error:
         raise UsageError(f"--co: {reason(error).split('.tif: ')[-1]}") from error

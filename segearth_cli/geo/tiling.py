@@ -66,6 +66,11 @@ class WindowGrid:
         """Columns of a window: fewer than ``window`` in a narrower scene."""
         return min(self.window or self.width, self.width)
 
+    @property
+    def window_pixels(self) -> int:
+        """Pixels of a window."""
+        return self.window_height * self.window_width
+
     @cached_property
     def window_weights(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """How much a window counts in each of its rows, and in each of its columns."""

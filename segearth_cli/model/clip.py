@@ -16,7 +16,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segearth_cli.device import DTYPES, has_triton
+from segearth_cli.device import DTYPES, has_triton, is_out_of_memory
 from segearth_cli.errors import ModelError
 from segearth_cli.model.attention import attend
 
@@ -185,7 +185,7 @@ def patch_features(convolution: nn.Conv2d, images: Tensor) -> Tensor:
 
     As one matrix product: on GPUs the convolution of three channels takes 15 times as long.
     """
-    if images.is_cpu:
+    if not images.is_cuda:
         return convolution(images).flatten(2).transpose(1, 2)
     down, across = convolution.kernel_size
     weight = convolution.weight.flatten(1)
@@ -210,9 +210,9 @@ def layers_on(device: torch.device) -> Any:
         from segearth_cli.model import fused_layers
 
         fused_layers.activated(torch.zeros(1, device=device, dtype=torch.bfloat16), is_quick=True)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         logger.warning("no kernels by triton, the encoder is slower: %s", error)
         return None
     return fused_layers

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segearth_cli.device import has_triton
+from segearth_cli.device import has_triton, is_out_of_memory
 from segearth_cli.model.coordinates import Coordinates
 from segearth_cli.model.tiles import TileKernels
 from segearth_cli.model.upsampler import KEY_DIM
@@ -137,7 +137,7 @@ def _tables(size: tuple[int, int], radius: int, halves: int, device: torch.devic
 def _resizer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Bicubic doubling of a line, as ``F.interpolate`` does it: 2 size x size.
 
-    Its numbers are multiples of 1/256, which half precision holds.
+    Its numbers are multiples of 1/256: bf16 holds all but those of borders.
     """
     eye = torch.eye(size, dtype=torch.float64)[None, None]
     line = F.interpolate(eye, (2 * size, size), mode="bicubic", align_corners=False)
@@ -145,7 +145,7 @@ def _resizer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def resized(*rows: Tensor) -> Tensor:
-    """Twice as many features each way, bicubically, of one or two: N h w C -> N 2h 2w C."""
+    """Twice as many features each way, bicubically: rows of N h w C -> rows * N 2h 2w C."""
     from segearth_cli.model import triton_kernels as on_gpu
 
     count, height, width, channels = rows[0].shape
@@ -350,9 +350,9 @@ def fused_kernels(kernels: Sequence[TileKernels]) -> list[FusedKernels] | None:
         side = 2 * fused[-1].radius + 2
         features, image = torch.zeros(1, side, side, 32), torch.zeros(1, 3, 2 * side, 2 * side)
         fused[-1].doubled(features.to(device), image.to(device))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         logger.warning("no kernels by triton, the upsampler is slower: %s", error)
         return None
     return fused

@@ -26,7 +26,7 @@ from segearth_cli.model.windows import MARGIN, WindowRow
 if TYPE_CHECKING:
     from segearth_cli.model.mosaic import RollingSums
 
-CELLS = 32  # at once, about 600 MB with what is computed on the way
+CELLS_PIXELS = 32 * 112**2  # at once, about 600 MB with what is computed on the way
 
 
 @dataclass
@@ -56,6 +56,7 @@ class FusedCells(CellRows[FusedRow]):
     ) -> None:
         super().__init__(fast, grid, sums, own)
         self._kernels = kernels
+        self._cells = max(1, CELLS_PIXELS // grid.stride**2)  # at once
         self._down, self._across = (
             torch.from_numpy(c).to(sums.device) for c in grid.window_weights
         )
@@ -97,7 +98,7 @@ class FusedCells(CellRows[FusedRow]):
 
     def _double(self, upper: FusedRow | None, lower: FusedRow | None) -> None:
         below, above = rows_of(upper, lower)
-        for cells in self._wanted(upper, lower, CELLS, more=self._grid.stride):
+        for cells in self._wanted(upper, lower, self._cells, more=self._grid.stride):
             own = slice(cells.start, cells.stop + 1)
             guide = self._guide(0, upper, lower, cells)
             features = resized(below.coarse[own], above.coarse[own])
@@ -107,7 +108,7 @@ class FusedCells(CellRows[FusedRow]):
     def _add(self, upper: FusedRow | None, lower: FusedRow | None) -> None:
         below, above = rows_of(upper, lower)
         size = self._grid.stride
-        for cells in self._wanted(upper, lower, CELLS):
+        for cells in self._wanted(upper, lower, self._cells):
             own = slice(cells.start, cells.stop + 1)
             features = resized(below.fine[own], above.fine[own])
             column = self._left + cells.start * size

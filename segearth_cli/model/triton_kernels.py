@@ -72,7 +72,7 @@ def scores(  # type: ignore[no-untyped-def]
 ):
     """A row of a tile's pixels: their keys times those of all neighbours, row by row of these.
 
-    A key is the sum of two numbers of half precision: all but the products of the small ones.
+    A key is the sum of two numbers of half precision; the products of both small ones are left out.
     """
     SIDE: tl.constexpr = 2 * RADIUS + 1
     unit = tl.program_id(0) // DOWN
@@ -262,7 +262,7 @@ def sums(  # type: ignore[no-untyped-def]
                 is_near = (step_y < SIDE) & (step_x < SIDE)
                 number = (place_y * SIDE + place_x)[None, :] + own_first[:, None]
                 band = tl.load(own_weights + number, mask=is_near, other=0.0)
-                at_y = _placed(top - RADIUS + place_y, height, mode_y, RADIUS)
+                at_y = _placed(top - RADIUS + place_y, height, mode_y, RADIUS).to(tl.int64)
                 at_x = _placed(left - RADIUS + place_x, width, mode_x, RADIUS)
                 at = tl.where(place < ALL, at_y * window_row + at_x, 0)
                 seen = tl.load(corners[None, :] + (at * CHANNELS)[:, None])

@@ -17,7 +17,7 @@ from segearth_cli.stages import stage
 logger = logging.getLogger(__name__)
 
 MARGIN = 16  # pixels of the scene around windows that shared kernels look at, and to spare
-MOST_WAITING = 2  # rows of windows that wait for a pass to fill up, or as many as fill one
+MOST_WAITING = 2  # rows of windows that wait for a pass to fill up
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,17 @@ def encoded_rows(
     rows: deque[WindowRow] = deque()
     waiting: list[tuple[WindowRow, int]] = []
     device = segmenter.device
+    # of rows whose windows all have data a pass takes fewer
     most_rows = max(MOST_WAITING, -(-size // len(grid.columns)) + 1)
     for strip in strips:
-        row = WindowRow(strip.row, segmenter.normalised(strip.image.to(device, non_blocking=True)))
+        image = strip.image.to(device, non_blocking=strip.image.is_pinned())
+        row = WindowRow(strip.row, segmenter.normalised(image))
         rows.append(row)
         for index, has_data in enumerate(strip.has_data):
             if has_data:
                 row.missing += 1
                 waiting.append((row, index))
-            if len(waiting) == min(size, segmenter.most_windows or size):
+            if len(waiting) >= min(size, segmenter.most_windows or size):
                 run_pass(waiting, segmenter, grid, size, shares)
         # A row that waits keeps its strip in memory: not too many, even without data.
         if len(rows) > most_rows and waiting:
