@@ -68,7 +68,7 @@ CELLS = """
 import sys
 import torch
 import torch.nn.functional as F
-from segearth_cli.model.fused import FusedKernels, Scoring, Windows, resized
+from segearth_cli.model.fused import FusedKernels, Scoring, Seen, resized
 from segearth_cli.model.tiles import TileKernels, doubled
 from segearth_cli.model.upsampler import JBU
 
@@ -92,7 +92,7 @@ around = F.pad(picture[None], [RADIUS] * 4, mode="replicate")[0].movedim(0, -1)
 part = around[height : 2 * height + 2 * RADIUS].contiguous()
 guide = kernels.guide(part, count + 1, (height, width), RADIUS * part.shape[1] + RADIUS, width)
 wanted = torch.ones(count + 1, dtype=torch.uint8)
-windows = Windows(resized(*features), there.flatten(), wanted, 2)
+windows = Seen(resized(*features), there.flatten(), wanted, 2)
 out = torch.zeros(2, *windows.features[: count + 2].shape)
 kernels.double(guide, windows, *out)
 logits = torch.zeros(QUERIES, height, (count + 1) * width)

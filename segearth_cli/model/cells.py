@@ -173,6 +173,8 @@ class CellRow:
         coarse: coordinates before the first shared doubling, windows x h x w x C.
         fine: before the second, likewise; filled cell by cell.
         bias: windows x Q.
+        guides: the image under the windows and ``MARGIN`` pixels around them, normalised, and
+            the same at half its resolution: H x W x 3.
     """
 
     row: int
@@ -180,6 +182,7 @@ class CellRow:
     coarse: Tensor
     fine: Tensor
     bias: Tensor
+    guides: list[Tensor]
 
 
 Row = TypeVar("Row", bound=CellRow)
@@ -248,6 +251,18 @@ class CellRows(ABC, Generic[Row]):
         assert upper is not None
         return upper.row + self._grid.stride
 
+    def _guide_of(
+        self, halvings: int, radius: int, upper: Row | None, lower: Row | None, cells: slice
+    ) -> Tensor:
+        """The image under cells between two rows of windows, and ``radius`` around: h x w x 3."""
+        row = lower or upper
+        assert row is not None
+        size = self._grid.stride >> halvings
+        top = (MARGIN + self._top(upper, lower) - row.row >> halvings) - radius
+        left = (MARGIN >> halvings) + cells.start * size - radius
+        width = (cells.stop - cells.start) * size + 2 * radius
+        return row.guides[halvings][top : top + size + 2 * radius, left : left + width]
+
     def _wanted(
         self, upper: Row | None, lower: Row | None, most: int, more: int = 0
     ) -> Iterator[slice]:
@@ -273,16 +288,8 @@ class CellRows(ABC, Generic[Row]):
                 start = place
 
 
-@dataclass
 class SharedRow(CellRow):
-    """The same for products of matrices; its coordinates have a margin.
-
-    Attributes:
-        guides: the image under the windows and ``MARGIN`` pixels around them, normalised, and
-            the same at half its resolution: H x W x 3.
-    """
-
-    guides: list[Tensor]
+    """The same for products of matrices; its coordinates have a margin."""
 
     def quarters(
         self, features: Tensor, down: int, cells: slice, part: int, more: int
@@ -413,13 +420,8 @@ class Cells(CellRows[SharedRow]):
         cells: slice,
     ) -> Tensor:
         """Cells between two rows of windows, and what lies around them: cells x h x w x 3."""
-        row = lower or upper
-        assert row is not None
         radius, size = kernels.radius, self._grid.stride >> halvings
-        top = (MARGIN + self._top(upper, lower) - row.row >> halvings) - radius
-        left = (MARGIN >> halvings) + cells.start * size - radius
-        width = (cells.stop - cells.start) * size + 2 * radius
-        part = row.guides[halvings][top : top + size + 2 * radius, left : left + width]
+        part = self._guide_of(halvings, radius, upper, lower, cells)
         return part.unfold(1, size + 2 * radius, size).permute(1, 0, 3, 2).contiguous()
 
 

@@ -22,6 +22,12 @@ from segearth_cli.model.coordinates import Coordinates
 from segearth_cli.model.tiles import TileKernels
 from segearth_cli.model.upsampler import KEY_DIM
 
+DOWN, ACROSS = 4, 16  # pixels of a tile
+PIXELS = DOWN * ACROSS
+WIDTH = 128  # neighbours and guidance, filled up
+LARGEST_RADIUS = 5  # whose neighbours fit
+SPAN = 32  # columns of pixels that a tile sees, filled up
+LAYER_COLUMNS = 32  # of the hidden layer at once
 MOST_PIXELS = 1 << 19  # whose weights are in memory at once
 MOST_CHANNELS = 512  # whose sums fit a program
 GROUP_CHANNELS = 128  # of several windows, summed at once
@@ -52,7 +58,7 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Seen:
     """The windows that see the images.
 
     Attributes:
@@ -109,8 +115,6 @@ class _Tables:
 
 @lru_cache(maxsize=32)
 def _tables(size: tuple[int, int], radius: int, halves: int, device: torch.device) -> _Tables:
-    from segearth_cli.model.triton_kernels import ACROSS, DOWN
-
     tiles: list[tuple[int, ...]] = []
     items: list[tuple[int, ...]] = []
     for row in range(-(-size[0] // DOWN)):
@@ -146,13 +150,11 @@ def _resizer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def resized(*rows: Tensor) -> Tensor:
     """Twice as many features each way, bicubically: rows of N h w C -> rows * N 2h 2w C."""
-    from segearth_cli.model import triton_kernels as on_gpu
-
     count, height, width, channels = rows[0].shape
     down, across = (_resizer(side, rows[0].dtype, rows[0].device) for side in (height, width))
     shape = (len(rows), count, 2 * height, 2 * width, channels)
     # `sums` looks a radius beyond windows that it takes no sum of
-    margin = (on_gpu.LARGEST_RADIUS + 1) * 2 * width * channels
+    margin = (LARGEST_RADIUS + 1) * 2 * width * channels
     fine = rows[0].new_empty(math.prod(shape) + 2 * margin)[margin:-margin].view(shape)
     for row, out in zip(rows, fine, strict=True):
         higher = torch.bmm(down.expand(count, -1, -1), row.reshape(count, height, -1))
@@ -177,19 +179,16 @@ class FusedKernels:
     """
 
     def __init__(self, kernels: TileKernels) -> None:
-        from segearth_cli.model import triton_kernels
-
         self.radius = kernels.radius
         self.dtype = kernels.dtype
-        if self.radius > triton_kernels.LARGEST_RADIUS:
+        if self.radius > LARGEST_RADIUS:
             side = kernels.side
             raise ValueError(f"a neighbourhood of {side} x {side} pixels is too large")
-        width = triton_kernels.WIDTH
         self._kernels = kernels
         self._log_spatial = kernels.log_spatial.flatten()
-        self._hidden = _padded(kernels.hidden, width, width)
-        self._last = _padded(0.1 * kernels.last_weight.T, width, width).to(self.dtype)
-        self._last_bias = _padded(0.1 * kernels.last_bias[None], 1, width)[0]
+        self._hidden = _padded(kernels.hidden, WIDTH)
+        self._last = _padded(0.1 * kernels.last_weight.T, WIDTH).to(self.dtype)
+        self._last_bias = _padded(0.1 * kernels.last_bias[None], 1)[0]
 
     def doubled(self, features: Tensor, image: Tensor) -> Tensor:
         """One doubling of images alone: B h w C and B 3 2h 2w -> B 2h 2w C, of ``dtype``."""
@@ -220,7 +219,7 @@ class FusedKernels:
         high = keys.half()
         return Guide(image, torch.cat([high, (keys - high).half()], 1), count, size, start, move)
 
-    def double(self, guide: Guide, windows: Windows, out: Tensor, out_above: Tensor) -> None:
+    def double(self, guide: Guide, windows: Seen, out: Tensor, out_above: Tensor) -> None:
         """The windows' features after the doubling, where images are wanted.
 
         Args:
@@ -228,24 +227,13 @@ class FusedKernels:
             out: of the (lower) row of windows, as large as its resized features.
             out_above: of the row above it.
         """
-        nothing = windows.features  # where there is nothing to point at
-        self._launch(guide, windows, (out, out_above, *[nothing] * 5), (0, 0, 0, 0), False)
+        self._launch(guide, windows, (out, out_above), None)
 
-    def score(self, guide: Guide, windows: Windows, scoring: Scoring) -> None:
+    def score(self, guide: Guide, windows: Seen, scoring: Scoring) -> None:
         """Add the windows' logits after the doubling to what is there, where images are wanted."""
-        tensors = (
-            scoring.logits,
-            scoring.logits,
-            scoring.down,
-            scoring.across,
-            scoring.shift,
-            scoring.text,
-            scoring.bias,
-        )
-        numbers = (*scoring.moves, len(scoring.text))
-        self._launch(guide, windows, tensors, numbers, True)
+        self._launch(guide, windows, (scoring.logits, scoring.logits), scoring)
 
-    def _alone(self, features: Tensor, image: Tensor) -> tuple[Guide, Windows]:
+    def _alone(self, features: Tensor, image: Tensor) -> tuple[Guide, Seen]:
         """Images that no other window sees: B h w C and B 3 2h 2w."""
         count, _, *size = image.shape
         channels = features.shape[-1]
@@ -254,29 +242,39 @@ class FusedKernels:
         guide = self.guide(
             image.movedim(1, -1).contiguous(), count, (size[0], size[1]), 0, size[0] * size[1]
         )
-        return guide, Windows(resized(filled.contiguous()), every, every, 1)
+        return guide, Seen(resized(filled.contiguous()), every, every, 1)
 
     def _launch(
         self,
         guide: Guide,
-        windows: Windows,
-        results: Sequence[Tensor],
-        numbers: Sequence[int],
-        has_logits: bool,
+        windows: Seen,
+        out: tuple[Tensor, Tensor],
+        scoring: Scoring | None,
     ) -> None:
-        from segearth_cli.model import triton_kernels as on_gpu
+        from segearth_cli.model import triton_kernels
 
         tables = _tables(guide.size, self.radius, windows.halves, guide.image.device)
         image_items, image_tiles = len(tables.items), len(tables.tiles)
         place = (guide.start, guide.move, guide.image.shape[-2], *guide.size)
         narrow = self._kernels.narrow
+        numbers = (0, 0, 0, 0)
+        factors = (windows.features,) * 5  # which nobody looks at
+        if scoring is not None:
+            numbers = (*scoring.moves, len(scoring.text))
+            factors = (
+                scoring.down,
+                scoring.across,
+                scoring.shift,
+                scoring.text,
+                scoring.bias,
+            )
         channels = windows.features.shape[-1]
         for tiles in self._chunks(guide.count * image_tiles, tables):
             items = slice(tables.item(tiles.start), tables.item(tiles.stop))
             count = items.stop - items.start
-            size = (count * on_gpu.PIXELS, on_gpu.WIDTH)
+            size = (count * PIXELS, WIDTH)
             scores = guide.image.new_empty(size)
-            on_gpu.scores[(count * on_gpu.DOWN,)](
+            triton_kernels.scores[(count * DOWN,)](
                 guide.keys,
                 tables.items,
                 windows.wanted,
@@ -287,7 +285,7 @@ class FusedKernels:
                 **self._how("scores", channels, windows.halves),
             )
             weights = torch.empty(size, dtype=self.dtype, device=scores.device)
-            on_gpu.weights[(count,)](
+            triton_kernels.weights[(count,)](
                 scores,
                 guide.image,
                 tables.items,
@@ -303,13 +301,14 @@ class FusedKernels:
                 *place,
                 **self._how("weights", channels, windows.halves),
             )
-            on_gpu.sums[(tiles.stop - tiles.start,)](
+            triton_kernels.sums[(tiles.stop - tiles.start,)](
                 weights,
                 windows.features,
                 tables.tiles,
                 windows.wanted,
                 windows.there,
-                *results,
+                *out,
+                *factors,
                 tiles.start,
                 image_tiles,
                 items.start,
@@ -317,7 +316,7 @@ class FusedKernels:
                 len(windows.features) // windows.halves,
                 *guide.size,
                 *numbers,
-                HAS_LOGITS=has_logits,
+                HAS_LOGITS=scoring is not None,
                 **self._how("sums", channels, windows.halves),
             )
 
@@ -329,8 +328,6 @@ class FusedKernels:
 
     def _chunks(self, tiles: int, tables: _Tables) -> Iterator[slice]:
         """Tiles whose weights may be in memory at once."""
-        from segearth_cli.model.triton_kernels import PIXELS
-
         step = max(1, MOST_PIXELS * len(tables.tiles) // (PIXELS * len(tables.items)))
         for first in range(0, tiles, step):
             yield slice(first, min(tiles, first + step))
@@ -369,24 +366,22 @@ def compiled_for(
         radius: of the neighbourhood.
         dtype: of the products.
         channels: of the features.
-        halves: see `Windows`.
+        halves: see `Seen`.
         is_narrow: whether the Gaussian is multiplied in.
     """
-    from segearth_cli.model import triton_kernels as on_gpu
-
     is_half = dtype != torch.float32
     constants: dict[str, Any] = {
         "RADIUS": radius,
-        "DOWN": on_gpu.DOWN,
-        "ACROSS": on_gpu.ACROSS,
-        "WIDTH": on_gpu.WIDTH,
+        "DOWN": DOWN,
+        "ACROSS": ACROSS,
+        "WIDTH": WIDTH,
     }
     if name == "scores":
-        return constants | {"KEYS": KEY_DIM, "SPAN": on_gpu.SPAN}, {"num_warps": 1}
+        return constants | {"KEYS": KEY_DIM, "SPAN": SPAN}, {"num_warps": 1}
     # float32 as three products of what tensor cores take
     constants["PRECISION"] = "ieee" if is_half else "tf32x3"
     if name == "weights":
-        constants |= {"IS_NARROW": is_narrow, "COLUMNS": on_gpu.LAYER_COLUMNS}
+        constants |= {"IS_NARROW": is_narrow, "COLUMNS": LAYER_COLUMNS}
         return constants, {"num_warps": 4 if is_half else 8, "num_stages": 3 if is_half else 1}
     # as many threads as keep what a program holds in their registers
     places, warps = {32: (32, 8), 64: (64, 16), 128: (32, 8)}.get(max(32, channels), (16, 16))
@@ -399,6 +394,6 @@ def compiled_for(
     return constants, {"num_warps": warps, "num_stages": 2}
 
 
-def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    """Zeros behind and below a matrix."""
-    return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])).contiguous()
+def _padded(matrix: Tensor, rows: int) -> Tensor:
+    """Zeros below a matrix, and behind it up to ``WIDTH`` columns."""
+    return F.pad(matrix, (0, WIDTH - matrix.shape[1], 0, rows - matrix.shape[0])).contiguous()

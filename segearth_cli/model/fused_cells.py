@@ -17,7 +17,7 @@ from segearth_cli.model.fused import (
     FusedKernels,
     Guide,
     Scoring,
-    Windows,
+    Seen,
     resized,
     whole_channels,
 )
@@ -34,12 +34,9 @@ class FusedRow(CellRow):
     """A row of windows between the shared doublings, on a GPU.
 
     Attributes:
-        guides: of the first shared doubling and of the last: the windows and ``MARGIN`` pixels of
-            the scene around them, H x W x 3.
         flags: ``there``, one byte each.
     """
 
-    guides: list[Tensor]
     flags: Tensor
 
 
@@ -86,13 +83,13 @@ class FusedCells(CellRows[FusedRow]):
             part = F.avg_pool2d(inside, 1 << halvings).movedim(0, -1).contiguous()
             side *= 2
             guide = kernels.guide(part, count, (side, side), 0, self._grid.stride >> halvings)
-            windows = Windows(resized(features), flags, flags, 1)
+            windows = Seen(resized(features), flags, flags, 1)
             features = torch.empty_like(windows.features)
             kernels.double(guide, windows, features, features)
         coarse = F.pad(features, (0, 0, 0, 0, 0, 0, 1, 1))
         # all of it: what is not asked for stays 0, not a number that resizing would spread
         fine = features.new_zeros(count + 2, 2 * side, 2 * side, channels)
-        guides = [part.movedim(0, -1).contiguous() for part in (F.avg_pool2d(image, 2), image)]
+        guides = [part.movedim(0, -1).contiguous() for part in (image, F.avg_pool2d(image, 2))]
         there = [False, *is_there, False]
         return FusedRow(row.row, there, coarse, fine, bias, guides, F.pad(flags, (1, 1)))
 
@@ -100,7 +97,7 @@ class FusedCells(CellRows[FusedRow]):
         below, above = rows_of(upper, lower)
         for cells in self._wanted(upper, lower, self._cells, more=self._grid.stride):
             own = slice(cells.start, cells.stop + 1)
-            guide = self._guide(0, upper, lower, cells)
+            guide = self._guide(1, upper, lower, cells)
             features = resized(below.coarse[own], above.coarse[own])
             windows = self._windows(features, upper, lower, own)
             self._kernels[-SHARED].double(guide, windows, below.fine[own], above.fine[own])
@@ -125,27 +122,21 @@ class FusedCells(CellRows[FusedRow]):
                 torch.cat([below.bias[own], above.bias[own]]),
             )
             windows = self._windows(features, upper, lower, own)
-            self._kernels[-1].score(self._guide(1, upper, lower, cells), windows, scoring)
+            self._kernels[-1].score(self._guide(0, upper, lower, cells), windows, scoring)
 
     def _guide(
-        self, step: int, upper: FusedRow | None, lower: FusedRow | None, cells: slice
+        self, halvings: int, upper: FusedRow | None, lower: FusedRow | None, cells: slice
     ) -> Guide:
         """What cells between two rows of windows are doubled along with."""
-        row = lower or upper
-        assert row is not None
-        kernels, image = self._kernels[step - SHARED], row.guides[step]
-        halvings = SHARED - 1 - step
-        size, radius = self._grid.stride >> halvings, kernels.radius
-        count = cells.stop - cells.start
-        top = (MARGIN + self._top(upper, lower) - row.row >> halvings) - radius
-        left = (MARGIN >> halvings) + cells.start * size - radius
-        part = image[top : top + size + 2 * radius, left : left + count * size + 2 * radius]
+        kernels, size = self._kernels[-1 - halvings], self._grid.stride >> halvings
+        radius, count = kernels.radius, cells.stop - cells.start
+        part = self._guide_of(halvings, radius, upper, lower, cells)
         start = radius * part.shape[1] + radius
         return kernels.guide(part.contiguous(), count, (size, size), start, size)
 
     def _windows(
         self, features: Tensor, upper: FusedRow | None, lower: FusedRow | None, own: slice
-    ) -> Windows:
+    ) -> Seen:
         """The windows around cells, resized; a row that is none has none that are there."""
         below, above = rows_of(upper, lower)
         there = torch.cat(
@@ -155,7 +146,7 @@ class FusedCells(CellRows[FusedRow]):
             ]
         )
         wanted = torch.ones_like(there[: own.stop - own.start - 1])
-        return Windows(features, there, wanted, 2)
+        return Seen(features, there, wanted, 2)
 
 
 def rows_of(upper: FusedRow | None, lower: FusedRow | None) -> tuple[FusedRow, FusedRow]:

@@ -33,13 +33,6 @@ NUMBERS = (
     "queries",
 )
 
-DOWN, ACROSS = 4, 16  # pixels of a tile
-PIXELS = DOWN * ACROSS
-WIDTH = 128  # neighbours and guidance, filled up
-LARGEST_RADIUS = 5  # whose neighbours fit
-SPAN = 32  # columns of pixels that a tile sees, filled up
-LAYER_COLUMNS = 32  # of the hidden layer at once
-
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _placed(line, size, mode, RADIUS: tl.constexpr):  # type: ignore[no-untyped-def]
