@@ -19,7 +19,12 @@ def interpreted(code, *arguments):
     """What a program prints whose kernels run in triton's interpreter."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(
-        [sys.executable, "-c", f"from interpreted import guard\nguard()\n{code}", *arguments],
+        [
+            sys.executable,
+            "-c",
+            f"from interpreted import guard, hasten\nguard()\nhasten()\n{code}",
+            *arguments,
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
