@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ _NO_MEMORY = (  # how torch says it without an error of its own: on a CPU, of CU
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+T = TypeVar("T")
 torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,20 @@ def has_triton(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def tried(attempt: Callable[[], T], slower: str) -> T | None:
+    """What a first use of triton's kernels gives; ``None``, and a warning, where they do not run.
+
+    They are compiled then, which takes a C compiler.
+    """
+    try:
+        return attempt()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        logger.warning("no kernels by triton, the %s is slower: %s", slower, error)
+        return None
 
 
 def ready_for(device: torch.device, array: NDArray[Any]) -> torch.Tensor:

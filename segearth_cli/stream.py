@@ -191,15 +191,13 @@ def scene_panels(
     Raises:
         UsageError: not even the narrowest panel keeps below ``--max-memory``.
     """
-    here = device.type != "cuda"
-    windows = 0
-    if here:
-        windows = pass_size(device, options.model.batch_size, len(grid), grid.window_pixels)
+    windows = pass_size(device, options.model.batch_size, len(grid), grid.window_pixels)
     channels = settings.folder.embed_dim
-    if settings.upsampler == "bilinear" or not here:
+    if settings.upsampler == "bilinear":
         channels = 0
     elif not settings.exact:
         channels = min(channels, MOST_COORDINATES)
+    here = (0, 0, 0) if device.type == "cuda" else (queries, windows, channels)
     weights = 2 * settings.folder.size  # read, and as float32
     if options.probabilities:
         weights += 2 * queries * TILE * grid.width  # a row of tiles, and as it is written
@@ -211,8 +209,7 @@ def scene_panels(
     fewest_of_width = {panel_width(grid, n): n for n in range(tiles, 0, -1)}
     for count in sorted(fewest_of_width.values()):
         parts = panels_across(grid, count)
-        each = [memory_estimate(p, queries if here else 0, windows, channels) for p in parts]
-        most = weights + max(each)
+        most = weights + max(memory_estimate(part, *here) for part in parts)
         if most <= limit:
             return parts, most
         if not fewest or most < WORTHWHILE * least:

@@ -244,6 +244,12 @@ class CellRows(ABC, Generic[Row]):
     def _add(self, upper: Row | None, lower: Row | None) -> None:
         """The last doubling of the cells between two rows of windows; their logits are summed."""
 
+    def _image_of(self, row: WindowRow) -> Tensor:
+        """The image under a row's windows and ``MARGIN`` pixels around them: 3 x H x W."""
+        left = self._left - self._grid.columns[0]
+        width = (len(self._own) + 1) * self._grid.stride + 2 * MARGIN
+        return row.image[:, :, left : left + width]
+
     def _top(self, upper: Row | None, lower: Row | None) -> int:
         """First row of pixels of the cells between two rows of windows."""
         if lower is not None:
@@ -326,9 +332,9 @@ class Cells(CellRows[SharedRow]):
             )
             for side, kernels in ((window >> 2, first), (window >> 1, last))
         )
-        image = row.image[:, :, self._left - self._grid.columns[0] :]
+        image = self._image_of(row)
         own_guide = F.avg_pool2d(image, 1 << SHARED)  # of the doublings that they do alone
-        guides = [part.movedim(0, -1).contiguous() for part in (image, F.avg_pool2d(image, 2))]
+        guides = guides_of(image)
         bias = row.image.new_zeros(len(there), self._fast.coordinates.queries)
         for place, is_there in enumerate(there):
             if not is_there:
@@ -423,6 +429,11 @@ class Cells(CellRows[SharedRow]):
         radius, size = kernels.radius, self._grid.stride >> halvings
         part = self._guide_of(halvings, radius, upper, lower, cells)
         return part.unfold(1, size + 2 * radius, size).permute(1, 0, 3, 2).contiguous()
+
+
+def guides_of(image: Tensor) -> list[Tensor]:
+    """An image, and the same at half its resolution, for `CellRow`: 3 x H x W -> H x W x 3."""
+    return [part.movedim(0, -1).contiguous() for part in (image, F.avg_pool2d(image, 2))]
 
 
 def same_channels(upper: CellRow | None, lower: CellRow | None) -> None:

@@ -4,7 +4,6 @@ The last block's attention is what SegEarth-OV and its rivals change (paper 3.1.
 the dense features are that block's modulated attention output, without residual and feed-forward.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from functools import cache
@@ -16,15 +15,13 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segearth_cli.device import DTYPES, has_triton, is_out_of_memory
+from segearth_cli.device import DTYPES, has_triton, tried
 from segearth_cli.errors import ModelError
 from segearth_cli.model.attention import attend
 
 Heads = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v: B n N d -> B n N d
 
 GEM_DEPTH = 7
-
-logger = logging.getLogger(__name__)
 
 ATTENTIONS: dict[str, Heads] = {
     "segearth": lambda q, k, v: attend(q, q, v) + attend(k, k, v) + attend(v, v, v),
@@ -194,8 +191,8 @@ def patch_features(convolution: nn.Conv2d, images: Tensor) -> Tensor:
     return F.linear(patches, weight, convolution.bias)
 
 
-def fused_layers(tokens: Tensor) -> Any:
-    """The kernels of `model.fused_layers`, where they compute what torch would."""
+def layers_for(tokens: Tensor) -> Any:
+    """The kernels of `fused_layers`, where they compute what torch would."""
     if tokens.dtype not in DTYPES.values() or torch.is_grad_enabled():
         return None
     return layers_on(tokens.device)
@@ -203,19 +200,15 @@ def fused_layers(tokens: Tensor) -> Any:
 
 @cache
 def layers_on(device: torch.device) -> Any:
-    """The same for a device; ``None`` where triton does not run, or finds no C compiler."""
-    if not has_triton(device):
-        return None
-    try:
+    """The same for a device; ``None`` where triton does not run."""
+
+    def first_use() -> Any:
         from segearth_cli.model import fused_layers
 
         fused_layers.activated(torch.zeros(1, device=device, dtype=torch.bfloat16), is_quick=True)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        logger.warning("no kernels by triton, the encoder is slower: %s", error)
-        return None
-    return fused_layers
+        return fused_layers
+
+    return tried(first_use, "encoder") if has_triton(device) else None
 
 
 def resized_position_embedding(
@@ -257,7 +250,7 @@ def modulated_output(
     block: ResidualAttentionBlock, tokens: Tensor, heads: Heads, residual: bool
 ) -> Tensor:
     """``out_proj(A v)`` on ``ln_1(x)``, B x N x C; with residual and feed-forward if asked."""
-    layers = fused_layers(tokens)
+    layers = layers_for(tokens)
     normed = block.ln_1(tokens) if layers is None else layers.normed(block.ln_1, tokens)
     output = block.ls_1(merge_heads(block.attn, heads(*project_heads(block.attn, normed))))
     if not residual:
@@ -281,7 +274,7 @@ def feed_forward(mlp: Any, tokens: Tensor) -> Tensor:
     in_place = not torch.is_grad_enabled()
     is_quick = isinstance(activation, QuickGELU)
     is_exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
-    layers = fused_layers(hidden) if is_quick or is_exact else None
+    layers = layers_for(hidden) if is_quick or is_exact else None
     if layers is not None:
         layers.activated(hidden, is_quick)
     elif in_place and is_quick:

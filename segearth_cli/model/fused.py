@@ -6,7 +6,6 @@ alone, or as the cells that up to four windows share (see `cells`).
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segearth_cli.device import has_triton, is_out_of_memory
+from segearth_cli.device import has_triton, tried
 from segearth_cli.model.coordinates import Coordinates
 from segearth_cli.model.tiles import TileKernels
 from segearth_cli.model.upsampler import KEY_DIM
@@ -31,8 +30,6 @@ LAYER_COLUMNS = 32  # of the hidden layer at once
 MOST_PIXELS = 1 << 19  # whose weights are in memory at once
 MOST_CHANNELS = 512  # whose sums fit a program
 GROUP_CHANNELS = 128  # of several windows, summed at once
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -334,25 +331,18 @@ class FusedKernels:
 
 
 def fused_kernels(kernels: Sequence[TileKernels]) -> list[FusedKernels] | None:
-    """The same modules' kernels for GPUs; ``None`` where they do not run.
-
-    A doubling is tried: triton compiles its kernels on first use, which takes a C compiler.
-    """
+    """The same modules' kernels for GPUs; ``None`` where they do not run."""
     device = kernels[0].log_spatial.device
-    if not has_triton(device):
-        return None
-    try:
+
+    def first_use() -> list[FusedKernels]:
         own = {one: FusedKernels(one) for one in set(kernels)}
         fused = [own[one] for one in kernels]
         side = 2 * fused[-1].radius + 2
         features, image = torch.zeros(1, side, side, 32), torch.zeros(1, 3, 2 * side, 2 * side)
         fused[-1].doubled(features.to(device), image.to(device))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        logger.warning("no kernels by triton, the upsampler is slower: %s", error)
-        return None
-    return fused
+        return fused
+
+    return tried(first_use, "upsampler") if has_triton(device) else None
 
 
 @cache

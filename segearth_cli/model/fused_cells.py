@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.model.cells import SHARED, CellRow, CellRows, same_channels
+from segearth_cli.model.cells import SHARED, CellRow, CellRows, guides_of, same_channels
 from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.fused import (
     FusedKernels,
@@ -73,9 +73,7 @@ class FusedCells(CellRows[FusedRow]):
             features[places] = torch.stack(own).to(features.dtype)
             bias[places + 1] = torch.stack([one for _, one in results.values()])
 
-        left = self._left - self._grid.columns[0]
-        width = (count + 1) * self._grid.stride
-        image = row.image[:, :, left : left + width + 2 * MARGIN]
+        image = self._image_of(row)
         inside = image[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
         alone = self._kernels[:-SHARED]
         for step, kernels in enumerate(alone):
@@ -89,8 +87,8 @@ class FusedCells(CellRows[FusedRow]):
         coarse = F.pad(features, (0, 0, 0, 0, 0, 0, 1, 1))
         # all of it: what is not asked for stays 0, not a number that resizing would spread
         fine = features.new_zeros(count + 2, 2 * side, 2 * side, channels)
-        guides = [part.movedim(0, -1).contiguous() for part in (image, F.avg_pool2d(image, 2))]
         there = [False, *is_there, False]
+        guides = guides_of(image)
         return FusedRow(row.row, there, coarse, fine, bias, guides, F.pad(flags, (1, 1)))
 
     def _double(self, upper: FusedRow | None, lower: FusedRow | None) -> None:
