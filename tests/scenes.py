@@ -92,6 +92,13 @@ def interruptible() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+def surroundings(**more: str) -> dict[str, str]:
+    """The environment of a subprocess that finds the package and the tests from any folder."""
+    tests = Path(__file__).parent
+    paths = filter(None, [str(tests.parent), str(tests), os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
+
+
 @contextmanager
 def ctrl_c_heard() -> Iterator[None]:
     """Ctrl-C is an exception in the block, also where a shell has had it ignored."""
@@ -115,12 +122,11 @@ def stopped_in_the_middle(
     sources = [write_scene(folder / "a.tif", blocks(1, 40, 50))]
     sources += [write_scene(folder / f"{name}.tif", blocks(1, 600, 600)) for name in "bc"]
     command = ("segment", *sources, *map(str, args), "--stride", "2", "--json", "-q")
-    root = str(Path(__file__).parents[1])
     process = subprocess.Popen(
         [sys.executable, "-m", "segearth_cli", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root, **environment},
+        env=surroundings(**environment),
         preexec_fn=interruptible,
     )
     with process:

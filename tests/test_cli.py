@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio import Affine
-from scenes import blocks, interruptible, names_in, read, write_scene
+from scenes import blocks, interruptible, names_in, read, surroundings, write_scene
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -56,12 +56,6 @@ def run(tiny_model, folder):
 
 def command(*args):
     return [sys.executable, "-m", "segearth_cli", *map(str, args)]
-
-
-def surroundings(**more):
-    """The environment of a subprocess that finds the package from any folder."""
-    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
 
 
 def only_line(text):

@@ -1,6 +1,5 @@
 """The kernels for GPUs, run by triton's interpreter on a CPU, against what torch computes."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scenes import surroundings
 
 from segearth_cli.device import DTYPES, has_triton
 
@@ -17,7 +17,6 @@ pytest.importorskip("triton", reason="triton comes with torch's CUDA builds only
 
 def interpreted(code, *arguments):
     """What a program prints whose kernels run in triton's interpreter."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(
         [
             sys.executable,
@@ -25,7 +24,7 @@ def interpreted(code, *arguments):
             f"from interpreted import guard, hasten\nguard()\nhasten()\n{code}",
             *arguments,
         ],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
+        env=surroundings(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
         check=False,

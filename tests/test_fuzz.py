@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import torch
 from rasterio import Affine
-from scenes import blocks, names_in, options_for, write_scene
+from scenes import blocks, names_in, options_for, surroundings, write_scene
 
 from segearth_cli.batch import segment_all
 from segearth_cli.errors import SegEarthError
@@ -34,14 +34,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 def run_all(folder, cases):
     """What became of each case; fails where that is no map and no line."""
     (folder / "spec.json").write_text(json.dumps(cases))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "OMP_NUM_THREADS": "1",
-    }
     done = subprocess.run(
         [sys.executable, str(TESTS / "fuzzed.py"), str(folder / "spec.json")],
-        env=environment,
+        env=surroundings(),
         capture_output=True,
         text=True,
     )

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import json
-import os
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ import rasterio
 import torch
 from rasterio import Affine
 from rasterio.windows import Window
-from scenes import blocks, names_in, read, write_scene
+from scenes import blocks, names_in, read, surroundings, write_scene
 from test_mosaic import WINDOW, picture, segmenter
 from trainings import ROOT, report
 from typer.testing import CliRunner
@@ -156,8 +155,7 @@ def test_a_worker_of_ray_has_the_gpu_and_makes_the_same_files(names, tmp_path, m
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("PYTHONPATH", surroundings()["PYTHONPATH"])
     parts_of_the_town(tmp_path, *names)
     args = ("segment", *names, *WORDS, "-v")
     run(*args, "--device", "cuda", "-o", "here/{stem}.tif")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scenes import surroundings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,10 +30,7 @@ def workplace(tmp_path_factory):
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segearth_cli "$@"\n')
     command.chmod(0o755)
     environment = {
-        **os.environ,
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
+        **surroundings(PATH=f"{tools}{os.pathsep}{os.environ['PATH']}", HF_HUB_OFFLINE="1"),
         # a quarter of the pixels, in windows side by side: less than a tenth of the time
         "SEGEARTH_SEGMENT_GSD": "1",
         "SEGEARTH_SEGMENT_STRIDE": "224",

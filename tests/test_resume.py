@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -14,7 +13,15 @@ from pathlib import Path
 
 import pytest
 from rasterio.errors import RasterioIOError
-from scenes import blocks, ctrl_c_heard, names_in, options_for, stopped_in_the_middle, write_scene
+from scenes import (
+    blocks,
+    ctrl_c_heard,
+    names_in,
+    options_for,
+    stopped_in_the_middle,
+    surroundings,
+    write_scene,
+)
 from typer.testing import CliRunner
 
 from segearth_cli.batch import Failure, Skipped, jobs_of, plan_jobs, segment_all
@@ -394,7 +401,7 @@ def test_after_an_interrupt_no_further_scene_is_opened():
 def test_signals_leave_whole_scenes_and_nothing_else(tmp_path, out, tiny_model, sent, code):
     words = ("--classes", "building,road", "--model", tiny_model, "--device", "cpu")
     outputs = ("-o", out / "new" / "{stem}.tif")
-    stopped_in_the_middle(tmp_path, sent, code, *words, *outputs, OMP_NUM_THREADS="1")
+    stopped_in_the_middle(tmp_path, sent, code, *words, *outputs)
     assert names_in(out) == ["new", "new/a.tif", "new/a.tif.aux.xml"]
     assert read_record(out / "new" / "a.tif") is not None
 
@@ -402,12 +409,7 @@ def test_signals_leave_whole_scenes_and_nothing_else(tmp_path, out, tiny_model, 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(sources, tmp_path, tiny_model):
     names = [f"{{stem}}{kind}" for kind in (".tif", ".gpkg", ".shp", ".geojsonl", ".png")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "OMP_NUM_THREADS": "1",
-        "SOURCE_DATE_EPOCH": "1700000000",
-    }
+    environment = surroundings(SOURCE_DATE_EPOCH="1700000000")
 
     def killed(runs):
         spec = {"model": str(tiny_model), "sources": sources, "outputs": names, "runs": runs}

@@ -1,6 +1,5 @@
 """Two processes do what one does."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -9,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from one_step import one_step
-from scenes import write_scene
+from scenes import surroundings, write_scene
 from trainings import ROOT, logged, report, run
 
 
 def two_processes(*command):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
               "--standalone", *command]  # fmt: skip
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(launch, cwd=ROOT, env=own, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        launch, cwd=ROOT, env=surroundings(), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
