@@ -51,6 +51,16 @@ class TestFolder:
         content = json.loads((tiny_folder / "segearth.json").read_text())
         assert content["trained_on"] == "nothing"
 
+    def test_a_misspelt_key_is_warned_of(
+        self, tiny_folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        card = tiny_folder / "segearth.json"
+        card.write_text(json.dumps({"name": "tiny", "global_bais": 0.1, "trained_on": "nothing"}))
+        assert open_model_folder(tiny_folder).card.global_bias == 0.3
+        assert caplog.messages == [
+            f"{card}: 'global_bais' is no setting, and has no effect; 'global_bias' is"
+        ]
+
     def test_sensor_settings_are_the_papers(self) -> None:
         sar = ModelCard.for_sensor("x", "sar")
         assert (sar.attention, sar.modulated_blocks, sar.global_bias) == ("sclip", 2, 0.3)

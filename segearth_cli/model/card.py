@@ -1,10 +1,12 @@
 """``segearth.json``: how a model is meant to run, and where it comes from."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -16,6 +18,7 @@ CARD = "segearth.json"
 _WORD = re.compile(r"[^\W_]+")
 _SMALL_WORDS = frozenset({"a", "an", "and", "at", "in", "of", "on", "or", "the", "with"})
 Scenes = TypeVar("Scenes", bound=SceneOptions)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,15 @@ class ModelCard:
 
     @classmethod
     def read(cls, path: Path) -> "ModelCard":
-        """The card in the file; keys that it does not know are kept in ``extra``."""
+        """The card in the file; keys that it does not know are kept in ``extra``.
+
+        One that looks like a misspelt key of its own is warned of.
+        """
         content = read_json(path)
         known = {f.name for f in fields(cls)} - {"extra"}
+        for key in content.keys() - known:
+            for meant in get_close_matches(key, known - content.keys(), n=1, cutoff=0.8):
+                logger.warning("%s: %r is no setting, and has no effect; %r is", path, key, meant)
         card: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in content.items()
