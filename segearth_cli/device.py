@@ -131,16 +131,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-def pass_size(device: torch.device, batch_size: int | None, windows: int, pixels: int) -> int:
+def pass_size(
+    device: torch.device, batch_size: int | None, windows: int, pixels: int, *, exact: bool
+) -> int:
     """Windows in every forward pass over a scene of ``windows``, the last pass filled up.
 
-    ``pixels`` are those of a window. bf16 matrix products of another size round differently: a
+    ``pixels`` are those of a window, ``exact`` as in `ModelOptions`: our own kernels do without
+    the memory that the exact path takes. bf16 matrix products of another size round differently: a
     CPU, where more windows at once are no faster, always takes the same number, so that the map
     does not depend on ``batch_size``.
     """
     if device.type == "cpu":
         return min(CPU_PASS, windows)
-    usual = KERNELS_PASS if has_triton(device) else ACCELERATOR_PASS
+    usual = KERNELS_PASS if has_triton(device) and not exact else ACCELERATOR_PASS
     return min(batch_size or max(1, usual // pixels), windows)
 
 

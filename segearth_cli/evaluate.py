@@ -270,7 +270,7 @@ def predicted(
     height, width = image.shape[1:]
     grid = WindowGrid(height, width, settings.window, settings.stride, blend=settings.blend)
     device = variants[0].segmenter.device
-    size = pass_size(device, options.batch_size, len(grid), grid.window_pixels)
+    size = pass_size(device, options.batch_size, len(grid), grid.window_pixels, exact=options.exact)
     advice = "try a smaller --batch-size, --long-side or --window, --device cpu, or fewer settings"
     with memory_guard(advice):
         every = variant_logits([v.segmenter for v in variants], image, grid, size)

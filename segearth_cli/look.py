@@ -171,8 +171,8 @@ def look_at(
         SegEarthError: there is not enough memory.
     """
     grid = window_grid(scene, model.settings)
-    device, batch_size = model.segmenter.device, options.model.batch_size
-    size = pass_size(device, batch_size, len(grid), grid.window_pixels)
+    device, own = model.segmenter.device, options.model
+    size = pass_size(device, own.batch_size, len(grid), grid.window_pixels, exact=own.exact)
     progress = tqdm(
         unit="window",
         desc=title_of(scene.source),

@@ -191,7 +191,8 @@ def scene_panels(
     Raises:
         UsageError: not even the narrowest panel keeps below ``--max-memory``.
     """
-    windows = pass_size(device, options.model.batch_size, len(grid), grid.window_pixels)
+    own = options.model
+    windows = pass_size(device, own.batch_size, len(grid), grid.window_pixels, exact=own.exact)
     channels = settings.folder.embed_dim
     if settings.upsampler == "bilinear":
         channels = 0
@@ -241,8 +242,8 @@ def classify_rows(
     """
     whole = window_grid(scene, model.settings)
     grid = panel or whole
-    device, batch_size = model.segmenter.device, options.model.batch_size
-    size = pass_size(device, batch_size, len(whole), whole.window_pixels)
+    device, own = model.segmenter.device, options.model
+    size = pass_size(device, own.batch_size, len(whole), whole.window_pixels, exact=own.exact)
     valid: dict[int, NDArray[np.bool_]] = {}
     progress = tqdm(
         total=len(grid),

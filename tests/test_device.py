@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from segearth_cli import device
-from segearth_cli.device import pick_precision
+from segearth_cli.device import pass_size, pick_precision
 
 CPU = torch.device("cpu")
 QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -42,3 +42,23 @@ def test_bf16_gets_a_warning_where_it_is_slow(has_products, monkeypatch, caplog)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (0 if has_products else 1)
     assert not said or "give fp32" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "has_kernels", "batch_size", "exact", "windows"),
+    [
+        ("cpu", False, None, False, 4),
+        ("cpu", False, 32, True, 4),
+        ("cuda", True, None, False, 128),
+        ("cuda", True, None, True, 16),
+        ("cuda", False, None, False, 16),
+        ("cuda", True, 32, True, 32),
+        ("mps", False, None, False, 16),
+    ],
+)
+def test_a_pass_has_many_windows_only_where_kernels_need_little_memory(
+    name, has_kernels, batch_size, exact, windows, monkeypatch
+):
+    monkeypatch.setattr(device, "has_triton", lambda of: has_kernels)
+    assert pass_size(torch.device(name), batch_size, 1000, 224**2, exact=exact) == windows
+    assert pass_size(torch.device(name), batch_size, 3, 224**2, exact=exact) == 3

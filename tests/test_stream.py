@@ -34,7 +34,7 @@ def whole_image_at_once(source, options):
     own_down, own_across = grid.window_weights
     weight = own_down[:, None] * own_across
     offsets = (window_offsets(side, window, stride) for side in valid.shape)
-    size = pass_size(torch.device("cpu"), None, len(grid), grid.window_pixels)
+    size = pass_size(torch.device("cpu"), None, len(grid), grid.window_pixels, exact=False)
     for row, column in product(*offsets):
         place = (..., slice(row, row + window), slice(column, column + window))
         if valid[place].any():
