@@ -74,11 +74,11 @@ def evaluate_command(
         int | None, class_option(metavar="N", help="Only the first N images, for a first look.")
     ] = None,
     pred: Annotated[
-        Path | None,
+        str | None,
         map_option(metavar="FILE|DIR", help="Maps to measure, instead of a model; or a folder."),
     ] = None,
     label: Annotated[
-        Path | None,
+        str | None,
         map_option(
             metavar="FILE|DIR",
             help="Their labels: rasters, points or polygons; by stem in a folder.",

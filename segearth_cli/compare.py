@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def compare(options: CompareOptions) -> CompareResult:
     """
     started = time.perf_counter()
     pairs = file_pairs(options.maps, options.labels)
-    vectors = {label for _, label in pairs if is_vector(str(label))}
+    vectors = {label for _, label in pairs if is_vector(label)}
     if options.column is not None and not vectors:
         raise UsageError(
             f"--column {options.column} is of a vector file, and {options.labels} is none"
@@ -67,17 +68,17 @@ def compare(options: CompareOptions) -> CompareResult:
     return CompareResult(len(pairs), scores, time.perf_counter() - started)
 
 
-def file_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
+def file_pairs(maps: str, labels: str) -> list[tuple[str, str]]:
     """Two files, or the files of equal stem in two folders, with a warning for those left over.
 
     Raises:
         UsageError: there are none.
     """
-    if not maps.is_dir():
-        if labels.is_dir():
+    if not os.path.isdir(maps):
+        if os.path.isdir(labels):
             raise UsageError(f"{maps} is a file and {labels} a folder; name two of a kind")
         return [(maps, labels)]
-    if not labels.is_dir():
+    if not os.path.isdir(labels):
         raise UsageError(f"{maps} is a folder and {labels} is none; name two of a kind")
     by_stem, made = _files(labels, (*RASTERS, *VECTOR_SUFFIXES, ".csv")), _files(maps, RASTERS)
     if not made:
@@ -100,8 +101,8 @@ def file_pairs(maps: Path, labels: Path) -> list[tuple[Path, Path]]:
     return [(made[stem], by_stem[stem]) for stem in both]
 
 
-def _files(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
+def _files(folder: str, kinds: Sequence[str]) -> dict[str, str]:
     """By stem; of a map and its preview, which has the same, the map."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in kinds]
+    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in kinds]
     found.sort(key=lambda path: kinds.index(path.suffix.lower()), reverse=True)
-    return {path.stem: path for path in found}
+    return {path.stem: str(path) for path in found}

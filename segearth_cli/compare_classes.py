@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from rasterio.windows import Window
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.class_raster import class_names
 from segearth_cli.geo.labels import is_vector
-from segearth_cli.geo.recorded import read_record
+from segearth_cli.geo.recorded import from_tags
+from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.names import plain_name
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
 from segearth_cli.scores import IGNORED
@@ -56,17 +56,17 @@ class MapClasses:
         return name if value is None else self.names[value]
 
 
-def classes_of(made: Path, options: CompareOptions) -> MapClasses:
+def classes_of(made: str, options: CompareOptions) -> MapClasses:
     """What the values of a map stand for, as the options say, else the map itself.
 
     Raises:
         UsageError: both say it, or neither.
     """
-    if is_vector(str(made)):
+    if is_vector(made):
         raise UsageError(
             f"{made} holds polygons; measure the class raster, as written by -o MAP.tif"
         )
-    own, nodata = class_names(str(made))
+    own, nodata = class_names(made)
     if own and options.classes:
         raise UsageError(
             f"{made} names its own classes ({', '.join(own.values())}); leave --classes out"
@@ -91,14 +91,16 @@ def classes_of(made: Path, options: CompareOptions) -> MapClasses:
     values = {plain_name(name): value for value, name in reversed([*enumerate(names)])}
     if plain_name(names[0]) in BACKGROUND_NAMES:
         values = dict.fromkeys(BACKGROUND_NAMES, 0) | values
-    for first, *synonyms in (read_record(made) or {}).get("classes", []):
+    with environment(gdal_settings(made)), opened(made) as src:
+        record = from_tags(src.tags()) or {}
+    for first, *synonyms in record.get("classes", []):
         if plain_name(first) in values:
             values |= {plain_name(word): values[plain_name(first)] for word in synonyms}
     return MapClasses(own, names, values, class_of, known)
 
 
 def said_values(
-    options: CompareOptions, classes: MapClasses, made: Path
+    options: CompareOptions, classes: MapClasses, made: str
 ) -> tuple[dict[int | str, int], int | None]:
     """What the options say that labels are in the map, and that all others are.
 
@@ -110,7 +112,7 @@ def said_values(
     return {old: new for old, new in values.items() if old is not None}, rest
 
 
-def _said(new: int | str, own: Mapping[int, str], made: Path) -> int:
+def _said(new: int | str, own: Mapping[int, str], made: str) -> int:
     """A value of the map's, by its number or name.
 
     Raises:
@@ -156,7 +158,7 @@ def warn_of_values(classes: MapClasses) -> None:
     )
 
 
-def check_map(predicted: NDArray[np.uint8], classes: MapClasses, made: Path) -> None:
+def check_map(predicted: NDArray[np.uint8], classes: MapClasses, made: str) -> None:
     """Refuse values of a map, where a label counts, that nobody has given a meaning.
 
     Raises:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ class Meaning:
         rest: for all others, if the options say it.
     """
 
-    label: Path
+    label: str
     values: Mapping[int, int]
     rest: int | None
 
@@ -61,7 +60,7 @@ class Meaning:
         return known
 
 
-def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOptions) -> Meaning:
+def meaning_of(label: str, made: str, classes: MapClasses, options: CompareOptions) -> Meaning:
     """What the values of a label raster stand for.
 
     They are the options', else those of the same name where both files name theirs; where neither
@@ -70,7 +69,7 @@ def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOpt
     Raises:
         UsageError: the options name a class that there is not.
     """
-    labelled, nodata = class_names(str(label))
+    labelled, nodata = class_names(label)
     said, rest = said_values(options, classes, made)
     values = {IGNORED: IGNORED} if rest is None else {}
     if labelled:
@@ -93,7 +92,7 @@ def meaning_of(label: Path, made: Path, classes: MapClasses, options: CompareOpt
     return Meaning(label, values, rest)
 
 
-def label_value(said: int | str, by_name: Mapping[str, int], label: Path) -> int:
+def label_value(said: int | str, by_name: Mapping[str, int], label: str) -> int:
     """A value of a label raster, by number or name.
 
     Raises:
@@ -108,7 +107,7 @@ def label_value(said: int | str, by_name: Mapping[str, int], label: Path) -> int
 
 
 def beside_raster(
-    made: Path, label: Path, classes: MapClasses, options: CompareOptions
+    made: str, label: str, classes: MapClasses, options: CompareOptions
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Classes by a label raster and by the map, some rows of the label at a time.
 
@@ -117,15 +116,15 @@ def beside_raster(
         UsageError: a value is none of a class, and not to be ignored.
     """
     meaning = meaning_of(label, made, classes, options)
-    settings = gdal_settings(str(label)) | gdal_settings(str(made))
+    settings = gdal_settings(label) | gdal_settings(made)
     with ExitStack() as stack:
         stack.enter_context(environment(settings))
-        own = stack.enter_context(opened(str(label)))
-        source = stack.enter_context(opened(str(made)))
-        check_kind(own, str(label))
-        check_kind(source, str(made), BYTES)
-        grid = file_grid(own, str(label))
-        aligned = on_grid(source, str(made), grid, str(label), stack)
+        own = stack.enter_context(opened(label))
+        source = stack.enter_context(opened(made))
+        check_kind(own, label)
+        check_kind(source, made, BYTES)
+        grid = file_grid(own, label)
+        aligned = on_grid(source, made, grid, label, stack)
         for first in range(0, own.height, ROWS):
             window = Window(0, first, own.width, min(ROWS, own.height - first))
             try:

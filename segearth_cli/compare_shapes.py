@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +89,7 @@ class ShapeNames:
 
 
 def beside_shapes(
-    made: Path, label: Path, classes: MapClasses, options: CompareOptions
+    made: str, label: str, classes: MapClasses, options: CompareOptions
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Classes by points or polygons and by the map, some rows of the map at a time.
 
@@ -104,11 +103,11 @@ def beside_shapes(
     values |= {plain_label(str(value)): IGNORED for value in options.ignore}
     names = ShapeNames(classes, values)
     with ExitStack() as stack:
-        stack.enter_context(environment(gdal_settings(str(made))))
-        source = stack.enter_context(opened(str(made)))
-        check_kind(source, str(made), BYTES)
-        grid = file_grid(source, str(made))
-        read = vector_labels(str(label), grid, names, options.column)
+        stack.enter_context(environment(gdal_settings(made)))
+        source = stack.enter_context(opened(made))
+        check_kind(source, made, BYTES)
+        grid = file_grid(source, made)
+        read = vector_labels(label, grid, names, options.column)
         check_shapes(label, names, rest)
         labelled = disputed = 0
         for first in range(0, grid.height, ROWS):
@@ -131,7 +130,7 @@ def beside_shapes(
         logger.warning("%s: %d pixels have labels of several classes; left out", label, disputed)
 
 
-def check_shapes(label: Path, names: ShapeNames, rest: int) -> None:
+def check_shapes(label: str, names: ShapeNames, rest: int) -> None:
     """Say which classes, and which names that the options give, one of both does not have.
 
     Args:

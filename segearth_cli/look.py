@@ -152,7 +152,8 @@ def check_labels(every: list[Places], names: ClassNames) -> None:
         raise SceneError(
             f"all labels are {names.names[found.pop()]}; label pixels of two classes or more"
         )
-    is_class = {value for value in names.values.values() if names.names[value] != UNCLASSIFIED}
+    known = {*names.values.values()} - {SILENT}
+    is_class = {value for value in known if names.names[value] != UNCLASSIFIED}
     for value in sorted(is_class - found):
         logger.warning(
             "no pixel is labelled %s: its words stay as they are%s",

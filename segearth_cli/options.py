@@ -329,8 +329,8 @@ class EvaluateOptions:
 class CompareOptions:
     """Maps that are measured against labels."""
 
-    maps: Path  # a class raster, or a folder of them
-    labels: Path  # class rasters as well, or points or polygons
+    maps: str  # a class raster, or a folder of them
+    labels: str  # class rasters as well, or points or polygons
     classes: tuple[str, ...] = ()  # names of the values 0, 1, ...; none: the map's own
     # a label's value or name (None: all others), and the map's
     label_values: tuple[tuple[int | str | None, int | str], ...] = ()

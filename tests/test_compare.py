@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -517,3 +518,18 @@ def test_labels_may_be_called_by_the_maps_synonyms(tmp_path, tiny_model):
     frame.to_file(tmp_path / "houses.gpkg")
     truth = confusion("--pred", made, "--label", tmp_path / "houses.gpkg")
     assert [sum(row) for row in truth] == [0, 40 * 50, 0]
+
+
+def test_files_may_be_called_as_gdal_calls_them(tmp_path, label, monkeypatch):
+    made = write(tmp_path / "map.tif", np.array([0, 2, 1, 0], np.uint8)[read(label)], MAP)
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("both.zip", "w") as both:
+        both.write("map.tif")
+        both.write("label.tif")
+    for maps, labels in (
+        ("/vsizip/both.zip/map.tif", "/vsizip/both.zip/label.tif"),
+        (f"vrt://{made}?bands=1", f"vrt://{label}?bands=1"),
+    ):
+        done = run("--pred", maps, "--label", labels, "--json", "-q")
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["scores"]["accuracy"] == 1.0

@@ -334,6 +334,12 @@ def test_labels_may_be_explained(small, tmp_path):
     ignored = small("--json", "--label-values", "112=1,311=0", "--ignore", "-5",
                     first=[f"{scenes[0]}={tmp_path / 'codes.tif'}"])  # fmt: skip
     assert json.loads(ignored.stdout)["scenes"][0]["pixels"].keys() == {"background", "building"}
+    assert "no pixel is labelled road: its words stay as they are" in ignored.stderr
+    assert ignored.stderr.count("no pixel is labelled") == 1
+    two = small("--json", "--classes", "building", "--label-values", "112=1,*=0", "--ignore", "-5",
+                first=[f"{scenes[0]}={tmp_path / 'codes.tif'}"])  # fmt: skip
+    assert two.exit_code == 0, two.stderr
+    assert "no pixel is labelled" not in two.stderr
     column, row = 500_000, 5_400_000
     cloud = shapely.box(column + 60, row - 100, column + 100, row)
     odd = geopandas.GeoDataFrame({"class_name": ["cloud"]}, geometry=[cloud], crs=bare.crs)
