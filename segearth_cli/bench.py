@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 import numpy as np
 import rasterio
@@ -58,7 +62,7 @@ class BenchResult:
     seconds: float
     megapixels_per_second: float
     km2_per_second: float | None
-    process_bytes: int
+    process_bytes: int | None
     device_bytes: int | None
 
 
@@ -215,7 +219,9 @@ def encoder_passes(model: Model, size: int, side: tuple[int, int]) -> list[float
     return seconds[1:]
 
 
-def peak_process_memory() -> int:
-    """Most bytes of memory that this process has held."""
+def peak_process_memory() -> int | None:
+    """Most bytes of memory that this process has held; ``None`` where the system does not count."""
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

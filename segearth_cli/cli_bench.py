@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from segearth_cli import terminal
+from segearth_cli.errors import UsageError
 from segearth_cli.flags import (
     Attention,
     BatchSize,
@@ -46,8 +47,11 @@ def bench_command(
         ),
     ] = None,
     size: Annotated[
-        str, scene_option(metavar="WIDTHxHEIGHT", help="Pixels of the synthetic scene.")
-    ] = "1500x1200",
+        str | None,
+        scene_option(
+            metavar="WIDTHxHEIGHT", help="Pixels of the synthetic scene. Default: 1500x1200."
+        ),
+    ] = None,
     classes: Annotated[
         str, class_option(metavar="A,B|C,...", help="What to look for; background is added.")
     ] = "building,road,water,tree,grass,car,sand,field",
@@ -86,10 +90,14 @@ def bench_command(
     from segearth_cli.model.prompts import choose_classes
 
     terminal.log_to_stderr(verbose, quiet)
+    if scene is not None and size is not None:
+        raise UsageError("--size is of a synthetic scene; leave it out, or the scene")
+    if arch is not None and model != ModelOptions.model:
+        raise UsageError("--arch and --model are two models; give one")
     wanted = choose_classes(classes, None, None)
     options = BenchOptions(
         scene=scene,
-        size=parse_size(size),
+        size=BenchOptions.size if size is None else parse_size(size),
         arch=arch,
         vector=vector,
         segment=SegmentOptions(
@@ -143,7 +151,10 @@ def show_bench(result: BenchResult, as_json: bool, quiet: bool) -> None:
             + (f", {first:.1f} s the first time" if first is not None else "")
         )
     )
-    memory = f"peak memory {result.process_bytes / 2**30:.2f} GiB"
-    if result.device_bytes is not None:
-        memory += f", on the device {result.device_bytes / 2**30:.2f} GiB"
-    out.print(Text(memory))
+    memory = [
+        f"{where}{peak / 2**30:.2f} GiB"
+        for where, peak in (("", result.process_bytes), ("on the device ", result.device_bytes))
+        if peak is not None
+    ]
+    if memory:
+        out.print(Text(f"peak memory {', '.join(memory)}"))

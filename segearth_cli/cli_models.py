@@ -54,6 +54,7 @@ def models_path(
     """Print the folder of a model that is on this machine."""
     from segearth_cli.model.weights import model_path
 
+    terminal.log_to_stderr(verbose=False, quiet=False)
     print_lines(model_path(name))
 
 

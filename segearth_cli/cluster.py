@@ -92,7 +92,7 @@ def segment_scenes(jobs: Sequence[Job], pool: Pool) -> Generator[Outcome, None, 
 
     The outputs have been looked for already: what is there now a lost worker finished.
     """
-    again = [replace(job, options=replace(job.options, overwrite=True)) for job in jobs]
+    again = [replace(job, options=replace(job.options, replace_maps=True)) for job in jobs]
     tasks: dict[Task, Job] = {functools.partial(Worker.segment, job=job): job for job in again}
     with contextlib.closing(pool.results(tasks)) as results:
         for done in results:

@@ -85,8 +85,10 @@ def expand_inputs(
     return found
 
 
-def _lines(stream: Iterable[str]) -> list[str]:
+def _lines(stream: Iterable[str] | None) -> list[str]:
     """Names, one a line, or between zero bytes, as ``find -print0`` writes them."""
+    if stream is None:
+        raise UsageError("- reads the list of scenes from standard input, which is closed")
     try:
         text = "".join(line if line.endswith("\n") else f"{line}\n" for line in stream)
         if "\0" in text:

@@ -91,6 +91,7 @@ class Staging:
                 self._make(made)
             except FileNotFoundError:  # another run has just removed a parent that stayed empty
                 self._make(made)
+            self._stack.callback(_lock(made).close)
         except OSError as error:
             in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
             why = "it or a folder above it is a file" if in_the_way else error.strerror
@@ -98,7 +99,6 @@ class Staging:
                 f"cannot write into {parent or 'the temporary folder'}: {why}; "
                 "choose another folder"
             ) from error
-        self._stack.callback(_lock(made).close)
         return made
 
     def _make(self, folder: Path) -> None:

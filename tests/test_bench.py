@@ -63,6 +63,8 @@ def test_an_architecture_runs_with_random_weights():
         (["--arch", "coca_ViT-B-32"], "'coca_ViT-B-32' is no plain CLIP architecture"),
         (["--size", "big"], "--size 'big' is not WIDTHxHEIGHT"),
         (["--size", "0x5"], "has no pixels"),
+        (["town.tif", "--size", "9x9"], "--size is of a synthetic scene"),
+        (["--arch", "ViT-B-32", "--model", "mini"], "--arch and --model are two models"),
         (["--max-memory", "much"], "--max-memory 'much' is no size"),
         (["--exact", "--precision", "bf16"], "--exact and --precision bf16 exclude each other"),
         (["nowhere.tif", "--model", "mini"], "there is no such file"),

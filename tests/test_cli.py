@@ -532,6 +532,16 @@ def test_a_stdout_that_takes_nothing_is_an_error(words):
         assert why in only_line(done.stderr)
 
 
+def test_a_list_from_a_stdin_that_is_closed_is_one_line():
+    closed = "import os, sys; os.close(0); os.execv(sys.executable, sys.argv[1:])"
+    asked = command("segment", "-", "--classes", "road", "-o", "{stem}.tif")
+    done = subprocess.run(
+        [sys.executable, "-c", closed, *asked], capture_output=True, text=True, env=surroundings()
+    )
+    assert done.returncode == 2
+    assert only_line(done.stderr).endswith("from standard input, which is closed")
+
+
 def test_help_that_nobody_can_read_is_an_error():
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -114,6 +115,16 @@ def test_only_half_overlapping_windows_of_whole_tiles_share_cells():
     assert not shares_cells(WindowGrid(300, 300, 48, 24), fast)
     assert not shares_cells(WindowGrid(300, 200, 224, 112), fast)
     assert not shares_cells(WindowGrid(300, 300, 0, 112), fast)
+
+
+def test_a_wide_kernel_needs_more_patches_than_a_window_may_have():
+    image, grid = picture(100, 130), WindowGrid(100, 130, 64, 32)
+    wide = partial(JBUOne, radius=8)
+
+    actual = image_logits(segmenter(wide), image, grid, size=4)
+
+    expected = window_by_window(segmenter(wide, exact=True), image, grid)
+    torch.testing.assert_close(actual, expected, atol=3e-4, rtol=0)
 
 
 @pytest.mark.slow

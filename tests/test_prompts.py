@@ -1,9 +1,11 @@
+import errno
 import json
 from importlib import resources
 
 import numpy as np
 import pytest
 import torch
+from scenes import names_in
 
 from segearth_cli.errors import UsageError
 from segearth_cli.model.folder import load_clip, open_model_folder
@@ -13,6 +15,7 @@ from segearth_cli.model.prompts import (
     class_colours,
     class_text,
     encode_text,
+    keep,
     parse_classes,
     read_classes,
     read_preset,
@@ -195,6 +198,16 @@ def test_a_damaged_or_unwritable_cache_is_done_without(tiny_model, tmp_path):
 
     for cache in (tmp_path, in_the_way / "cache", None):
         assert text_features(model, tokenizer, ("road",), cache, "digest").equal(expected)
+
+
+def test_nothing_is_left_of_a_cache_that_a_disk_has_no_room_for(tmp_path, monkeypatch):
+    def full(stream, array):
+        stream.write(b"begun")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    keep(tmp_path / "features.npy", np.zeros(3, np.float32))
+    assert names_in(tmp_path) == []
 
 
 def test_semicolons_are_no_delimiters_and_that_is_said(tmp_path, caplog):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from segearth_cli import __version__
 from segearth_cli.cli import app
-from segearth_cli.errors import SegEarthError
+from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import READERS, read_record
 from segearth_cli.info import map_info
@@ -147,6 +147,29 @@ def test_info_of_what_is_no_map_is_one_line(tmp_path, source):
         map_info(tmp_path / "absent.tif")
     with pytest.raises(SegEarthError, match="none of segearth's outputs"):
         map_info(tmp_path / "notes.txt")
+
+
+def test_a_picture_of_any_size_may_be_asked(tmp_path, recwarn):
+    for side in (10_000, 20_000):
+        with rasterio.open(
+            tmp_path / "large.png",
+            "w",
+            driver="PNG",
+            width=side,
+            height=side,
+            count=1,
+            dtype="uint8",
+        ):
+            pass
+        assert read_record(tmp_path / "large.png") is None
+    assert not [own for own in recwarn if issubclass(own.category, Image.DecompressionBombWarning)]
+
+
+def test_parquet_without_its_package_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("segearth_cli.geo.vector.find_spec", lambda name: None)
+    (tmp_path / "map.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match=r"reading map\.parquet needs pyarrow: pip install"):
+        map_info(tmp_path / "map.parquet")
 
 
 def test_a_record_of_another_version_is_said_not_guessed(tmp_path, source, tiny_model):

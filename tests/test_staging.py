@@ -80,6 +80,16 @@ def test_a_folder_that_another_run_removes_while_it_is_still_empty_is_made_again
     assert names_in(tmp_path) == []
 
 
+def test_a_disk_that_has_no_room_for_the_lock_is_one_line(tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("segearth_cli.staging._lock", full)
+    with contextlib.ExitStack() as stack, pytest.raises(OutputError, match="No space left"):
+        Staging(stack).beside(tmp_path / "map.tif")
+    assert names_in(tmp_path) == []
+
+
 def test_messages_name_the_place_and_not_the_staging_folder(tmp_path):
     with contextlib.ExitStack() as stack:
         staged = Staging(stack).beside(tmp_path / "map.tif") / "map.tif"

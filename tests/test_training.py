@@ -276,6 +276,20 @@ def test_images_are_read_for_the_models_own_sensor(upsampling, data, tiny_model,
     assert not torch.equal(first(tiny_model), own)
     with pytest.raises(UsageError, match="--speckle 5 is for radar"):
         first(tiny_model, speckle=5)
+    with pytest.raises(UsageError, match="--sar-unit power is for radar"):
+        first(tiny_model, sar_unit="power")
+
+
+def test_radar_that_nobody_has_called_so_is_asked_about(upsampling, data, caplog):
+    images = (str(data / "vh"),)
+    upsampling(images=images)
+    assert "looks like radar: if it is, say --sensor sar" in caplog.text
+    caplog.clear()
+    of_radar = upsampling(images=images, scene=SceneOptions(sensor="sar"))
+    assert of_radar.model.folder.card.sensor == "optical"  # a model that was named stays
+    upsampling(model="auto", images=images, crop=112, scene=SceneOptions(sensor="sar"))
+    assert "using the small built-in model mini-sar" in caplog.text
+    assert "looks like radar" not in caplog.text
 
 
 def test_an_upsampler_is_trained_on_radar(upsampler_run, data, tmp_path):

@@ -272,8 +272,22 @@ class TestPull:
                 resolve_model(f"{other}:{checkpoint}")
         with pytest.raises(ModelError, match="is not a checkpoint of ViT-B-32"):
             resolve_model(f"ViT-B-32:{checkpoint}")
-        with pytest.raises(UsageError, match=r"no model or folder 'ViT-B-32:nowhere\.pt'"):
+        with pytest.raises(UsageError, match=r"there is no file nowhere\.pt"):
             resolve_model("ViT-B-32:nowhere.pt")
+        with pytest.raises(UsageError, match="name its architecture too, as ViT-B-16-quickgelu:"):
+            resolve_model(str(checkpoint))
+
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+    def test_weights_that_are_no_numbers(
+        self, architecture: None, tmp_path: Path, tiny_state: dict[str, Any], wrong: float
+    ) -> None:
+        import torch
+
+        proj = tiny_state["visual.proj"].clone()
+        proj[1, 2] = wrong
+        torch.save({**tiny_state, "visual.proj": proj}, tmp_path / "bad.pt")
+        with pytest.raises(ModelError, match=r"bad.pt holds weights that are no numbers \(visual"):
+            resolve_model(f"ViT-tiny-test:{tmp_path / 'bad.pt'}")
 
     def test_code_in_a_checkpoint_is_not_run(self, model: KnownModel, tmp_path: Path) -> None:
         import torch
@@ -290,7 +304,9 @@ class TestPull:
         assert "\n" not in str(caught.value)
         assert not marker.exists()
 
-    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
+    @pytest.mark.parametrize(
+        "content", [b"", b"not a checkpoint", 99 * b"words ", b"PK\x03\x04 broken"]
+    )
     def test_damaged_checkpoint(self, model: KnownModel, tmp_path: Path, content: bytes) -> None:
         for name in ("bad.pt", "bad.safetensors"):
             (tmp_path / name).write_bytes(content)

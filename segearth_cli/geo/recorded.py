@@ -6,6 +6,7 @@ no place for it (shapefiles, lines of GeoJSON) have a file beside them.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ def _layer_record(path: Path) -> Record | None:
 
 
 def _parquet_record(path: Path) -> Any:
+    from segearth_cli.geo.vector import require_vector_support
+
+    require_vector_support(path, "reading")
     import pyarrow
     import pyarrow.parquet
 
@@ -133,9 +137,11 @@ def _geojson_record(path: Path) -> Any:
 
 def _picture_record(path: Path) -> Any:
     try:
-        with Image.open(path) as picture:
-            text = picture.info.get(KEY, "")
-    except (UnidentifiedImageError, SyntaxError, ValueError):
+        with warnings.catch_warnings():  # the pixels of a large picture are not looked at
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                text = picture.info.get(KEY, "")
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
         return None
     return _loaded(text)
 

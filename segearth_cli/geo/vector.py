@@ -180,11 +180,11 @@ def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
     return bool((across != unit).any() or (up != unit).any())
 
 
-def require_vector_support(destination: str | Path) -> None:
+def require_vector_support(destination: str | Path, what: str = "writing") -> None:
     """Raise UsageError when a package that the format needs is not installed."""
     if Path(destination).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
         raise UsageError(
-            f"writing {Path(destination).name} needs pyarrow: pip install 'segearth-cli[parquet]'"
+            f"{what} {Path(destination).name} needs pyarrow: pip install 'segearth-cli[parquet]'"
         )
 
 

@@ -24,7 +24,6 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.runs import TILE, Block, Chunk, Run, inner_maps, reach, runs
 from segearth_cli.model.tiles import TileKernels, repeat_borders
-from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.windows import MARGIN, WindowRow
 from segearth_cli.stages import stage
 
@@ -147,7 +146,7 @@ def shares_cells(grid: WindowGrid, fast: FastUpsampler) -> bool:
         and window == 2 * grid.stride
         and grid.stride % coarsest == 0
         and window % fast.patch == 0
-        and window >= fast.patch * Upsampler.smallest_grid
+        and window >= fast.patch * fast.smallest_grid
         and (grid.window_height, grid.window_width) == (window, window)
         and all(2 < kernels.radius <= TILE for kernels in fast.kernels[-SHARED:])
     )

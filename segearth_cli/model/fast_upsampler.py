@@ -23,6 +23,7 @@ class FastUpsampler:
 
     def __init__(self, upsampler: Upsampler, text: Tensor, patch: int, dtype: torch.dtype) -> None:
         self.patch = patch
+        self.smallest_grid = upsampler.smallest_grid  # patches a side
         self.coordinates = Coordinates(text, upsampler.fixup_proj[1])
         steps = upsampler.steps(patch)
         own = {step: TileKernels(step, dtype) for step in set(steps)}

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,20 @@ from segearth_cli.errors import ModelError, SegEarthError
 if TYPE_CHECKING:
     from torch import Tensor
 
+# What torch and open_clip raise over weights or a description that make no sense.
+UNLOADABLE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    OSError,
+    EOFError,
+    LookupError,
+    pickle.PickleError,
+)
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights, OpenAI's
 
 
@@ -34,7 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
             f"{path} holds more than weights, which could run code, and is refused; save its "
             "state_dict alone, best as safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except (SafetensorError, *UNLOADABLE) as error:
         raise ModelError(f"{path} is not a checkpoint: {first_line(error)}") from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
@@ -45,7 +60,26 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
         for name, value in content.items()
         if isinstance(value, torch.Tensor)
     }
-    return {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
+    weights = {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
+    check_numbers(weights, path)
+    return weights
+
+
+def check_numbers(state: Mapping[str, "Tensor"], path: Path) -> None:
+    """Refuse weights that are not all finite, of which every map would come out the same.
+
+    Raises:
+        ModelError: some are not.
+    """
+    import torch
+
+    for name, value in state.items():
+        # far faster than to ask every number: one that is not finite makes the sum so
+        if value.is_floating_point() and not value.sum(dtype=torch.float32).isfinite():
+            raise ModelError(
+                f"{path} holds weights that are no numbers ({name}): damaged, or its training "
+                "went wrong; get another copy"
+            )
 
 
 def first_line(error: Exception) -> str:

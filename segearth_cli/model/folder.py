@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from segearth_cli.errors import ModelError, OutputError
 from segearth_cli.model.card import CARD, ModelCard
 from segearth_cli.model.claim import fewest_parameters
-from segearth_cli.model.files import check_whole, file_digest, first_line, read_json
+from segearth_cli.model.files import (
+    UNLOADABLE,
+    check_numbers,
+    check_whole,
+    file_digest,
+    first_line,
+    read_json,
+)
 from segearth_cli.signals import signals_wait
 
 if TYPE_CHECKING:
@@ -197,21 +203,6 @@ def save_model_folder(
     return open_model_folder(destination)
 
 
-# What open_clip raises over a description or weights that make no sense.
-UNLOADABLE = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    ImportError,
-    OSError,
-    LookupError,
-    pickle.PickleError,
-)
-
-
 def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
     """The folder's CLIP model, in evaluation mode on the CPU, and its tokenizer.
 
@@ -236,6 +227,7 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
         # open_clip logs through the root logger, whose first call installs a handler on stderr:
         # every later warning of ours would be printed twice.
         logging.root.handlers[:] = handlers
+    check_numbers(model.state_dict(), folder.weights)
     return model.eval(), tokenizer
 
 

@@ -399,4 +399,5 @@ def keep(path: Path, array: NDArray[np.float32]) -> None:
             np.save(stream, array)
         part.replace(path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         logger.info("text features are not kept in %s: %s", path.parent, error.strerror)

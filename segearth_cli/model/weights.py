@@ -43,6 +43,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
 PACKAGE = Path(__file__).parents[1]
 BUILTIN = PACKAGE / "builtin"
 PAPER_MODELS = {"optical": "vit-b-16", "sar": "alignearth-sar"}
@@ -199,10 +201,14 @@ def pull(name: str, *, force: bool = False, files: Sequence[Path] = ()) -> Model
     """
     if name not in known_models():
         if any(path.name == name for path in _folders(BUILTIN)):
+            if files:
+                raise UsageError(f"{name} is built in, and takes no --file")
             return open_model_folder(BUILTIN / name)
         raise UsageError(_unknown(name))
     model, destination = known_models()[name], _models_folder() / name
     if destination.is_dir() and not force:
+        if files:
+            logger.warning("%s is there already; --force makes it anew of --file", name)
         return open_model_folder(destination)
     downloads = cache_folder() / "downloads" / name
     encoder, upsampler, sources = _gather(model, [Path(file) for file in files], downloads)
@@ -271,6 +277,11 @@ def _find(name: str) -> ModelFolder | None:
 
 def _unknown(name: str) -> str:
     """What to say of a name that stands for nothing."""
+    _, colon, file = name.partition(":")
+    if Path(name).is_file():
+        return f"{name} is a file: name its architecture too, as ViT-B-16-quickgelu:{name}"
+    if colon and Path(file).suffix in _CHECKPOINTS:
+        return f"there is no file {file}; check --model"
     names = sorted({row.name for row in list_models()})
     longer = [own for own in names if name and own.startswith(name)]
     close = longer or difflib.get_close_matches(name, names, n=1)

@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from segearth_cli.errors import OutputError, TrainingError
-from segearth_cli.model.files import first_line
-from segearth_cli.model.folder import CHECKPOINT, UNLOADABLE
+from segearth_cli.model.files import UNLOADABLE, first_line
+from segearth_cli.model.folder import CHECKPOINT
 from segearth_cli.options import TrainOptions
 from segearth_cli.training.trainee import Trainee
 
@@ -148,7 +148,7 @@ def load_checkpoint(
         run.step, run.seconds = saved["step"], saved["seconds"]
         run.sums, run.summed = saved["sums"], saved["summed"]
         run.measured, run.skipped = saved["measured"], dict.fromkeys(saved["skipped"])
-    except (*UNLOADABLE, EOFError, BadZipFile) as error:
+    except (*UNLOADABLE, BadZipFile) as error:
         raise TrainingError(
             f"{path} cannot be resumed from: {first_line(error)}; begin anew with --overwrite"
         ) from error

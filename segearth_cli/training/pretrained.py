@@ -19,13 +19,20 @@ from segearth_cli.options import TrainOptions
 class Pretrained:
     """A model folder's model.
 
+    Args:
+        options: of the training.
+        device: that it runs on.
+        sensor: of the images; ``auto`` is the model for it.
+
     Raises:
         UsageError: no such model, the output is its folder, or its patches do not divide crops.
         ModelError: it is not on this machine, damaged, or no plain vision transformer.
     """
 
-    def __init__(self, options: TrainOptions, device: torch.device) -> None:
-        self.folder = resolve_model(options.model)
+    def __init__(
+        self, options: TrainOptions, device: torch.device, sensor: str = "optical"
+    ) -> None:
+        self.folder = resolve_model(options.model, sensor)
         if options.output.resolve() == self.folder.path.resolve():
             raise UsageError(f"-o {options.output} is the model's own folder; name another one")
         self.device = device

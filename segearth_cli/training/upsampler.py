@@ -7,6 +7,7 @@ hold the image.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from segearth_cli.errors import UsageError
+from segearth_cli.geo.pairs import looks_like_radar
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
@@ -46,6 +48,8 @@ START_SIGMA = 0.3  # of the Gaussian over a neighbourhood from -1 to 1: the best
 CAREFUL_STEPS = 10  # with very short gradients, in the beginning
 CAREFUL_NORM = 1e-4
 HELD_OUT_CROPS = 32
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -202,11 +206,15 @@ def scene_of(options: SceneOptions, card: ModelCard) -> SceneOptions:
     sensor = card.sensor if options.sensor == "auto" else options.sensor
     if sensor == "sar":
         return card.radar_read(replace(options, sensor=sensor))
-    if options.speckle:
-        raise UsageError(
-            f"--speckle {options.speckle} is for radar, and these images are read as optical "
-            "ones; say --sensor sar, or leave it out"
-        )
+    for option, value, usual in (
+        ("--speckle", options.speckle or 0, 0),
+        ("--sar-unit", options.sar_unit, "auto"),
+    ):
+        if value != usual:
+            raise UsageError(
+                f"{option} {value} is for radar, and these images are read as optical ones; say "
+                "--sensor sar, or leave it out"
+            )
     return replace(options, sensor=sensor)
 
 
@@ -222,7 +230,8 @@ class UpsamplerTraining:
     def __init__(self, options: UpsamplerOptions, device: torch.device) -> None:
         self.options = options
         parse_stretch(options.scene.stretch)
-        self.model = model = Pretrained(options, device)
+        said = options.scene.sensor
+        self.model = model = Pretrained(options, device, "sar" if said == "sar" else "optical")
         scene = scene_of(options.scene, model.folder.card)
         self.encode = ENCODERS[options.features](model.visual)
         self.grid = options.crop // model.patch
@@ -240,6 +249,9 @@ class UpsamplerTraining:
             upsampler, model.channels, self.ratio, options.content_weight > 0
         ).to(device)
         self.sources = image_sources(options.images, options.held_out, scene)
+        first = self.sources.train[0].sources[0]
+        if scene.sensor == "optical" and said == "auto" and looks_like_radar(first):
+            logger.warning("%s looks like radar: if it is, say --sensor sar", first)
         self.crops = RandomCrops(self.sources.train, Opener(scene), options.crop, options.seed)
         self.fixed = fixed_crops(self.sources.held_out, Opener(scene), options.crop, HELD_OUT_CROPS)
 
