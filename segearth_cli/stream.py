@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segearth_cli.device import fetched, memory_guard, pass_size, ready_for
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
@@ -332,19 +332,27 @@ class Scores:
     """Finished rows of the map on their way from the device: values, percents, and of each class.
 
     Attributes:
+        are_numbers: by parts.
         valid: which pixels have data.
         has_arrived: waits until they are here.
     """
 
     classes: Tensor
     confidence: Tensor
+    are_numbers: Tensor
     probabilities: Tensor | None
     valid: NDArray[np.bool_]
     has_arrived: Callable[[], object]
 
     def rows(self, legend: Legend) -> Rows:
-        """The rows as they are written, nodata where not valid."""
+        """The rows as they are written, nodata where not valid.
+
+        Raises:
+            ModelError: the network's values overflowed.
+        """
         self.has_arrived()
+        if not self.are_numbers.all():
+            raise ModelError("the model gives values that are no numbers; try --precision fp32")
         classes = self.classes.numpy().astype(legend.dtype, copy=False)
         percents = [one.numpy() for one in (self.confidence, self.probabilities) if one is not None]
         if not self.valid.all():
@@ -363,12 +371,14 @@ def score_rows(
     # a few columns: what is computed on the way takes several times their memory
     parts = [_score(part, model, options) for part in logits.split(COLUMNS, dim=2)]
     wholes = [torch.cat(same, dim=-1) for same in zip(*parts, strict=True)]
-    (classes, confidence, *every), has_arrived = fetched(wholes)
-    return Scores(classes, confidence, every[0] if every else None, valid, has_arrived)
+    (classes, confidence, are_numbers, *every), has_arrived = fetched(wholes)
+    return Scores(classes, confidence, are_numbers, every[0] if every else None, valid, has_arrived)
 
 
 def _score(logits: Tensor, model: Model, options: SegmentOptions) -> list[Tensor]:
-    """Values and percents of the best class, and the percents of all where they are asked for."""
+    """Values and percents of the best class, whether all are numbers, and the percents of every
+    class where they are asked for.
+    """
     probabilities = model.segmenter.class_probabilities(logits)
     best, index = probabilities.max(dim=0)
     is_byte = model.legend.dtype == "uint8"
@@ -376,7 +386,7 @@ def _score(logits: Tensor, model: Model, options: SegmentOptions) -> list[Tensor
     values = torch.tensor(model.vocabulary.values, dtype=dtype, device=logits.device)[index]
     values[best < options.threshold] = 0
     every = [percent(probabilities)] if options.probabilities else []
-    return [values, percent(best), *every]
+    return [values, percent(best), best.isfinite().all()[None], *every]
 
 
 def percent(probability: Tensor) -> Tensor:

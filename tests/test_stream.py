@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -6,10 +7,11 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from safetensors.torch import load_file, save_file
 from scenes import CLASSES, blocks, names_in, options_for, read, write_scene
 
 from segearth_cli.device import memory_guard, pass_size
-from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.errors import ModelError, SegEarthError, UsageError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid, window_offsets
 from segearth_cli.model.prompts import Vocabulary
@@ -216,3 +218,16 @@ def test_too_little_memory_is_one_line_with_advice(failure):
 def test_other_errors_pass_the_memory_guard():
     with pytest.raises(RuntimeError, match="a bug"), memory_guard("use less"):
         raise RuntimeError("a bug")
+
+
+def test_values_that_overflow_are_no_map(tmp_path, tiny_model):
+    huge = shutil.copytree(tiny_model, tmp_path / "huge")
+    weights = load_file(huge / "open_clip_model.safetensors")
+    for name in ("visual.ln_post.weight", "visual.proj"):
+        weights[name] *= 1e20
+    save_file(weights, huge / "open_clip_model.safetensors", {"format": "pt"})
+    source = write_scene(tmp_path / "scene.tif")
+
+    with pytest.raises(ModelError, match="values that are no numbers; try --precision fp32"):
+        segment(source, options_for(huge, tmp_path / "map.tif"))
+    assert not (tmp_path / "map.tif").exists()
