@@ -8,6 +8,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.clip import ATTENTIONS, DenseEncoder
 from segearth_cli.model.mosaic import image_logits
+from segearth_cli.model.points import point_cosines
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.upsampler import JBUOne, JBUStack
 from segearth_cli.model.variants import variant_logits
@@ -70,3 +71,33 @@ def test_the_walk_through_the_blocks_is_shared(segmenters):
     handle.remove()
 
     assert len(walks) == 1
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_with_less_memory_fewer_windows_go_at_once(segmenters, fits, monkeypatch):
+    two, grid = [segmenters[0], segmenters[-1]], WindowGrid(80, 97, 64, 32)
+    image = np.random.default_rng(0).random((3, 80, 97)).astype(np.float32)
+    rows, columns = np.arange(0, 80, 3), np.arange(0, 81, 3)
+    encode = two[0].encoder.block_inputs
+
+    def read(row, height, column, width):
+        part = image[:, row : row + height, column : column + width]
+        return part, np.ones((height, width), bool)
+
+    @torch.inference_mode()
+    def results():
+        points = point_cosines(two[0], grid, rows, columns, read, 4)
+        return [*variant_logits(two, image, grid, 4), torch.from_numpy(points.cosines)]
+
+    def small(images):
+        if len(images) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode(images)
+
+    expected = results()
+    for segmenter in two:
+        monkeypatch.setattr(segmenter.encoder, "block_inputs", small)
+        monkeypatch.setattr(segmenter, "most_windows", None)
+    for own, of_all in zip(results(), expected, strict=True):
+        torch.testing.assert_close(own, of_all, atol=2e-4, rtol=0)
+    assert two[0].most_windows == (1 if fits == 1 else 2)

@@ -16,6 +16,7 @@ from torch import Tensor
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.variants import key_of, windows_of
+from segearth_cli.model.windows import fitting
 
 Read = Callable[[int, int, int, int], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 
@@ -71,18 +72,26 @@ def point_cosines(
     alone = {key_of(segmenter): segmenter}
     own_down, own_across = grid.window_weights
     windows = _windows_seen(grid, rows, columns, read, valid)
-    while batch := list(islice(windows, size)):
+    waiting: list[_Seen] = []
+
+    def run(at_once: int) -> tuple[Tensor, Tensor]:
         # filled up: in half precision, products of another size round differently
-        images = np.zeros((size, *batch[0].image.shape), np.float32)
-        for place, window in enumerate(batch):
+        images = np.zeros((at_once, *waiting[0].image.shape), np.float32)
+        for place, window in enumerate(waiting[:at_once]):
             images[place] = window.image
         pixels = segmenter.normalised(torch.from_numpy(images).to(segmenter.device))
-        ((_, of_pixels, similarity),) = windows_of(alone, pixels)
-        for place, window in enumerate(batch):
+        ((_, of_pixels, of_token),) = windows_of(alone, pixels)
+        return of_pixels, of_token
+
+    while waiting := waiting + list(islice(windows, size - len(waiting))):
+        of_pixels, of_token = fitting(segmenter, size, run)
+        done = waiting[: len(of_token)]
+        for place, window in enumerate(done):
             weight = own_down[window.rows] * own_across[window.columns]
             cosines[:, window.points] += _at(of_pixels[place], window) * weight
-            similarities[:, window.points] += similarity[place].cpu().numpy()[:, None] * weight
-        progress(len(batch))
+            similarities[:, window.points] += of_token[place].cpu().numpy()[:, None] * weight
+        waiting = waiting[len(done) :]
+        progress(len(done))
     down, across = grid.weight_per_pixel
     weight = down[rows] * across[columns]
     return PointCosines(cosines / weight, similarities / weight, valid)

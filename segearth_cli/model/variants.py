@@ -15,6 +15,7 @@ from torch import Tensor
 from segearth_cli.device import autocast
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.segmenter import Segmenter
+from segearth_cli.model.windows import fitting
 
 Attention = tuple[str, int]  # its name, and how many blocks have it
 Key = tuple[Attention, int]  # and which upsampler
@@ -69,24 +70,23 @@ def summed(
     )
     by_key = {key_of(segmenter): segmenter for segmenter in segmenters}
     cosines, similarities = ({key: pixels.new_zeros(shape) for key in by_key} for _ in range(2))
-    for places in passes(grid, size):
-        areas = [
-            np.s_[:, row : row + grid.window_height, column : column + grid.window_width]
-            for row, column in places
-        ]
-        batch = torch.stack([pixels[area] for area in areas])
-        for key, of_pixels, of_token in windows_of(by_key, batch):
-            for place, area in enumerate(areas):
+    waiting = [
+        np.s_[:, row : row + grid.window_height, column : column + grid.window_width]
+        for row, column in product(grid.rows, grid.columns)
+    ]
+
+    def run(at_once: int) -> list[tuple[Key, Tensor, Tensor]]:
+        batch = torch.stack([pixels[area] for area in waiting[:at_once]])
+        return list(windows_of(by_key, batch))
+
+    while waiting:
+        found = fitting(first, size, run)
+        done, waiting = waiting[: len(found[0][1])], waiting[len(found[0][1]) :]
+        for key, of_pixels, of_token in found:
+            for place, area in enumerate(done):
                 cosines[key][area] += of_pixels[place] * weight
                 similarities[key][area] += of_token[place, :, None, None] * weight
     return cosines, similarities, per_pixel
-
-
-def passes(grid: WindowGrid, size: int) -> Iterator[list[tuple[int, int]]]:
-    """First row and column of every window, ``size`` windows at a time."""
-    places = list(product(grid.rows, grid.columns))
-    for first in range(0, len(places), size):
-        yield places[first : first + size]
 
 
 def windows_of(by_key: dict[Key, Segmenter], batch: Tensor) -> Iterator[tuple[Key, Tensor, Tensor]]:

@@ -2,8 +2,9 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from segearth_cli.stages import stage
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 MARGIN = 16  # pixels of the scene around windows that shared kernels look at, and to spare
 MOST_WAITING = 2  # rows of windows that wait for a pass to fill up
 
@@ -100,18 +102,48 @@ def run_pass(
     size: int,
     shares: bool,
 ) -> None:
-    """Take the waiting windows through the network as a batch of ``size``.
-
-    Where the device has no memory for as many, half of them, from then on.
+    """Take the waiting windows through the network in passes of ``size``, the last one filled up.
 
     Raises:
-        RuntimeError: there is not even room for one.
+        RuntimeError: there is not even memory for one.
     """
+
+    def run(at_once: int) -> int:
+        windows = waiting[:at_once]
+        batch = torch.stack([row.window(grid, index) for row, index in windows])
+        batch = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, at_once - len(windows)))
+        results: Sequence[Tensor]
+        if shares and segmenter.fast_upsampler is not None:
+            features, bias = segmenter.encode(batch)
+            with stage("upsampler"):
+                results = (segmenter.fast_upsampler.coordinates.of(features[: len(windows)]), bias)
+        else:
+            results = (segmenter.window_logits(batch),)
+        for place, (row, index) in enumerate(windows):
+            row.results[index] = tuple(result[place] for result in results)
+            row.missing -= 1
+        return len(windows)
+
     while waiting:
+        del waiting[: fitting(segmenter, size, run)]
+
+
+def fitting(segmenter: Segmenter, size: int, run: Callable[[int], T]) -> T:
+    """What ``run`` gives, which takes so many windows through the network at once.
+
+    Those are ``size``, or as many as the device was found to have memory for: where it has too
+    little, half of them, from then on.
+
+    Raises:
+        RuntimeError: there is not even memory for one.
+    """
+    while True:
         at_once = min(size, segmenter.most_windows or size)
-        if _pass_fits(waiting[:at_once], segmenter, grid, at_once, shares):
-            del waiting[:at_once]
-            continue
+        try:
+            return run(at_once)
+        except RuntimeError as error:
+            if at_once == 1 or not is_out_of_memory(error):
+                raise
         # not inside `except`, where the error keeps the failed pass's tensors
         segmenter.most_windows = at_once // 2
         release_memory(segmenter.device)
@@ -120,30 +152,3 @@ def run_pass(
             at_once,
             at_once // 2,
         )
-
-
-def _pass_fits(
-    windows: list[tuple[WindowRow, int]],
-    segmenter: Segmenter,
-    grid: WindowGrid,
-    size: int,
-    shares: bool,
-) -> bool:
-    try:
-        batch = torch.stack([row.window(grid, index) for row, index in windows])
-        batch = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, size - len(windows)))
-        results: Sequence[Tensor]
-        if shares and segmenter.fast_upsampler is not None:
-            features, bias = segmenter.encode(batch)
-            with stage("upsampler"):
-                results = (segmenter.fast_upsampler.coordinates.of(features[: len(windows)]), bias)
-        else:
-            results = (segmenter.window_logits(batch),)
-    except RuntimeError as error:
-        if size == 1 or not is_out_of_memory(error):
-            raise
-        return False
-    for place, (row, index) in enumerate(windows):
-        row.results[index] = tuple(result[place] for result in results)
-        row.missing -= 1
-    return True
