@@ -155,13 +155,14 @@ def safe_name(name: str) -> str:
     return plain if plain.strip("._") else "scene"
 
 
-def _in_folder(folder: Path) -> list[Input]:
+def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The rasters in a folder and below, by name: none that are hidden, or that segearth made."""
     from segearth_cli.geo.recorded import READERS, read_record
 
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SCENE_SUFFIXES
+        if path.suffix.lower() in suffixes
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
@@ -170,6 +171,11 @@ def _in_folder(folder: Path) -> list[Input]:
         logger.warning(
             "%s: left out %d rasters that segearth made", folder, len(paths) - len(scenes)
         )
+    return scenes
+
+
+def _in_folder(folder: Path) -> list[Input]:
+    scenes = rasters_in(folder, SCENE_SUFFIXES)
     if not scenes:
         raise SceneError(
             f"{folder}: it is a folder without scenes, which end with {' '.join(SCENE_SUFFIXES)}; "

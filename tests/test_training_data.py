@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from rasterio import Affine
 from rasterio.warp import Resampling, reproject
-from scenes import UTM, blocks, write_scene
+from scenes import UTM, blocks, options_for, write_scene
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo import raster
 from segearth_cli.options import SceneOptions
+from segearth_cli.segment import segment
 from segearth_cli.training import sources as sources_module
 from segearth_cli.training.data import Batch, Opener, RandomCrops, collate, cut, fixed_crops
 from segearth_cli.training.loop import StepBatches
@@ -93,19 +94,24 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path):
         RandomCrops([whole(empty)], opener(), 64, 0)[0]
 
 
-def test_images_are_found_in_folders_and_some_held_out(tmp_path, caplog):
+def test_images_are_found_in_folders_and_some_held_out(tmp_path, tiny_model, caplog):
     folder = tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
     for number in range(9):
         Image.fromarray(np.moveaxis(blocks(), 0, -1)).save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("no image")
     (folder / "broken.jpg").write_bytes(b"no image either")
+    (folder / "._0.png").write_bytes(b"what macOS leaves beside an image")
+    maps = options_for(tiny_model, folder / "map.tif", folder / "map.png")
+    segment(str(folder / "0.png"), maps)
 
     sources = image_sources([str(tmp_path)], 0.2, SceneOptions())
 
     assert (len(sources.train), len(sources.held_out)) == (7, 2)
     assert "skipped: cannot open" in caplog.text
     assert "broken.jpg" in caplog.text
+    assert "._0.png" not in caplog.text
+    assert "left out 2 rasters that segearth made" in caplog.text
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no image in"):
         image_sources([str(tmp_path / "empty")], 0.2, SceneOptions())

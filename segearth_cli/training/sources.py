@@ -17,7 +17,7 @@ from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.grid import warp_target
 from segearth_cli.geo.pairs import head_grid, shared_grid
 from segearth_cli.geo.remote import is_remote
-from segearth_cli.inputs import SCENE_SUFFIXES
+from segearth_cli.inputs import SCENE_SUFFIXES, rasters_in
 from segearth_cli.options import SceneOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", *SCENE_SUFFIXES)
@@ -115,7 +115,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
             _check_there(path)
             found.append(path)
             continue
-        inside = [p for p in sorted(Path(path).rglob("*")) if p.suffix.lower() in SUFFIXES]
+        inside = rasters_in(Path(path), SUFFIXES)
         if not inside:
             raise UsageError(f"there is no image in {path}; they end with {' '.join(SUFFIXES)}")
         found.extend(map(str, inside))
