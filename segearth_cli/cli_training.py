@@ -127,8 +127,6 @@ def train_upsampler_command(
     Example: segearth train-upsampler images/ -o sharp --model vit-b-16
     """
     given = dict(locals())
-    from segearth_cli.training.upsampler import train_upsampler
-
     terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
     options = UpsamplerOptions(
         images=tuple(images),
@@ -150,6 +148,8 @@ def train_upsampler_command(
         progress=not quiet,
         **own(TrainOptions, given),
     )
+    from segearth_cli.training.upsampler import train_upsampler
+
     terminal.show_training(train_upsampler(options), json, quiet)
 
 
@@ -226,8 +226,6 @@ def distill_sar_command(
     Example: segearth distill-sar --optical rgb/ --sar vh/ -o radar --model vit-b-16
     """
     given = dict(locals())
-    from segearth_cli.training.distill import distill_sar
-
     terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
     options = DistillOptions(
         optical=optical,
@@ -250,4 +248,6 @@ def distill_sar_command(
         progress=not quiet,
         **own(TrainOptions, given),
     )
+    from segearth_cli.training.distill import distill_sar
+
     terminal.show_training(distill_sar(options), json, quiet)
