@@ -1,4 +1,4 @@
-"""Device, number format and autocast: the only file that names an accelerator."""
+"""Device, number format and autocast: what accelerators do differently."""
 
 import contextlib
 import functools
@@ -224,6 +224,11 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether what the device holds takes none of the machine's memory."""
+    return device.type == "cuda"
 
 
 def has_float64(device: torch.device) -> bool:

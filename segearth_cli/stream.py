@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from segearth_cli.device import fetched, memory_guard, pass_size, ready_for
+from segearth_cli.device import fetched, has_own_memory, memory_guard, pass_size, ready_for
 from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
@@ -198,7 +198,7 @@ def scene_panels(
         channels = 0
     elif not settings.exact:
         channels = min(channels, MOST_COORDINATES)
-    here = (0, 0, 0) if device.type == "cuda" else (queries, windows, channels)
+    here = (0, 0, 0) if has_own_memory(device) else (queries, windows, channels)
     weights = 2 * settings.folder.size  # read, and as float32
     if options.probabilities:
         weights += 2 * queries * TILE * grid.width  # a row of tiles, and as it is written

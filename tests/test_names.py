@@ -265,3 +265,11 @@ def test_nobody_reads_what_an_address_keeps_secret():
     assert title_of(escaped) == "a.tif, what?.tif"
     many = stack_name({f"b{n}": f"https://h.org/{n}.tif?key=1" for n in range(10)})
     assert title_of(many) == "0.tif, 1.tif, 2.tif and 7 more"
+
+
+def test_a_folder_may_be_called_like_a_store(tmp_path):
+    folder = tmp_path / "vsis3_copies"
+    folder.mkdir()
+    assert not is_remote(write_scene(folder / "scene.tif"))
+    assert is_remote("/vsis3/bucket/scene.tif")
+    assert is_remote("/vsizip//vsicurl/https://a.org/b.zip/scene.tif")

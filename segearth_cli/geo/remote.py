@@ -37,7 +37,8 @@ def is_remote(source: str) -> bool:
     """Whether GDAL reads the source over a network."""
     stores = (f"{scheme}://" for scheme in _STORES)
     places = (*_WEB, *stores, *_REMOTE_VSI)
-    return any(part in file for file in files_named(source) for part in places)  # in archives too
+    files = [file for file in files_named(source) if not os.path.exists(file)]
+    return any(part in file for file in files for part in places)  # in archives too
 
 
 def retry_settings() -> dict[str, str]:
