@@ -6,6 +6,7 @@ Nothing here imports torch until text is encoded, so that the command line can p
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import csv
 import hashlib
 import io
@@ -399,5 +400,6 @@ def keep(path: Path, array: NDArray[np.float32]) -> None:
             np.save(stream, array)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         logger.info("text features are not kept in %s: %s", path.parent, error.strerror)
