@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ENDLESS = 10_000  # columns
 _KM2_FROM = 1e7  # m2 of the largest class
 # loggers of how a raster is read
-OF_SCENES = ("segearth_cli.geo.raster", "segearth_cli.geo.source", "segearth_cli.geo.bands")
+OF_SCENES = tuple(f"segearth_cli.geo.{name}" for name in ("raster", "missing", "source", "bands"))
 
 
 def console() -> Console:
