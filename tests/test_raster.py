@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import rasterio
@@ -138,7 +140,7 @@ def test_undeclared_zeros_of_an_optical_scene_are_kept_and_said_to_be(tmp_path, 
     array[1, :, :4] = 1  # a colour, no collar
     read_all(make(tmp_path / "cyan.tif", array))
     read_all(path, nodata=0.0)
-    read_all(path, nodata=-1.0)
+    read_all(path, nodata=math.inf)  # none
     assert not caplog.records
 
 
@@ -199,6 +201,24 @@ def test_what_may_have_been_measured_is_no_nodata(tmp_path, caplog, dtype, value
     two = np.where(array > 60, 1000, 200).astype(array.dtype)
     read_all(make(tmp_path / "two.tif", two), sensor="optical")
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "idle"),
+    [
+        ("uint8", 999, True),
+        ("uint8", -1, True),
+        ("uint16", 0.5, True),
+        ("int16", math.nan, False),
+        ("int16", -9999, False),
+        ("float32", -9999, False),
+        ("complex64", 0, False),
+    ],
+)
+def test_a_nodata_value_that_no_pixel_can_have_is_said(tmp_path, caplog, dtype, value, idle):
+    read_all(scene_of(tmp_path, pattern(1, dtype=dtype)), nodata=float(value), sensor="sar")
+    said = f"--nodata {value:g} means nothing to {tmp_path / 'scene.tif'}, whose values are {dtype}"
+    assert (said in caplog.text) == idle
 
 
 def test_floats_that_nothing_measures_are_missing(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Values that look like missing data, and are not declared to be."""
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,31 @@ _SHARE = 0.01  # of the pixels: fewer of one value are not worth a word
 _CODES = (-9999.0, -32767.0, -32768.0)  # by which programs usually mark missing data
 
 logger = logging.getLogger(__name__)
+
+
+def warn_of_idle_nodata(
+    source: str, facts: BandFacts, bands: tuple[int, ...], nodata: float | None, prefix: str
+) -> None:
+    """Say so where no band can hold the number that was given; ``none`` is infinite."""
+    if nodata is None or not math.isfinite(nodata):
+        return
+    dtypes = [facts.dtypes[band - 1] for band in bands]
+    if any(_holds(dtype, nodata) for dtype in dtypes):
+        return
+    logger.warning(
+        "--%snodata %s means nothing to %s, whose values are %s: all of them are data",
+        prefix,
+        _plain(nodata, "float64"),
+        source,
+        dtypes[0],
+    )
+
+
+def _holds(dtype: str, value: float) -> bool:
+    if dtype.startswith("complex") or np.dtype(dtype).kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return value.is_integer() and limits.min <= value <= limits.max
 
 
 def stray_value(sample: Sample) -> float | None:

@@ -24,7 +24,12 @@ from segearth_cli.geo.bands import (
     sensor_by_values,
 )
 from segearth_cli.geo.grid import Grid, parse_crs
-from segearth_cli.geo.missing import stray_value, warn_about_values, without
+from segearth_cli.geo.missing import (
+    stray_value,
+    warn_about_values,
+    warn_of_idle_nodata,
+    without,
+)
 from segearth_cli.geo.recorded import from_tags
 from segearth_cli.geo.region import Region, Sample
 from segearth_cli.geo.remote import patiently
@@ -227,6 +232,7 @@ def _open_once(
             if known == "sar" and radar is not None:
                 options = radar()
             bands = choose_bands(facts, options.bands, known, prefix, options.polarisation)
+            warn_of_idle_nodata(source, facts, bands, options.nodata, prefix)
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
