@@ -168,12 +168,13 @@ def file_grid(src: Any, source: str, crs: CRS | None = None) -> Grid:
         grid = replace(grid, crs=crs)
     if grid.crs is None:
         logger.warning(
-            "%s has %s: working in %s coordinates, without areas in square metres",
+            "%s has %s: working in %s coordinates, without areas in square metres%s",
             source,
             "only RPCs (orthorectify it with gdalwarp -rpc for a map)"
             if src.rpcs
             else "no coordinate system",
             "pixel" if grid.is_in_pixels else "its own",
+            "" if grid.is_in_pixels else "; segment's --src-crs says what they are in",
         )
     return grid
 
