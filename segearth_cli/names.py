@@ -91,10 +91,10 @@ def title_of(source: str) -> str:
     return listed([Path(public_name(file)).name for file in files_named(source)])
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = _MOST_LISTED) -> str:
     """The first ones, and how many more there are."""
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import geopandas
@@ -16,8 +17,10 @@ from scenes import blocks, interruptible, names_in, read, surroundings, write_sc
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from segearth_cli import __version__
+from segearth_cli import __version__, terminal
 from segearth_cli.cli import app
+from segearth_cli.options import SegmentOptions
+from segearth_cli.results import SegmentResult
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("--classes", "building|roof,road,water")
@@ -593,6 +596,50 @@ def test_an_output_that_cannot_be_is_found_before_the_scene_is_read(run, scene, 
     assert "cannot write into file" in result.stderr.splitlines()[-1]
     assert "model" not in result.stderr
     assert names_in(folder) == ["file"]
+
+
+def test_a_zip_archive_is_told_how_to_read(run, scene, folder):
+    with zipfile.ZipFile("z.zip", "w") as archive:
+        archive.write(scene, "scene.tif")
+    result = run("z.zip", "-o", "map.gpkg")
+    assert result.exit_code == 1
+    assert only_line(result.stderr).endswith("name a raster in it, as /vsizip/z.zip/NAME.tif")
+    assert run("/vsizip/z.zip/scene.tif", "-o", "map.gpkg", "--dry-run").exit_code == 0
+
+
+def test_many_and_long_names_are_shortened_for_people_alone(run, scene, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "few")
+    card = tmp_path / "few" / "segearth.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "words": ["background"]}))
+    names = ["x" * 1500, *(f"thing {number}" for number in range(299))]
+    own = {"model": tmp_path / "few", "words": ("--classes", ",".join(names))}
+    table = run(scene, "-o", "map.tif", "--dry-run", **own)
+    assert max(map(len, table.stderr.splitlines())) < 500
+    assert "and 281 more" in table.stderr  # of them the background
+    assert "and 290 more: expect an arbitrary map" in table.stderr
+    (line,) = run(scene, "-o", "map.tif", "--dry-run", "--json", **own).stdout.splitlines()
+    assert list(json.loads(line)["classes"].values()) == ["background", *names]
+
+
+@pytest.mark.parametrize(
+    ("area_m2", "shown"),
+    [
+        (0.0, "0 m2"),
+        (0.25, "0.25 m2"),
+        (19268.0, "19268 m2"),
+        (12_345_678.0, "12.346 km2"),
+        (206_116_980_568_000.0, "206116981 km2"),
+        (None, "-"),
+    ],
+)
+def test_areas_have_the_decimals_that_they_need(capsys, area_m2, shown):
+    options = SegmentOptions(classes=(("road",),))
+    counts, areas = {"road": 4, "x" * 1500: 0}, {"road": area_m2, "x" * 1500: area_m2}
+    result = SegmentResult("a.tif", (), counts, areas, 0, 1.0, options)
+    terminal.show_result(result, as_json=False, quiet=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[2].split(" %")[1].strip() == shown
+    assert max(map(len, lines)) < 100
 
 
 def test_a_window_far_too_small_is_warned_of(run, scene):

@@ -286,7 +286,7 @@ def choose_classes(
         logger.warning(
             "%r is taken as one name: classes are parted by commas, synonyms by bars; in a file "
             "classes by lines and synonyms by commas",
-            odd[0],
+            shortened(odd[0]),
         )
     if no_background:
         return ClassChoice(classes, None)
