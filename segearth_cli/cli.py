@@ -321,7 +321,9 @@ def segment_command(
     simplify: Annotated[
         float,
         map_option(
-            metavar="METRES", help="Simplify outlines by this much; shared borders stay shared."
+            metavar="METRES",
+            help="Simplify outlines by this much, after --min-area; shared borders stay shared, "
+            "areas change a little.",
         ),
     ] = SegmentOptions.simplify,
     co: Annotated[

@@ -11,7 +11,7 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -41,12 +41,14 @@ class Input:
     Attributes:
         acquired: when, where a STAC Item says so.
         item: that Item, where it has a place of its own.
+        is_asset: of a STAC Item.
     """
 
     source: str
     stem: str
     acquired: str | None = None
     item: str | None = None
+    is_asset: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, source: str | Input) -> Input:
@@ -77,6 +79,8 @@ def expand_inputs(
     for name in names:
         for line in _lines(sys.stdin if lines is None else lines) if name == "-" else [name]:
             found += _expanded(line, asset)
+    if asset is not None and found and not any(own.is_asset for own in found):
+        logger.warning("--asset %s is for STAC Items, and no input is one", asset)
     if not found:
         raise UsageError("no scene: standard input was empty; name one a line")
     twice = [own for own, count in Counter((i.source, i.stem) for i in found).items() if count > 1]
@@ -289,7 +293,8 @@ def _of_item(item: dict[str, Any], name: str, asset: str | None) -> Input:
     stem = safe_name(label) if item.get("id") else stem_of(source)
     stated = item.get("properties")
     properties = stated if isinstance(stated, dict) else {}
-    return Input(source, stem, _acquired(properties, f"{name}: item {label}"))
+    acquired = _acquired(properties, f"{name}: item {label}")
+    return Input(source, stem, acquired, is_asset=True)
 
 
 def _asked(asset: str, assets: Collection[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 _MOST_LISTED = 3
+_LONGEST = 60  # letters
 _VRT = "vrt://"  # GDAL's for parts of a file: vrt://FILE?OPTIONS
 
 
@@ -90,7 +91,12 @@ def title_of(source: str) -> str:
     return listed([Path(public_name(file)).name for file in files_named(source)])
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = _MOST_LISTED) -> str:
     """The first ones, and how many more there are."""
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """A text for a person to recognise: its beginning, where it is long."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

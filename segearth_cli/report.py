@@ -1,8 +1,9 @@
 """What a person looks at after a run: the preview picture."""
 
 import contextlib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from segearth_cli.errors import OutputError
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import KEY, to_json
+from segearth_cli.names import listed, shortened
 from segearth_cli.staging import shown
 
 _LONGEST = 1600  # pixels, of the whole picture
@@ -40,6 +42,8 @@ _FONTS = (  # by Pillow's search of the system's folders
     "msyh.ttc",
     "PingFang.ttc",
 )
+
+logger = logging.getLogger(__name__)
 
 _Colour = tuple[int, int, int]
 
@@ -139,6 +143,7 @@ def _page(
     for picture, corner in zip(pictures, corners, strict=True):
         page.paste(picture, corner)
     font = _font(20, title)
+    _warn_of_boxes([title], font)
     text = _shortened(title, font, page.width - 2 * _GAP)
     ImageDraw.Draw(page).text((_GAP, _GAP - 4), text, _INK, font)
     return page
@@ -168,6 +173,7 @@ def _overlay(
 def _legend_picture(rows: list[_Row], most_width: int) -> Image.Image:
     """Return swatches, names and shares, in as many columns as fit the width (at least one)."""
     font = _font(15, "".join(name for _, name, _ in rows))
+    _warn_of_boxes([name for _, name, _ in rows], font)
     named = [(colour, _shortened(name, font, _NAME_WIDTH), share) for colour, name, share in rows]
     names = max(math.ceil(font.getlength(name)) for _, name, _ in named)
     column = _SWATCH + 10 + names + 80
@@ -202,7 +208,22 @@ def _font(size: int, text: str) -> Any:
 def _drawn(text: str, font: Any) -> int:
     """Return how many letters of a text the font has."""
     missing = bytes(font.getmask("\U0010fffe"))
-    return sum(bytes(font.getmask(letter)) != missing for letter in set(text) if letter.strip())
+    return sum(bytes(font.getmask(letter)) != missing for letter in _letters(text))
+
+
+def _letters(text: str) -> set[str]:
+    return {letter for letter in text if letter.strip()}
+
+
+def _warn_of_boxes(names: Sequence[str], font: Any) -> None:
+    """Say which names have letters that the font draws as boxes."""
+    boxes = [shortened(name) for name in names if _drawn(name, font) < len(_letters(name))]
+    if boxes:
+        logger.warning(
+            "the preview shows boxes for letters of %s: no font here has them all; install one "
+            "such as Noto Sans CJK",
+            listed(boxes),
+        )
 
 
 def _shortened(text: str, font: Any, width: float) -> str:

@@ -18,7 +18,7 @@ from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record
 from segearth_cli.geo.writer import RowWriter
 from segearth_cli.model.prompts import build_vocabulary
-from segearth_cli.model.segmenter import ModelSettings, model_settings
+from segearth_cli.model.segmenter import ModelSettings, model_settings, number_of_tower
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.names import public_name
 from segearth_cli.options import SegmentOptions
@@ -42,10 +42,13 @@ from segearth_cli.stream import (
     class_legend,
     load_model,
     scene_panels,
+    warn_of_words,
     window_grid,
 )
 
 GSD_TOLERANCE = 1.5  # times the resolution that a model was made for
+FEWEST_PATCHES = 4  # along a window: of fewer a model learns too little
+SMALLER = 4  # times than the model's own windows
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +118,12 @@ def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -
     """Say so when a scene is not what the model, or an option, is for."""
     warn_of_sensor(scene, model)
     warn_of_resolution(scene, model)
+    warn_of_window(model)
+    for option, length in (("--min-area", options.min_area), ("--simplify", options.simplify)):
+        if length and scene.grid.pixel_area_m2 is None:
+            logger.warning(
+                "%s has no coordinate system: %s %g means pixels", scene.source, option, length
+            )
     if options.speckle and scene.sensor != "sar":
         logger.warning("%s is no radar scene: read without a speckle filter", scene.source)
     if options.sar_unit != "auto" and scene.sensor != "sar":
@@ -161,6 +170,19 @@ def warn_of_resolution(scene: Scene, model: ModelSettings) -> None:
         )
 
 
+def warn_of_window(model: ModelSettings) -> None:
+    """Say so when windows are far smaller than those the model was made for."""
+    own = model.folder.card.window
+    least = max(FEWEST_PATCHES * number_of_tower(model.folder, "patch_size"), own // SMALLER)
+    if 0 < model.window < least and model.window != own:
+        logger.warning(
+            "--window %d is too small for %s, which %s: expect a poor map",
+            model.window,
+            model.name,
+            f"takes windows of {own} pixels" if own else f"needs {least} pixels or more",
+        )
+
+
 def plan(
     source: str, options: SegmentOptions, here: bool = True, opened: Scene | None = None
 ) -> Plan:
@@ -187,6 +209,7 @@ def plan(
     with opened or open_for_model(source, options) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
+        warn_of_words(settings, vocabulary)
         warn_of_scene(scene, settings, options)
         windows = window_grid(scene, settings)
         queries = len(vocabulary.queries)
@@ -252,8 +275,6 @@ def write_class_map(
                         if every is not None and rows.probabilities is not None:
                             every.write(rows.probabilities)
     if options.min_area:
-        if scene.grid.pixel_area_m2 is None:
-            logger.warning("no coordinate system: --min-area %g means pixels", options.min_area)
         pixels = options.min_area / (scene.grid.pixel_area_m2 or 1.0)
         writer.sieve(class_map.classes, math.ceil(pixels - 1e-9))  # 1e-9: not for rounding's sake
     return class_map

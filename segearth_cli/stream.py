@@ -31,7 +31,7 @@ from segearth_cli.model.mosaic import blended_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
 from segearth_cli.model.windows import MARGIN, Strip
-from segearth_cli.names import title_of
+from segearth_cli.names import listed, shortened, title_of
 from segearth_cli.options import UNCLASSIFIED, SegmentOptions
 from segearth_cli.stages import stage
 
@@ -40,6 +40,7 @@ COLUMNS = 4096  # scored at once
 MOST_COORDINATES = 128  # that features usually need (see `model.coordinates`)
 USUAL_MEMORY = 2400 << 20  # bytes
 NARROWEST = 8  # windows that a panel is wide unless less memory is asked for
+MOST_WORDS = 10  # in a warning
 WORTHWHILE = 0.9  # of the memory: more panels than that saves are not
 BASE_MEMORY = 1100 << 20  # bytes: torch, GDAL and its cache
 
@@ -121,7 +122,7 @@ def warn_of_words(settings: ModelSettings, vocabulary: Vocabulary) -> None:
         logger.warning(
             "%s has never read %s: expect an arbitrary map, or an empty one, of such words",
             settings.name,
-            ", ".join(unread),
+            listed([shortened(word) for word in unread], MOST_WORDS),
         )
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segearth_cli.errors import SegEarthError
+from segearth_cli.names import listed, shortened
 from segearth_cli.stdout import print_json
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 _ENDLESS = 10_000  # columns
 _KM2_FROM = 1e7  # m2 of the largest class
+_DECIMALS_BELOW, _NO_DECIMALS_FROM = 10, 1000  # of m2, and of km2
+_MOST_CLASSES = 20  # of a plan
 # loggers of how a raster is read
-OF_SCENES = ("segearth_cli.geo.raster", "segearth_cli.geo.source", "segearth_cli.geo.bands")
+OF_SCENES = tuple(f"segearth_cli.geo.{name}" for name in ("raster", "missing", "source", "bands"))
 
 
 def console() -> Console:
@@ -123,7 +126,11 @@ def show_result(result: SegmentResult, as_json: bool, quiet: bool) -> None:
     areas = result.area_m2
     in_km2 = max((area for area in areas.values() if area is not None), default=0.0) >= _KM2_FROM
     rows = [
-        [name, f"{100 * pixels / valid:.1f} %" if valid else "-", _area(areas[name], in_km2)]
+        [
+            shortened(name),
+            f"{100 * pixels / valid:.1f} %" if valid else "-",
+            _area(areas[name], in_km2),
+        ]
         for name, pixels in result.pixels.items()
     ]
     out = console()
@@ -231,6 +238,7 @@ def show_plan(plan: Plan, as_json: bool, quiet: bool) -> None:
         print_json({"status": "planned", **asdict(plan)})
     if as_json or quiet:
         return
+    classes = [f"{value} {shortened(name)}" for value, name in plan.classes.items()]
     rows = [
         ["size", f"{plan.width} x {plan.height} pixels"],
         ["resolution", "unknown" if plan.gsd_m is None else f"{plan.gsd_m:.4g} m"],
@@ -249,7 +257,7 @@ def show_plan(plan: Plan, as_json: bool, quiet: bool) -> None:
             f"about {plan.memory_bytes / 2**30:.1f} GiB"
             + (f", in {plan.panels} panels" if plan.panels > 1 else ""),
         ],
-        ["classes", ", ".join(f"{value} {name}" for value, name in plan.classes.items())],
+        ["classes", listed(classes, _MOST_CLASSES)],
         ["outputs", ", ".join(plan.outputs) or "none"],
     ]
     made = table(plan.source, ["", ""], rows)
@@ -291,4 +299,7 @@ def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> Non
 def _area(area_m2: float | None, in_km2: bool) -> str:
     if area_m2 is None:
         return "-"
-    return f"{area_m2 / 1e6:.3f} km2" if in_km2 else f"{area_m2:.0f} m2"
+    if in_km2:
+        area_km2 = area_m2 / 1e6
+        return f"{area_km2:.{0 if area_km2 >= _NO_DECIMALS_FROM else 3}f} km2"
+    return f"{area_m2:.2g} m2" if 0 < area_m2 < _DECIMALS_BELOW else f"{area_m2:.0f} m2"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import geopandas
@@ -16,8 +17,10 @@ from scenes import blocks, interruptible, names_in, read, surroundings, write_sc
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from segearth_cli import __version__
+from segearth_cli import __version__, terminal
 from segearth_cli.cli import app
+from segearth_cli.options import SegmentOptions
+from segearth_cli.results import SegmentResult
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("--classes", "building|roof,road,water")
@@ -258,6 +261,7 @@ def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
         (["--global-bias", "nan"], "--global-bias is nan"),
         (["--window", "32", "--stride", "64"], "pixels would be skipped"),
         (["--stride", "65"], "skips pixels between windows of 64"),
+        (["--modulated-blocks", "3", "--dry-run"], "and tiny has 2 blocks; give 2 or less"),
         (["--threads", "0"], "--threads is 0"),
         (["--device", "cuda:99"], "torch finds no such device here"),
         (["--model", "minni"], "no model or folder 'minni'"),
@@ -277,10 +281,12 @@ def test_wrong_options_are_one_line_on_stderr(run, scene, folder, args, message)
 
 def test_options_that_change_nothing_are_said(run, scene):
     words = ("--co", "COMPRESS=LZW", "--datetime", "2024-05-06", "--sar-unit", "power")
-    result = run(scene, "-o", "map.gpkg", *words)
+    result = run(scene, "-o", "map.gpkg", *words, "--nodata", "999", "--asset", "red")
     assert result.exit_code == 0
     assert "warning: --co is for rasters, and none is written" in result.stderr
     assert "warning: --datetime is for the STAC Item: add --stac" in result.stderr
+    assert "warning: --asset red is for STAC Items, and no input is one" in result.stderr
+    assert "warning: --nodata 999 means nothing to " in result.stderr
     assert "is read as an optical image, where --sar-unit means nothing" in result.stderr
     result = run(scene, "-o", "map.tif", "--simplify", "2")
     assert "warning: --simplify is for polygons: none are written" in result.stderr
@@ -602,12 +608,75 @@ def test_an_output_that_cannot_be_is_found_before_the_scene_is_read(run, scene, 
     assert names_in(folder) == ["file"]
 
 
+def test_a_zip_archive_is_told_how_to_read(run, scene, folder):
+    with zipfile.ZipFile("z.zip", "w") as archive:
+        archive.write(scene, "scene.tif")
+    result = run("z.zip", "-o", "map.gpkg")
+    assert result.exit_code == 1
+    assert only_line(result.stderr).endswith("name a raster in it, as /vsizip/z.zip/NAME.tif")
+    assert run("/vsizip/z.zip/scene.tif", "-o", "map.gpkg", "--dry-run").exit_code == 0
+
+
+def test_many_and_long_names_are_shortened_for_people_alone(run, scene, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "few")
+    card = tmp_path / "few" / "segearth.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "words": ["background"]}))
+    names = ["x" * 1500, *(f"thing {number}" for number in range(299))]
+    own = {"model": tmp_path / "few", "words": ("--classes", ",".join(names))}
+    table = run(scene, "-o", "map.tif", "--dry-run", **own)
+    assert max(map(len, table.stderr.splitlines())) < 500
+    assert "and 281 more" in table.stderr  # of them the background
+    assert "and 290 more: expect an arbitrary map" in table.stderr
+    (line,) = run(scene, "-o", "map.tif", "--dry-run", "--json", **own).stdout.splitlines()
+    assert list(json.loads(line)["classes"].values()) == ["background", *names]
+
+
+@pytest.mark.parametrize(
+    ("area_m2", "shown"),
+    [
+        (0.0, "0 m2"),
+        (0.25, "0.25 m2"),
+        (19268.0, "19268 m2"),
+        (12_345_678.0, "12.346 km2"),
+        (206_116_980_568_000.0, "206116981 km2"),
+        (None, "-"),
+    ],
+)
+def test_areas_have_the_decimals_that_they_need(capsys, area_m2, shown):
+    options = SegmentOptions(classes=(("road",),))
+    counts, areas = {"road": 4, "x" * 1500: 0}, {"road": area_m2, "x" * 1500: area_m2}
+    result = SegmentResult("a.tif", (), counts, areas, 0, 1.0, options)
+    terminal.show_result(result, as_json=False, quiet=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[2].split(" %")[1].strip() == shown
+    assert max(map(len, lines)) < 100
+
+
+def test_a_window_far_too_small_is_warned_of(run, scene):
+    small, own = (
+        run(scene, "-o", "map.tif", "--dry-run", "--window", side) for side in ("16", "64")
+    )
+    assert "--window 16 is too small for tiny, which takes windows of 64 pixels" in small.stderr
+    assert "too small" not in own.stderr
+
+
+def test_a_scene_that_has_a_world_file_alone_is_told_of_src_crs(run, tmp_path):
+    source = write_scene(tmp_path / "world.tif", crs=None)
+    plain = run(source, "-o", "map.geojson", "--dry-run")
+    assert "segment's --src-crs says what they are in" in plain.stderr
+    resampled = run(source, "-o", "map.geojson", "--dry-run", "--gsd", "4")
+    assert (resampled.exit_code, "say it with --src-crs" in resampled.stderr) == (2, True)
+    boxed = run(source, "-o", "map.geojson", "--bbox", "1,2,3,4", "--bbox-crs", "EPSG:4326")
+    assert (boxed.exit_code, "say which with --src-crs" in boxed.stderr) == (2, True)
+
+
 def test_words_that_a_model_has_never_read_are_named(run, scene, tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "few")
     card = tmp_path / "few" / "segearth.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "words": ["road", "background"]}))
-    result = run(
-        scene, "-o", "map.tif", model=tmp_path / "few", words=("--classes", "Road,dirt_road,blorp")
-    )
+    words = ("--classes", "Road,dirt_road,blorp")
+    result = run(scene, "-o", "map.tif", model=tmp_path / "few", words=words)
+    plan = run(scene, "-o", "plan.tif", "--dry-run", model=tmp_path / "few", words=words)
+    assert "tiny has never read blorp: expect an arbitrary map" in " ".join(plan.stderr.split())
     assert "tiny has never read blorp: expect an arbitrary map" in " ".join(result.stderr.split())
     assert result.stderr.count("Road") == result.stderr.count("dirt_road") == 1  # in the table

@@ -132,6 +132,12 @@ def test_aoi_leaves_pixels_outside_invalid(tmp_path, caplog):
         open_scene(path, options(aoi=str(tmp_path / "missing.gpkg")))
 
 
+def test_a_raster_is_no_area_of_interest(tmp_path):
+    path = scene_of(tmp_path, pattern())
+    with pytest.raises(SceneError, match=r"--aoi .*scene\.tif is a raster and holds no polygons"):
+        open_scene(path, options(aoi=path))
+
+
 def test_aoi_takes_polygons_however_broken_and_nothing_else(tmp_path):
     path = scene_of(tmp_path, pattern())
     aoi = tmp_path / "aoi.geojson"

@@ -103,6 +103,45 @@ def test_class_files_that_cannot_be_read(tmp_path):
             read_classes(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,name\n1,building\n2,road",
+        "class,colour\nbuilding,red",
+        "class;colour\nbuilding;#ff0000\nroad;#00ff00",
+        "1\tbuilding\n2\troad",
+        "0: background\n1: building",
+        "building,#ff0000\nroad,#00ff00",
+        "building,255,0,0\nroad,0,0,0",
+        "# classes\n- building\n- road",
+        '["building", "road"]',
+        '"1","building"\n"2","road"',
+        "building;house\nroad;street",
+    ],
+)
+def test_a_table_is_no_list_of_words(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(UsageError, match=r"no plain list of words.*a class a line, its synonyms"):
+        read_classes(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class\nlabel\nname",
+        "class, label",
+        "747\nbuilding\nroad",
+        "building, 2 storey house\nroad 66",
+        "boeing, 747\nroad\nwater",
+        "swimming\tpool\nroad\nwater",
+        "co-op - store\n-road",
+    ],
+)
+def test_odd_words_are_words(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    assert len(read_classes(tmp_path / "classes.txt")) == len(text.splitlines())
+
+
 def test_classes_are_given_in_one_way(tmp_path):
     with pytest.raises(UsageError, match="say what to look for"):
         choose_classes(None, None, None, None)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import rasterio
@@ -138,8 +140,101 @@ def test_undeclared_zeros_of_an_optical_scene_are_kept_and_said_to_be(tmp_path, 
     array[1, :, :4] = 1  # a colour, no collar
     read_all(make(tmp_path / "cyan.tif", array))
     read_all(path, nodata=0.0)
-    read_all(path, nodata=-1.0)
+    read_all(path, nodata=math.inf)  # none
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "said"),
+    [
+        ("int16", -9999, "-9999"),
+        ("int16", -32768, "-32768"),
+        ("uint16", 0, "0"),
+        ("uint16", 65535, "65535"),
+        ("float32", -9999, "-9999"),
+        ("float64", -99999.25, "-99999.25"),
+        ("float32", 1e20, "1e+20"),
+    ],
+)
+def test_an_undeclared_nodata_value_stays_out_of_the_stretch_and_is_named(
+    tmp_path, caplog, dtype, value, said
+):
+    array = pattern(dtype=dtype) + np.array(3000, dtype)
+    array[:, :, :4] = value
+    path = scene_of(tmp_path, array)
+    with open_scene(path, options(sensor="optical")) as scene:
+        assert all(2990 < low < high < 3130 for low, high in _spans(scene))
+        assert scene.read(0, 60)[1].all()
+    (message,) = caplog.messages
+    assert f"is exactly {said}, which looks like nodata" in message
+    assert message.endswith(f"say --nodata {said}")
+    caplog.clear()
+    _, valid = read_all(path, sensor="optical", nodata=float(said))
+    assert (valid == (array[0] != np.array(value, dtype))).all()
+    assert not caplog.records
+
+
+def _spans(scene):
+    return zip(scene.scaling.low, scene.scaling.high, strict=True)
+
+
+@pytest.mark.parametrize("speckle", [None, 3])
+def test_undeclared_nodata_of_decibels_leaves_them_radar(tmp_path, caplog, speckle):
+    array = pattern(1, dtype="float32") / 10 - 20
+    array[:, :, :10] = -9999
+    with open_scene(scene_of(tmp_path, array), options(speckle=speckle)) as scene:
+        assert scene.sensor == "sar"
+        assert -21 < scene.scaling.low[0] < scene.scaling.high[0] < -7
+    assert "say --nodata -9999" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("uint8", 255), ("uint16", 125), ("float32", -50), ("int16", -100)]
+)
+def test_what_may_have_been_measured_is_no_nodata(tmp_path, caplog, dtype, value):
+    array = pattern(dtype=dtype)
+    array[:, :, :4] = value
+    read_all(scene_of(tmp_path, array), sensor="optical")
+    few = pattern(dtype=dtype)
+    few[:, 0, :9] = -9999 if dtype in ("float32", "int16") else 255
+    read_all(make(tmp_path / "few.tif", few), sensor="optical")
+    two = np.where(array > 60, 1000, 200).astype(array.dtype)
+    read_all(make(tmp_path / "two.tif", two), sensor="optical")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "idle"),
+    [
+        ("uint8", 999, True),
+        ("uint8", -1, True),
+        ("uint16", 0.5, True),
+        ("int16", math.nan, False),
+        ("int16", -9999, False),
+        ("float32", -9999, False),
+        ("complex64", 0, False),
+    ],
+)
+def test_a_nodata_value_that_no_pixel_can_have_is_said(tmp_path, caplog, dtype, value, idle):
+    read_all(scene_of(tmp_path, pattern(1, dtype=dtype)), nodata=float(value), sensor="sar")
+    said = f"--nodata {value:g} means nothing to {tmp_path / 'scene.tif'}, whose values are {dtype}"
+    assert (said in caplog.text) == idle
+
+
+def test_floats_that_nothing_measures_are_missing(tmp_path, caplog):
+    array = pattern(dtype="float32")
+    array[:, :, :4] = np.finfo(np.float32).min
+    path = scene_of(tmp_path, array)
+    for more in ({}, {"gsd": 4.0}):
+        image, valid = read_all(path, **more)
+        assert not valid[:, : valid.shape[1] * 4 // 50].any()
+        assert valid[:, valid.shape[1] * 6 // 50 :].all()
+        assert np.isfinite(image).all()
+    with open_scene(path, options()) as scene:
+        assert all(0 < low < high < 120 for low, high in _spans(scene))
+    assert not caplog.records
+    read_all(make(tmp_path / "none.tif", np.full_like(array, 3.4e38)))
+    assert "no valid pixel" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 1)])

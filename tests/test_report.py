@@ -1,5 +1,7 @@
 """The preview picture: what a person sees of a scene and its map."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +91,18 @@ def test_hundreds_of_classes_list_the_largest(tmp_path):
     picture = preview(tmp_path / "p.png", np.zeros((3, 200, 200)), classes, legend=legend)
     assert max(picture.shape[:2]) <= 1600
     assert count(picture, colours[299]) >= 13 * 13
+
+
+def test_words_whose_letters_no_font_has_are_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(report, "_FONTS", ("DejaVuSans.ttf",))
+    legend = replace(LEGEND, names=("background", "\u5efa\u7269", "w\u00e4sser"))
+    image, classes = np.zeros((3, 40, 40)), np.ones((40, 40), np.uint8)
+    preview(tmp_path / "p.png", image, classes, legend=legend, title="town.tif")
+    (message,) = caplog.messages
+    assert "boxes for letters of \u5efa\u7269: no font here" in message
+    caplog.clear()
+    preview(tmp_path / "p.png", image, classes, title="town.tif")
+    assert not caplog.records
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):

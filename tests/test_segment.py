@@ -310,9 +310,15 @@ def test_a_scene_with_gcps_alone_keeps_them(out, tiny_model):
 def test_a_scene_without_crs_works_in_pixels_and_says_so(out, tiny_model, caplog):
     source = write_scene(out.parent / "plain.tif", crs=None, transform=Affine.identity())
     outputs = (out / "map.tif", out / "map.gpkg", out / "map.png")
-    result = segment(source, options_for(tiny_model, *outputs, min_area=9.0))
-    assert "has no coordinate system" in caplog.text
-    assert "--min-area 9 means pixels" in caplog.text
+    options = options_for(tiny_model, *outputs, min_area=9.0)
+    result = segment(source, options)
+    said = caplog.messages
+    assert f"{source} has no coordinate system: --min-area 9 means pixels" in said
+    assert not any("--src-crs" in message for message in said)  # it would have no place
+    caplog.clear()
+    plan(source, options_for(tiny_model, out / "other.gpkg", min_area=9.0, simplify=2.0))
+    assert {message for message in said if "map." not in message} < set(caplog.messages)
+    assert f"{source} has no coordinate system: --simplify 2 means pixels" in caplog.messages
     assert set(result.area_m2.values()) == {None}
     with rasterio.open(out / "map.tif") as src:
         assert src.crs is None
@@ -591,7 +597,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk, source, tiny_mod
         ({"classes": (("road",), ("Road",))}, "'road' is named twice"),
         ({"classes": (("clutter",),)}, "the only class is the background"),
         ({"stride": 100}, "stride of 100 pixels skips pixels between windows of 64"),
-        ({"modulated_blocks": 9}, "modulated_blocks is 9"),
+        ({"modulated_blocks": 9}, "--modulated-blocks is 9, and tiny has 2 blocks"),
         ({"upsampler": "nowhere.ckpt"}, r"no upsampler at nowhere\.ckpt"),
         ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
         ({"device": "cuda:99"}, "--device cuda:99: torch finds no such device"),

@@ -308,9 +308,13 @@ def test_a_staircase_becomes_nearly_straight(tmp_path, slope):
     assert stairs.length > 1.08 * simple.length
 
 
-def test_simplifying_without_a_crs_counts_in_pixels_and_says_so(tmp_path, caplog):
-    make(tmp_path, blobs(40, 40), Grid(40, 40, Affine.identity()), simplify_m=2)
-    assert "--simplify 2 means pixels" in caplog.text
+def test_simplifying_without_a_crs_counts_in_pixels(tmp_path):
+    places = (Affine.identity(), None), (Affine(1, 0, 0, 0, -1, 0), UTM)
+    pixels, metres = (
+        make(tmp_path, blobs(40, 40), Grid(40, 40, *place), simplify_m=2).geometry.to_numpy()
+        for place in places
+    )
+    assert shapely.equals_exact(pixels, metres, 1e-9).all()
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -353,6 +357,7 @@ def test_every_format_takes_polygons_without_a_crs_and_warns(tmp_path, suffix, c
         warnings.simplefilter("error")
         path = write_vector([frame], tmp_path / f"map{suffix}", LEGEND)[0]
     assert "map" + suffix + " has no coordinate system" in caplog.text
+    assert ("take them for degrees (EPSG:4326)" in caplog.text) == ("json" in suffix)
     back = read(path)
     assert back.total_bounds.tolist() == [0, -4, 5, 0]
     assert back.area_m2.isna().all()

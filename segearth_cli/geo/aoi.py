@@ -14,6 +14,8 @@ from rasterio.windows import Window
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Box, Grid, apart, parse_crs, turns, window_of_box
+from segearth_cli.geo.source import opened
+from segearth_cli.names import is_path
 from segearth_cli.options import SceneOptions
 
 _MARGIN = 0.05  # of the scene's size: what of polygons around it is kept
@@ -57,7 +59,15 @@ def _outline(grid: Grid, path: str) -> Any:
     from segearth_cli.geo.shapes import PLACING_ERRORS, are_placed, in_crs_of, read_shapes
 
     shown = f"--aoi {path}"
-    frame = read_shapes(path, shown)
+    try:
+        frame = read_shapes(path, shown)
+    except SceneError as error:
+        if is_path(path) and _is_raster(path):
+            raise SceneError(
+                f"{shown} is a raster and holds no polygons; name a vector file, which "
+                "gdal_polygonize makes of one"
+            ) from error
+        raise
     placed = are_placed(frame, grid, shown)
     try:
         outline = _polygons(shapely.force_2d(frame.geometry.dropna().to_numpy()))
@@ -75,6 +85,14 @@ def _outline(grid: Grid, path: str) -> Any:
     if not outline.intersects(shapely.box(*grid.bounds)):
         raise SceneError(apart(shown, grid.bounds))
     return outline
+
+
+def _is_raster(path: str) -> bool:
+    try:
+        with opened(path):
+            return True
+    except SceneError:
+        return False
 
 
 def _polygons(shapes: NDArray[Any]) -> Any:

@@ -258,7 +258,10 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
     none.
     """
     if box_crs is not None and grid.crs is None:
-        raise UsageError("--bbox-crs cannot be used: the scene has no coordinate system")
+        raise UsageError(
+            "--bbox-crs cannot be used: the scene has no coordinate system"
+            + ("" if grid.is_in_pixels else "; say which with --src-crs")
+        )
     bounds = grid.bounds
     shown = bounds
     if box_crs is not None and grid.crs is not None and box_crs != grid.crs:
@@ -344,7 +347,11 @@ def warp_target(grid: Grid, gsd_m: float | None, dst_crs: CRS | None) -> Grid:
     if grid.crs is None:
         raise UsageError(
             "--gsd and --dst-crs need a scene with a coordinate system, and this one has none; "
-            "give it one first, for instance with gdal_translate -a_srs"
+            + (
+                "give it a place first, for instance with gdal_translate -a_ullr and -a_srs"
+                if grid.is_in_pixels
+                else "say it with --src-crs, or give it one with gdal_translate -a_srs"
+            )
         )
     crs = dst_crs or grid.crs
     if grid.is_north_up and crs == grid.crs:

@@ -24,6 +24,12 @@ from segearth_cli.geo.bands import (
     sensor_by_values,
 )
 from segearth_cli.geo.grid import Grid, parse_crs
+from segearth_cli.geo.missing import (
+    stray_value,
+    warn_about_values,
+    warn_of_idle_nodata,
+    without,
+)
 from segearth_cli.geo.recorded import from_tags
 from segearth_cli.geo.region import Region, Sample
 from segearth_cli.geo.remote import patiently
@@ -43,7 +49,6 @@ from segearth_cli.geo.speckle import LeeFilter
 from segearth_cli.options import SceneOptions
 
 _MOST_BEYOND = 0.25  # of the values, that a stretch cuts off
-_ZERO_SHARE = 0.01  # undeclared zeros worth a word
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +232,7 @@ def _open_once(
             if known == "sar" and radar is not None:
                 options = radar()
             bands = choose_bands(facts, options.bands, known, prefix, options.polarisation)
+            warn_of_idle_nodata(source, facts, bands, options.nodata, prefix)
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
@@ -244,7 +250,9 @@ def _open_once(
         region = Region(source, dataset, window, channels, alpha, shapes)
         if reading is None:
             sample = region.sample()
-            sensor = known or sensor_by_values(*sample)
+            stray = stray_value(sample) if options.nodata is None else None
+            counted = without(stray, sample)
+            sensor = known or sensor_by_values(*counted)
             if known is None and sensor == "sar" and radar is not None:
                 options = radar()
             if known is None and sensor == "optical" and sample[0].dtype.kind == "f":
@@ -255,9 +263,9 @@ def _open_once(
                     prefix,
                 )
             doubtful = options.nodata is None and (silent or sensor == "sar")
-            _warn_about_values(sample, facts, bands, source, assumed, doubtful, prefix)
+            warn_about_values(sample, stray, facts, bands, source, assumed, doubtful, prefix)
             full = int(bits) if bits else None
-            reading = _found_reading(region, sample, facts, bands, sensor, full, options, prefix)
+            reading = _found_reading(region, counted, facts, bands, sensor, full, options, prefix)
         if len(reading.bands) < len(bands):
             region = replace(region, channels=1)
         region = replace(region, speckle=reading.speckle)
@@ -285,7 +293,8 @@ def _found_reading(
     if sensor == "sar" and options.speckle:
         speckle = _speckle_filter(sample, unit, options.speckle)
         logger.info("%s: %.1f looks, in %s", region.source, speckle.looks, speckle.unit)
-        sample = replace(region, speckle=speckle).sample()
+        raw, valid = replace(region, speckle=speckle).sample()
+        sample = raw, valid & sample[1]
     scaling = sensors.scaling_of(
         stretch, sensor, dtype, sample, unit, bits, prefix, options.radar_db
     )
@@ -365,39 +374,3 @@ def _known_sensor(facts: BandFacts, options: SceneOptions) -> str | None:
     if len(wanted) == 3:
         return "optical"
     return sensor_by_facts(facts, wanted)
-
-
-def _warn_about_values(
-    sample: Sample,
-    facts: BandFacts,
-    bands: tuple[int, ...],
-    source: str,
-    assumed: float | None,
-    doubtful: bool,
-    prefix: str,
-) -> None:
-    """Say what the values leave in doubt.
-
-    ``assumed`` is a nodata value that no one declared, ``doubtful`` whether zeros could be one.
-    """
-    raw, valid = sample
-    zeros, covered = (raw == 0).all(axis=0), valid.any(axis=0)
-    if not covered.any():
-        logger.warning("%s has no valid pixel to be segmented", source)
-    elif assumed is not None and zeros.any():
-        logger.warning(
-            "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "
-            "measurement, say --%snodata %s",
-            assumed,
-            100 * zeros.mean(),
-            source,
-            prefix,
-            "nan" if facts.are_complex(bands) else "none",
-        )
-    elif doubtful and zeros[covered].mean() > _ZERO_SHARE:
-        logger.warning(
-            "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say --%snodata 0",
-            100 * _ZERO_SHARE,
-            source,
-            prefix,
-        )

@@ -19,6 +19,7 @@ from segearth_cli.geo.speckle import LeeFilter
 _LATTICE = 16  # windows along each side that a large scene's statistics come from
 _SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most files
 _SAMPLE_PIXELS = (_LATTICE * _SAMPLE_SIDE) ** 2  # a scene of as many is sampled whole
+_BEYOND_DATA = 1e30  # nothing measures this: undeclared nodata, such as -3.4e38
 _TOO_FEW = 0.01  # valid share of the windows below which data may lie between them
 
 Sample = tuple[NDArray[Any], NDArray[np.bool_]]  # raw and valid, both [B, H, W]
@@ -79,6 +80,8 @@ class Region:
                 valid &= self.dataset.read(self.alpha, out_shape=shape, **options) > 0
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {self.source}: {damage(error)}") from error
+        if raw.dtype.kind == "f":
+            raw[(raw < -_BEYOND_DATA) | (raw > _BEYOND_DATA)] = np.nan
         return raw, valid
 
     def inside(self, window: Window, shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -102,6 +103,8 @@ def _why_not(source: str, error: BaseException) -> str:
         return f"it is a folder; name the rasters in it, for instance {source.rstrip('/')}/*.tif"
     if local and os.path.isfile(source) and os.path.getsize(source) == 0:
         return "the file is empty (0 bytes)"
+    if local and zipfile.is_zipfile(source):
+        return f"it is a zip archive; name a raster in it, as /vsizip/{source}/NAME.tif"
     if "not recognized as being in a supported file format" in reason(error):
         return "it is not a raster that GDAL can read"
     return damage(error)
@@ -168,12 +171,13 @@ def file_grid(src: Any, source: str, crs: CRS | None = None) -> Grid:
         grid = replace(grid, crs=crs)
     if grid.crs is None:
         logger.warning(
-            "%s has %s: working in %s coordinates, without areas in square metres",
+            "%s has %s: working in %s coordinates, without areas in square metres%s",
             source,
             "only RPCs (orthorectify it with gdalwarp -rpc for a map)"
             if src.rpcs
             else "no coordinate system",
             "pixel" if grid.is_in_pixels else "its own",
+            "" if grid.is_in_pixels else "; segment's --src-crs says what they are in",
         )
     return grid
 

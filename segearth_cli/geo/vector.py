@@ -142,10 +142,7 @@ class Polygons:
 
 
 def _tolerance_pixels(grid: Grid, simplify_m: float) -> float:
-    if grid.pixel_area_m2 is None:
-        logger.warning("the scene has no coordinate system: --simplify %g means pixels", simplify_m)
-        return simplify_m
-    return simplify_m / math.sqrt(grid.pixel_area_m2)
+    return simplify_m / math.sqrt(grid.pixel_area_m2 or 1.0)
 
 
 def _ground(xy: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
@@ -450,12 +447,15 @@ class _Watched:
         self, frames: Frames, name: str
     ) -> Generator[geopandas.GeoDataFrame, None, None]:
         has_warned = False
+        is_json = Path(name).suffix.lower() in ("", ".geojson", ".geojsonl")  # none: on stdout
         self.are_being_made = True
         for frame in frames:
             self.are_being_made = False
             if frame.crs is None and not has_warned:
                 logger.warning(
-                    "%s has no coordinate system: its coordinates are the scene's own", name
+                    "%s has no coordinate system: its coordinates are the scene's own%s",
+                    name,
+                    ", and programs will take them for degrees (EPSG:4326)" if is_json else "",
                 )
                 has_warned = True
             yield frame

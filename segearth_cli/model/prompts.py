@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segearth_cli.errors import UsageError
+from segearth_cli.names import shortened
 from segearth_cli.options import BACKGROUND_NAMES, DEFAULT_BACKGROUND, SegmentOptions
 from segearth_cli.presets import read_presets
+from segearth_cli.tables import table_line
 from segearth_cli.words import Words
 
 if TYPE_CHECKING:
@@ -171,7 +173,8 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     Quotes around a name keep its commas, as in CSV.
 
     Raises:
-        UsageError: the file is missing, not text, or names no class.
+        UsageError: the file is missing, not text, a table or a list of another form, or names no
+            class.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -182,6 +185,11 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     classes = [line for line in lines if line and not line.startswith("#")]
     if not classes:
         raise UsageError(f"{path} names no class; write one a line, synonyms after commas")
+    if (odd := table_line(classes)) is not None:
+        raise UsageError(
+            f"{path} is no plain list of words, with {shortened(odd)!r}; write a class a line, its "
+            "synonyms after commas, without numbers, colours and headers"
+        )
     try:
         rows = [*csv.reader(classes, skipinitialspace=True, strict=True)]
     except csv.Error as error:
@@ -279,7 +287,7 @@ def choose_classes(
         logger.warning(
             "%r is taken as one name: classes are parted by commas, synonyms by bars; in a file "
             "classes by lines and synonyms by commas",
-            odd[0],
+            shortened(odd[0]),
         )
     if no_background:
         return ClassChoice(classes, None)

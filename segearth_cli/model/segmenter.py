@@ -296,7 +296,8 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
     """The folder's settings, each replaced by the user's where there is one.
 
     Raises:
-        UsageError: windows so far apart that pixels would be left out.
+        UsageError: windows so far apart that pixels would be left out, or more modulated blocks
+            than the vision tower has.
         ModelError: there is no such upsampler file.
     """
     card = folder.card
@@ -305,6 +306,12 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
         own = getattr(options, name)
         return getattr(card, name) if own is None else own
 
+    blocks = number_of_tower(folder, "layers")
+    if options.modulated_blocks is not None and 0 < blocks < options.modulated_blocks:
+        raise UsageError(
+            f"--modulated-blocks is {options.modulated_blocks}, and {card.name} has {blocks} "
+            f"blocks; give {blocks} or less"
+        )
     window = chosen("window")
     stride = options.stride or (card.stride if options.window is None else max(window // 2, 1))
     if window and stride > window:
@@ -326,6 +333,12 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
         precision=precision,
         exact=options.exact,
     )
+
+
+def number_of_tower(folder: ModelFolder, name: str) -> int:
+    """A whole number of the folder's vision tower, as ``layers``; 0 where it names none."""
+    value = folder.read_config()["model_cfg"]["vision_cfg"].get(name)
+    return value if isinstance(value, int) else 0
 
 
 def upsampler_path(folder: ModelFolder, options: ModelOptions) -> Path | None:

@@ -1,0 +1,141 @@
+"""Values that look like missing data, and are not declared to be."""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segearth_cli.geo.bands import BandFacts
+from segearth_cli.geo.region import Sample
+
+_SHARE = 0.01  # of the pixels: fewer of one value are not worth a word
+_CODES = (-9999.0, -32767.0, -32768.0)  # by which programs usually mark missing data
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_idle_nodata(
+    source: str, facts: BandFacts, bands: tuple[int, ...], nodata: float | None, prefix: str
+) -> None:
+    """Say so where no band can hold the number that was given; ``none`` is infinite."""
+    if nodata is None or not math.isfinite(nodata):
+        return
+    dtypes = [facts.dtypes[band - 1] for band in bands]
+    if any(_holds(dtype, nodata) for dtype in dtypes):
+        return
+    logger.warning(
+        "--%snodata %s means nothing to %s, whose values are %s: all of them are data",
+        prefix,
+        _plain(nodata, "float64"),
+        source,
+        dtypes[0],
+    )
+
+
+def _holds(dtype: str, value: float) -> bool:
+    if dtype.startswith("complex") or np.dtype(dtype).kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return value.is_integer() and limits.min <= value <= limits.max
+
+
+def stray_value(sample: Sample) -> float | None:
+    """Return the value of pixels that cannot be measured as the others were, if there is one.
+
+    ``sample`` is (raw, valid), both [B, H, W]. All bands of more than 1 % of the pixels have the
+    value; it is the smallest or the largest of all, and further from the next one than the 1st
+    percentile of the others is from their 99th, or the smallest and a usual code. 8 bits have
+    none: 255 is a cloud.
+    """
+    raw, valid = sample
+    usable = _has_data(raw, valid)
+    if raw.dtype.itemsize == 1 or not usable.any():
+        return None
+    values = raw[:, usable]
+    for extreme in (values[0].min(), values[0].max()):
+        strays = (values == extreme).all(axis=0)
+        if strays.mean() <= _SHARE or strays.all():
+            continue
+        rest = values[:, ~strays].astype(np.float64)
+        value = float(extreme)
+        if (value in _CODES and (rest > value).all()) or all(_is_apart(value, b) for b in rest):
+            return value
+    return None
+
+
+def _is_apart(value: float, band: NDArray[np.float64]) -> bool:
+    """Whether a value lies beyond a band's by more than the range of nearly all of them."""
+    first, last = np.percentile(band, (1, 99))
+    gap = max(band.min() - value, value - band.max())
+    return bool(gap > last - first > 0)  # of two values neither is stray
+
+
+def without(value: float | None, sample: Sample) -> Sample:
+    """Return a sample in which pixels of a value, in all bands, are not valid."""
+    raw, valid = sample
+    return sample if value is None else (raw, valid & ~(raw == value).all(axis=0))
+
+
+def warn_about_values(
+    sample: Sample,
+    stray: float | None,
+    facts: BandFacts,
+    bands: tuple[int, ...],
+    source: str,
+    assumed: float | None,
+    doubtful: bool,
+    prefix: str,
+) -> None:
+    """Say what the values leave in doubt.
+
+    ``stray`` is what `stray_value` found, ``assumed`` a nodata value that no one declared,
+    ``doubtful`` whether zeros could be one.
+    """
+    raw, valid = sample
+    zeros, covered = (raw == 0).all(axis=0), _has_data(raw, valid)
+    if not covered.any():
+        logger.warning("%s has no valid pixel to be segmented", source)
+        return
+    if assumed is not None and zeros.any():
+        logger.warning(
+            "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "
+            "measurement, say --%snodata %s",
+            assumed,
+            100 * zeros.mean(),
+            source,
+            prefix,
+            "nan" if facts.are_complex(bands) else "none",
+        )
+    if stray is not None:
+        value = _plain(stray, raw.dtype)
+        logger.warning(
+            "more than %.0f %% of %s is exactly %s, which looks like nodata: left out of the "
+            "stretch, and mapped all the same; if it is nodata, say --%snodata %s",
+            100 * _SHARE,
+            source,
+            value,
+            prefix,
+            value,
+        )
+    elif assumed is None and doubtful and zeros[covered].mean() > _SHARE:
+        logger.warning(
+            "more than %.0f %% of %s is exactly 0; if those pixels are nodata, say --%snodata 0",
+            100 * _SHARE,
+            source,
+            prefix,
+        )
+
+
+def _has_data(raw: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which pixels hold data, [H, W]."""
+    covered: NDArray[np.bool_] = np.any(valid, axis=0)
+    covered &= np.all(np.isfinite(raw), axis=0)
+    return covered
+
+
+def _plain(value: float, dtype: Any) -> str:
+    """Return the shortest text that a type reads as the value."""
+    is_short = value.is_integer() and abs(value) < 1e15
+    return f"{value:.0f}" if is_short else str(np.dtype(dtype).type(value))

@@ -1,0 +1,32 @@
+"""Tables of classes, which are no lists of words; imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_HEADERS = frozenset(
+    "id fid value code index class classes class_id class_name classname name label category "
+    "colour color".split()
+)
+_BETWEEN = re.compile(r"[,;|\t]")  # cells of a line
+_CODE = re.compile(r"[+-]?\d+(\.\d+)?|#[0-9a-f]{6}")  # a value or a colour, and no word
+_NO_WORDS = re.compile(r"^- |^[\[{]|^\d+\s*[:=]|[;\t]")  # YAML, JSON, tables
+
+
+def table_line(lines: Sequence[str]) -> str | None:
+    """A line that shows that most are no words: a header, values, colours, YAML or JSON.
+
+    None of what may well be a list of words, which may hold a number or be called ``class``.
+    """
+    cells = _cells(lines[0])
+    if len(lines) > 1 and len(cells) > 1 and _HEADERS.issuperset(cells):
+        return lines[0]
+    odd = [
+        line for line in lines if _NO_WORDS.search(line) or any(map(_CODE.fullmatch, _cells(line)))
+    ]
+    return odd[0] if 2 * len(odd) > len(lines) else None
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip(" \"'").casefold() for cell in _BETWEEN.split(line)]
