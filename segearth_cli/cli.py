@@ -66,7 +66,14 @@ from segearth_cli.options import (
     ModelOptions,
     SegmentOptions,
 )
-from segearth_cli.parse import parse_bands, parse_bbox, parse_memory, parse_pairs, parse_shard
+from segearth_cli.parse import (
+    parse_bands,
+    parse_bbox,
+    parse_colours,
+    parse_memory,
+    parse_pairs,
+    parse_shard,
+)
 from segearth_cli.signals import handled_by
 
 logger = logging.getLogger(__name__)
@@ -234,6 +241,12 @@ def segment_command(
         str | None,
         class_option(metavar="NAME", help="Classes and threshold of a known dataset, as loveda."),
     ] = None,
+    colours: Annotated[
+        str | None,
+        class_option(
+            metavar="A=#rrggbb,...", help="Colours of some classes; the others get usual ones."
+        ),
+    ] = None,
     background: Annotated[
         str | None,
         class_option(
@@ -357,6 +370,7 @@ def segment_command(
     if json and "-" in (output or ()) and not dry_run:
         raise UsageError("--json and -o - both write to stdout; give the polygons a file")
     wanted = choose_classes(classes, classes_file, preset, background, no_background)
+    wanted = wanted.coloured(parse_colours(colours))
     box, box_crs = parse_bbox(bbox, bbox_crs)
     options = SegmentOptions(
         classes=wanted.classes,

@@ -148,7 +148,8 @@ class SegmentOptions(SceneOptions):
 
     classes: tuple[tuple[str, ...], ...]
     background: tuple[str, ...] | None = DEFAULT_BACKGROUND
-    colours: tuple[tuple[int, int, int], ...] = ()  # as many as classes, or none: chosen by name
+    # red, green and blue of each class, None: chosen by its name; or of none
+    colours: tuple[tuple[int, int, int] | None, ...] = ()
     threshold: float = 0.0
     min_area: float = 0.0  # square metres
     simplify: float = 0.0  # metres

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
+import re
+from collections.abc import Iterable
 
 from segearth_cli.errors import UsageError
 from segearth_cli.names import file_and_layer
@@ -121,6 +125,36 @@ def parse_label_values(text: str | None) -> tuple[tuple[int | str | None, int | 
             f"--label-values {text!r} is not LABEL=MAP,..., for instance 1=1,2=road,*=0"
         )
     return tuple((None if old == "*" else old, new) for old, new in pairs)
+
+
+def parse_colours(text: str | None) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    """``"building=#d73027,water=#4575b4"`` as names with red, green and blue.
+
+    Quotes around a pair keep its commas, as in CSV.
+
+    Raises:
+        UsageError: these are no such pairs.
+    """
+    if text is None:
+        return ()
+    pairs = []
+    for part in next(csv.reader([" ".join(text.splitlines())], skipinitialspace=True), []):
+        name, _, colour = (end.strip() for end in part.rpartition("="))
+        if not name or not re.fullmatch("#?[0-9a-fA-F]{6}", colour):
+            raise UsageError(
+                f"--colours {text!r} is not CLASS=#rrggbb,..., for instance building=#d73027"
+            )
+        red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+        pairs.append((name, (red, green, blue)))
+    return tuple(pairs)
+
+
+def colour_text(colours: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
+    """Names with red, green and blue as `parse_colours` reads them."""
+    line = io.StringIO()
+    pairs = (f"{name}=#{bytes(colour).hex()}" for name, colour in colours)
+    csv.writer(line, lineterminator="").writerow(pairs)
+    return line.getvalue()
 
 
 def parse_values(text: str | None) -> tuple[int | str, ...]:

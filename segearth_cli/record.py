@@ -20,6 +20,7 @@ from segearth_cli.model.prompts import class_text, parse_classes, preset_names, 
 from segearth_cli.model.weights import ModelFolder
 from segearth_cli.names import file_and_layer
 from segearth_cli.options import DEFAULT_BACKGROUND, ModelOptions, SegmentOptions
+from segearth_cli.parse import colour_text
 from segearth_cli.plain import plain
 
 PROMPTS = "each word in open_clip's 80 ImageNet templates"
@@ -91,8 +92,7 @@ def command_again(record: Record, output: str, place: Sequence[str]) -> str | No
 
     ``place`` are the words that say what is to be written.
 
-    ``None`` where no command line says such classes: names with bars, or colours of their own,
-    come from Python.
+    ``None`` where no command line says such classes: names with bars come from Python.
 
     Raises:
         SegEarthError: the record was written by another version, and cannot be read.
@@ -119,14 +119,16 @@ def no_option(source: str) -> str:
 def _class_words(options: Record) -> list[str] | None:
     """How the classes, their background and the threshold are said."""
     classes = tuple(map(tuple, options["classes"]))
-    colours = tuple(map(tuple, options["colours"]))
+    colours = tuple(colour and tuple(colour) for colour in options["colours"])
     background = options["background"] and tuple(options["background"])
     usual = 0.0
-    if colours:
-        presets = {name: read_preset(name) for name in preset_names()}
-        known = [n for n, p in presets.items() if (p.classes, p.colours) == (classes, colours)]
-        if not known or background not in (None, presets[known[0]].background):
-            return None
+    presets = {name: read_preset(name) for name in preset_names()} if colours else {}
+    known = [
+        name
+        for name, own in presets.items()
+        if (own.classes, own.colours) == (classes, colours) and background in (None, own.background)
+    ]
+    if known:
         words, usual = ["--preset", known[0]], presets[known[0]].threshold
         if presets[known[0]].background is not None and background is None:
             words.append("--no-background")
@@ -139,6 +141,10 @@ def _class_words(options: Record) -> list[str] | None:
             words.append("--no-background")
         elif background != DEFAULT_BACKGROUND:
             words.append(f"--background={'|'.join(background)}")
+        if any(colours):
+            said = zip(classes, colours, strict=True)
+            pairs = [(own[0], colour) for own, colour in said if colour is not None]
+            words.append(f"--colours={colour_text(pairs)}")
     if options["threshold"] != usual:
         words.append(f"--threshold={options['threshold']}")
     return words

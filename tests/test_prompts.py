@@ -10,6 +10,7 @@ from scenes import names_in
 from segearth_cli.errors import UsageError
 from segearth_cli.model.folder import load_clip, open_model_folder
 from segearth_cli.model.prompts import (
+    BACKGROUND_COLOUR,
     build_vocabulary,
     choose_classes,
     class_colours,
@@ -23,6 +24,7 @@ from segearth_cli.model.prompts import (
     usual_colour,
 )
 from segearth_cli.options import SegmentOptions
+from segearth_cli.parse import parse_colours
 
 
 def vocabulary(text, background=None, no_background=False):
@@ -185,12 +187,33 @@ def test_an_unknown_preset_names_the_known_ones():
 def test_colours_are_those_of_maps_and_all_different():
     assert usual_colour(("water", "river"), 3) == usual_colour(("lake",), 0)
     kinds = ("water", "river", "lake", "sea", "pond", "stream", "road", "street")
-    alike = class_colours([(kind,) for kind in kinds])
+    alike = class_colours([(kind,) for kind in kinds], [None] * len(kinds))
     assert alike[0] == usual_colour(("water",), 0)
     assert len(set(alike)) == len(kinds)
-    assert len(set(class_colours([(f"water {i}",) for i in range(250)]))) == 250
+    assert len(set(class_colours([(f"water {i}",) for i in range(250)], [None] * 250))) == 250
+    said = class_colours([("sea",), ("lake",), ("road",)], [None, alike[0], (1, 2, 3)])
+    assert (said[1:], said[0] == alike[0]) == ([alike[0], (1, 2, 3)], False)
     many = {usual_colour((f"thing {i}",), i) for i in range(60)}
     assert len(many) == 60
+
+
+@pytest.mark.parametrize("text", ["road", "road=red", "=#ff0000", "road=#ff000", "road=#ff0000,"])
+def test_colours_that_are_none_are_refused(text):
+    with pytest.raises(UsageError, match="is not CLASS=#rrggbb"):
+        parse_colours(text)
+
+
+def test_colours_of_some_classes_are_the_users():
+    choice = choose_classes("building|house,road,'a=b', clutter|rest".replace("'", '"'), None, None)
+    said = (("House", (1, 2, 3)), ("a=b", (4, 5, 6)))
+    colours = choice.coloured(parse_colours("House=#010203, A=B=040506")).colours
+    assert colours == choice.coloured(said).colours == ((1, 2, 3), None, (4, 5, 6), None)
+    words = build_vocabulary(SegmentOptions(choice.classes, choice.background, colours))
+    assert words.names == ("clutter", "building", "road", "a=b")
+    assert words.colours[1::2] == ((1, 2, 3), (4, 5, 6))
+    assert words.colours[0] == BACKGROUND_COLOUR
+    with pytest.raises(UsageError, match="no class 'sea'; there are building, road, a=b, clutter"):
+        choice.coloured(parse_colours("sea=#0000ff"))
 
 
 def test_synonyms_parse():

@@ -95,6 +95,8 @@ def test_probabilities_are_made_again_as_such(tmp_path, source, tiny_model):
         (("--preset", "vdd"), "--threshold=0.3"),
         (("--classes", "a|b,c", "--background", "sky|cloud"), "'--background=sky|cloud'"),
         (("--classes", "a", "--no-background"), "--classes=a --no-background"),
+        (("--classes", "a,b", "--colours", "b=#0102ff"), "--classes=a,b '--colours=b=#0102ff'"),
+        (("--preset", "vdd", "--colours", "water=0102ff"), "water=#0102ff"),
         (("--classes", "a", "--nodata", "nan"), "--nodata=nan"),
         (("--classes", "a", "--co", "COMPRESS=LZW"), "--co=COMPRESS=LZW"),
     ],

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segearth_cli.errors import UsageError
-from segearth_cli.names import shortened
+from segearth_cli.names import listed, plain_name, shortened
 from segearth_cli.options import BACKGROUND_NAMES, DEFAULT_BACKGROUND, SegmentOptions
 from segearth_cli.presets import read_presets
 from segearth_cli.tables import table_line
@@ -74,6 +74,7 @@ USUAL_COLOURS: dict[str, Colour] = {
 
 
 # what a colour is mixed with, white or black, and how much of it, for classes like others
+MOST_NAMED = 20  # classes, in a message
 _SHADES = ((255, 0.45), (0, 0.4), (255, 0.7), (0, 0.65))
 
 
@@ -107,7 +108,8 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
             is left.
     """
     classes = list(options.classes)
-    colours = list(options.colours) or class_colours(classes)
+    said: list[Colour | None] = [*options.colours] or [None] * len(classes)
+    colours = class_colours(classes, said)
     names = [synonyms[0].casefold() for synonyms in classes]
     for name in names:
         if names.count(name) > 1:
@@ -124,7 +126,7 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
             given = () if options.background == DEFAULT_BACKGROUND else options.background
             background = tuple(dict.fromkeys((*classes.pop(own), *given)))
             colour = colours.pop(own)
-            colour = colour if options.colours else BACKGROUND_COLOUR
+            colour = BACKGROUND_COLOUR if said[own] is None else colour
         classes.insert(0, background)
         colours.insert(0, colour)
     if len(classes) == int(has_background):
@@ -207,15 +209,24 @@ def _synonyms(words: list[str], origin: str) -> tuple[str, ...]:
     return synonyms
 
 
-def class_colours(classes: Sequence[tuple[str, ...]]) -> list[Colour]:
-    """A colour per class, each its own: what is usually drawn alike comes in shades."""
-    taken: list[Colour] = []
-    for index, synonyms in enumerate(classes):
-        usual = usual_colour(synonyms, index)
-        shades = (_mixed(usual, tone, share) for tone, share in _SHADES)
-        series = (_of_series(index + more * len(classes)) for more in count(1))
-        taken.append(next(c for c in chain((usual,), shades, series) if c not in taken))
-    return taken
+def class_colours(
+    classes: Sequence[tuple[str, ...]], said: Sequence[Colour | None]
+) -> list[Colour]:
+    """A colour per class: the one that is ``said``, else one of its own.
+
+    What is usually drawn alike comes in shades.
+    """
+    taken = {colour for colour in said if colour is not None}
+    colours = []
+    for index, (synonyms, colour) in enumerate(zip(classes, said, strict=True)):
+        if colour is None:
+            usual = usual_colour(synonyms, index)
+            shades = (_mixed(usual, tone, share) for tone, share in _SHADES)
+            series = (_of_series(index + more * len(classes)) for more in count(1))
+            colour = next(c for c in chain((usual,), shades, series) if c not in taken)
+            taken.add(colour)
+        colours.append(colour)
+    return colours
 
 
 def _mixed(colour: Colour, tone: int, share: float) -> Colour:
@@ -244,8 +255,23 @@ class ClassChoice:
 
     classes: tuple[tuple[str, ...], ...]
     background: tuple[str, ...] | None
-    colours: tuple[Colour, ...] = ()
+    colours: tuple[Colour | None, ...] = ()
     threshold: float = 0.0
+
+    def coloured(self, said: Sequence[tuple[str, Colour]]) -> ClassChoice:
+        """The same, with other colours for some classes by any of their names.
+
+        Raises:
+            UsageError: there is no such class.
+        """
+        colours: list[Colour | None] = [*self.colours] or [None] * len(self.classes)
+        number = {plain_name(word): n for n, own in enumerate(self.classes) for word in own}
+        for name, colour in said:
+            if plain_name(name) not in number:
+                known = listed([own[0] for own in self.classes], MOST_NAMED)
+                raise UsageError(f"--colours: there is no class {name!r}; there are {known}")
+            colours[number[plain_name(name)]] = colour
+        return replace(self, colours=tuple(colours) if said else self.colours)
 
 
 def choose_classes(
