@@ -1,6 +1,7 @@
 """``evaluate --dataset``: every preset's layouts, scored as by hand, and the authors' numbers."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -326,6 +327,41 @@ def test_labels_that_do_not_fit_are_named(udd, tiny_model):
     assert f"{label} holds 9" in done.stderr
     label.unlink()
     assert "has no label at" in run("--dataset", "udd5", "--root", udd, "--model", "mini").stderr
+
+
+def one_of_own(folder, image, label, **more):
+    """A dataset of one image and its label as PNGs, described by a file."""
+    for name, pixels in (("images", image), ("labels", label)):
+        (folder / name).mkdir()
+        Image.fromarray(pixels).save(folder / name / "one.png")
+    content = {
+        "classes": ["land", "water"],
+        "images": "images",
+        "labels": "labels",
+        "image_suffix": ".png",
+        **more,
+    }
+    (folder / "own.json").write_text(json.dumps(content))
+    return ("--dataset", folder / "own.json", "--root", folder)
+
+
+@pytest.mark.parametrize("damaged", ["images", "labels", "colours"])
+def test_a_png_that_is_cut_short_is_one_line(tmp_path, tiny_model, damaged):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (90, 120, 3), np.uint8)
+    colours = np.array([[0, 0, 0], [0, 0, 255]], np.uint8)
+    label = rng.integers(0, 2, (90, 120), np.uint8)
+    label = colours[label] if damaged == "colours" else label
+    own = one_of_own(tmp_path, image, label, palette=colours.tolist())
+    path = tmp_path / ("images" if damaged == "images" else "labels") / "one.png"
+    os.truncate(path, path.stat().st_size // 2)
+
+    done = run(*own, "--model", tiny_model, "--json")
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(path) in done.stderr
+    assert "the file may be damaged or cut short" in done.stderr
 
 
 def test_large_images_are_cut_as_the_authors_cut_them(tmp_path, tiny_model):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.failures import GDAL_ERRORS, damage
 from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.geo.tiling import window_offsets
 from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES, SENSORS
@@ -297,7 +298,10 @@ def read_label(sample: Sample, dataset: Dataset) -> NDArray[np.uint8]:
     """
     source = str(sample.label)
     with environment(gdal_settings(source)), opened(source) as src:
-        bands = src.read()
+        try:
+            bands = src.read()
+        except GDAL_ERRORS as error:
+            raise SceneError(f"cannot read {source}: {damage(error)}") from error
     if sample.layout.grey is not None:
         mask: NDArray[np.uint8] = (bands.mean(axis=0) >= sample.layout.grey).astype(np.uint8)
         return mask
