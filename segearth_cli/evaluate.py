@@ -20,15 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segearth_cli.device import memory_guard, pass_size, pick_device, pick_precision, use_threads
-from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.datasets import (
-    Dataset,
-    Sample,
-    find_samples,
-    pieces,
-    read_dataset,
-    read_label,
-)
+from segearth_cli.errors import UsageError
+from segearth_cli.geo.dataset_labels import check_labels, check_shapes, read_label
+from segearth_cli.geo.datasets import Dataset, Sample, find_samples, pieces, read_dataset
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.folder import load_clip
@@ -106,6 +100,7 @@ def measure(
             f"--threshold: no class of {dataset.name} is the background that uncertain pixels "
             "become; leave it out, or name one in background_index"
         )
+    check_labels(dataset, samples, options.progress)
     use_threads(options.threads)
     sides = options.long_sides or (dataset.long_side,)
     models = [load_variants(name, dataset, options) for name in options.models]
@@ -236,23 +231,6 @@ def read_pieces(
             height, width = rows.stop - rows.start, columns.stop - columns.start
             image, _ = scene.read(rows.start, height, columns.start, width)
             yield image, truth[rows, columns] if sample.layout.patch is not None else truth
-
-
-def check_shapes(sample: Sample, image: tuple[int, int], label: tuple[int, ...]) -> None:
-    """Refuse an image and a label that cannot show the same ground.
-
-    A label may be finer or coarser than its image by one factor, unless both are cut into pieces.
-
-    Raises:
-        SceneError: they do.
-    """
-    down, across = (own / other for own, other in zip(image, label, strict=True))
-    off = abs(across / down - 1) * max(label)  # pixels of the label
-    if image != label and (sample.layout.patch is not None or off > max(1.0, 1 / down)):
-        raise SceneError(
-            f"{sample.image} has {image[1]} x {image[0]} pixels, {sample.label} "
-            f"{label[1]} x {label[0]}; they must show the same ground"
-        )
 
 
 @torch.inference_mode()

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import torch.nn.functional as F
 from conftest import TINY, Reference
@@ -14,9 +16,10 @@ from typer.testing import CliRunner
 
 from segearth_cli import evaluate as module
 from segearth_cli.cli import app
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.evaluate import evaluate
-from segearth_cli.geo.datasets import find_samples, read_dataset, read_label
+from segearth_cli.geo.dataset_labels import read_label
+from segearth_cli.geo.datasets import find_samples, read_dataset
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.folder import save_model_folder
@@ -362,6 +365,100 @@ def test_a_png_that_is_cut_short_is_one_line(tmp_path, tiny_model, damaged):
     assert len(done.stderr.strip().splitlines()) == 1
     assert str(path) in done.stderr
     assert "the file may be damaged or cut short" in done.stderr
+
+
+def test_a_label_tiff_that_is_cut_short_is_one_line(tmp_path, tiny_model):
+    label = np.random.default_rng(0).integers(0, 2, (90, 120), np.uint8)
+    own = one_of_own(tmp_path, np.zeros((90, 120, 3), np.uint8), label, label_suffix=".tif")
+    path = tmp_path / "labels/one.tif"
+    Image.fromarray(label).save(path, compression="tiff_lzw")
+    os.truncate(path, path.stat().st_size // 2)
+
+    done = run(*own, "--model", tiny_model)
+
+    assert (done.exit_code, len(done.stderr.strip().splitlines())) == (1, 1)
+    assert str(path) in done.stderr
+
+
+def labelled(folder, values, nodata=None, **more):
+    """What a label TIFF with these values says."""
+    one_of_own(folder, np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8), **more)
+    with rasterio.open(
+        folder / "labels/one.png",
+        "w",
+        driver="GTiff",
+        width=3,
+        height=2,
+        count=1,
+        dtype=values.dtype,
+        nodata=nodata,
+    ) as dst:
+        dst.write(values, 1)
+    dataset = read_dataset(str(folder / "own.json"))
+    return read_label(find_samples(dataset, folder)[0], dataset).tolist()
+
+
+def test_labels_may_be_whole_floats(tmp_path):
+    values = np.array([[0, 1, np.nan], [1, 255, 0]], np.float32)
+    assert labelled(tmp_path, values) == [[0, 1, 255], [1, 255, 0]]
+    values[0, 0] = 0.5
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    with pytest.raises(SceneError, match=r"one.png holds 0\.5, which is none of the 2 classes"):
+        labelled(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    ("nodata", "more", "expected"),
+    [
+        (7, {}, [[0, 1, 255], [1, 255, 0]]),
+        (0, {"ignore": [7, 9]}, [[0, 1, 255], [1, 255, 0]]),  # of a class: the protocol decides
+        (7, {"reduce_zero_label": True, "ignore": [9]}, [[255, 0, 255], [0, 255, 255]]),
+    ],
+)
+def test_nodata_of_a_label_says_nothing_unless_it_is_a_class(tmp_path, nodata, more, expected):
+    values = np.array([[0, 1, 7], [1, 9 if more else 7, 0]], np.int16)
+    assert labelled(tmp_path, values, nodata, **more) == expected
+
+
+def test_all_labels_are_read_before_the_model(udd, tiny_model, monkeypatch):
+    monkeypatch.setattr(module, "load_clip", lambda _: pytest.fail("the model was loaded"))
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model)
+    label = udd / "val/gt/two.png"  # the last one
+    right = np.asarray(Image.open(label))
+    for wrong, said in ((np.full_like(right, 9), "holds 9"), (right[:9], "must show the same")):
+        Image.fromarray(wrong).save(label)
+        done = run(*own)
+        assert (done.exit_code, len(done.stderr.strip().splitlines())) == (1, 1)
+        assert said in done.stderr
+    for path in (udd / "val/gt").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
+    Image.fromarray(np.full_like(right, 255)).save(label)
+    done = run(*own, "--json")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"no pixel of the labels in {udd}/val/gt has a class of udd5" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "fate"),
+    [
+        ({}, "they are left out"),
+        ({"background_index": 1}, "they count as water"),
+        ({"background_index": 1, "reduce_zero_label": True}, "they are left out"),
+    ],
+)
+def test_colours_that_are_no_class_are_told(tmp_path, tiny_model, more, fate):
+    label = np.zeros((50, 40, 3), np.uint8)
+    label[:2], label[2, :20], label[3, :8], label[4, 0] = (1, 2, 3), (4, 5, 6), (7, 8, 9), 9
+    palette = [[0, 0, 0], [0, 0, 255]]
+    own = one_of_own(tmp_path, np.zeros_like(label), label, palette=palette, **more)
+
+    done = run(*own, "--model", tiny_model)
+
+    assert done.exit_code == 0, done.output
+    said = "5.45 % of the labels' pixels have colours that are no class of own, such as "
+    assert f"warning: {said}1,2,3 and 4,5,6 and 7,8,9: {fate}\n" in done.stderr
+    assert done.stderr.count("colours") == 1
 
 
 def test_large_images_are_cut_as_the_authors_cut_them(tmp_path, tiny_model):

@@ -9,12 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.failures import GDAL_ERRORS, damage
-from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import window_offsets
 from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES, SENSORS
 from segearth_cli.presets import read_presets
@@ -27,7 +22,6 @@ else:
     import tomli as tomllib
 
 METRICS = ("mIoU", "foreground IoU")
-GREY_OF_COLOURS = 3  # bands from which on a label is an RGB picture
 
 
 @dataclass(frozen=True)
@@ -288,59 +282,6 @@ def _samples(layout: Layout, root: Path) -> list[Sample]:
             if not is_label or len(layout.label_suffix) <= len(layout.image_suffix):
                 samples.append(Sample(image, label, layout))
     return samples
-
-
-def read_label(sample: Sample, dataset: Dataset) -> NDArray[np.uint8]:
-    """The label as class indices, H x W; ``IGNORED`` where it says nothing.
-
-    Raises:
-        SceneError: it cannot be read, or holds a value that is no class.
-    """
-    source = str(sample.label)
-    with environment(gdal_settings(source)), opened(source) as src:
-        try:
-            bands = src.read()
-        except GDAL_ERRORS as error:
-            raise SceneError(f"cannot read {source}: {damage(error)}") from error
-    if sample.layout.grey is not None:
-        mask: NDArray[np.uint8] = (bands.mean(axis=0) >= sample.layout.grey).astype(np.uint8)
-        return mask
-    if len(bands) >= GREY_OF_COLOURS:
-        return _of_colours(bands[:3], dataset, source)
-    label = bands[0]
-    ignored = np.isin(label, dataset.ignore)
-    if dataset.reduce_zero_label:
-        ignored |= label == 0
-        label = label.astype(np.int64) - 1
-    strange = (label < 0) | (label >= len(dataset.classes))
-    if (strange & ~ignored).any():
-        value = bands[0][strange & ~ignored].flat[0]
-        raise SceneError(
-            f"{source} holds {value}, which is none of the {len(dataset.classes)} classes of "
-            f"{dataset.name}; name such values in ignore = [...]"
-        )
-    indices: NDArray[np.uint8] = np.where(ignored, IGNORED, label).astype(np.uint8)
-    return indices
-
-
-def _of_colours(bands: NDArray[np.uint8], dataset: Dataset, source: str) -> NDArray[np.uint8]:
-    """Class indices of an RGB label, 3 x H x W; unknown colours are background, or ignored.
-
-    Where label 0 says nothing, a colour that is no class's says nothing either.
-    """
-    if not dataset.palette:
-        raise SceneError(
-            f"{source} is a picture of {len(bands)} bands, and {dataset.name} has no palette; "
-            "convert it to class indices"
-        )
-    code = (bands.astype(np.uint32) << np.array([16, 8, 0], np.uint32)[:, None, None]).sum(axis=0)
-    rest = IGNORED if dataset.reduce_zero_label else dataset.background_index
-    rest = IGNORED if rest is None else rest
-    label = np.full(code.shape, rest, np.uint8)
-    entries = [(*colour, index) for index, colour in enumerate(dataset.palette)]
-    for red, green, blue, index in (*entries, *dataset.colours):
-        label[code == (red << 16 | green << 8 | blue)] = index
-    return label
 
 
 def pieces(height: int, width: int, layout: Layout) -> Iterator[tuple[slice, slice]]:
