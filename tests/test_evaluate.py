@@ -304,12 +304,22 @@ def test_what_cannot_be_measured_is_said_in_one_line(udd, arguments, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('palette = ["#000000", "#ffffff"]', "palette is at most one red,green,blue a class"),
+        ('palette = ["#000000", "#ffffff"]', "palette is .* must be a list of red,green,blue"),
         ("palette = [[0, 0, 0], [1, 1, 1], [2, 2, 2]]", "palette is at most one"),
         ("colours = [[0, 0, 0, 2]]", "colours are red,green,blue,class each"),
-        ('modulated_blocks = "2"', "does not describe a dataset"),
+        ('modulated_blocks = "2"', 'modulated_blocks is "2"; it must be a whole number from 1 on'),
         ('layouts = ["x"]', "does not describe a dataset"),
-        ("layouts = [{images = 'a', labels = 'b', patch = [9]}]", "patch is two whole numbers"),
+        ("layouts = [{images = 'a', labels = 'b', patch = [9]}]", "patch is .9.; it must be two"),
+        ("layouts = [{images = 5, labels = 'b'}]", "images is 5; it must be a folder"),
+        ("layouts = [{images = '*/*', labels = '*'}]", "images is .* with one"),
+        ("layouts = [{images = 'a', labels = '*'}]", "labels stands for the one in images"),
+        ('global_bias = "0.3"', 'global_bias is "0.3"; it must be a number'),
+        ('reduce_zero_label = "false"', 'is "false"; it must be true or false'),
+        ("long_side = true", "long_side is true; it must be a whole number of pixels"),
+        ('threshold = "0.3"', 'threshold is "0.3"; it must be a number from 0 to 1'),
+        ("background_index = -1", "background_index is -1; it must be the number of a class"),
+        ('ignore = ["x"]', "ignore is .* it must be a list of whole numbers"),
+        ("window = 50\nstride = 60", "stride exceeds window"),
     ],
 )
 def test_a_dataset_that_makes_no_sense_is_refused(tmp_path, line, said):
@@ -330,6 +340,47 @@ def test_labels_that_do_not_fit_are_named(udd, tiny_model):
     assert f"{label} holds 9" in done.stderr
     label.unlink()
     assert "has no label at" in run("--dataset", "udd5", "--root", udd, "--model", "mini").stderr
+
+
+@pytest.mark.parametrize("classes", ['"ab"', '["a", []]', '["a", 1]', '["a"]', "5"])
+def test_classes_are_names(tmp_path, classes):
+    file = tmp_path / "own.toml"
+    file.write_text(f'classes = {classes}\nimages = "a"\nlabels = "b"\n')
+    with pytest.raises(UsageError, match=r"classes is .*; it must be a list of two to 254 names"):
+        read_dataset(str(file))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("{}/val/src", "{}/val/gt"),
+        ("{}/*/src/", "{}/*/gt"),
+        ("./*/src", "*/gt"),
+        ("*/src", "{}/*/gt"),
+    ],
+)
+def test_folders_may_be_absolute(udd, tiny_model, images, labels):
+    content = {
+        "classes": ["a", "b", "c", "d", "e"],
+        "images": images.format(udd),
+        "labels": labels.format(udd),
+        "image_suffix": ".JPG",
+    }
+    (udd / "own.json").write_text(json.dumps(content))
+    samples = find_samples(read_dataset(str(udd / "own.json")), udd)
+    assert [(s.image.name, s.label.is_file()) for s in samples] == [
+        ("one.JPG", True),
+        ("two.JPG", True),
+    ]
+
+
+def test_a_list_that_cannot_be_read_is_one_line(udd):
+    (udd / "list.txt").write_bytes(b"\xff\xfe")
+    for name, said in (("nolist.txt", "No such file or directory"), ("list.txt", "no text in UTF")):
+        done = run("--dataset", "udd5", "--root", udd, "--list", udd / name)
+        assert done.exit_code == 2
+        assert f"cannot read the list {udd / name}: {said}" in done.stderr.replace("it is ", "")
+        assert "Errno" not in done.stderr
 
 
 def one_of_own(folder, image, label, **more):
