@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import TINY, Reference
 from PIL import Image
 from typer.testing import CliRunner
 
+from segearth_cli import __version__
 from segearth_cli import evaluate as module
 from segearth_cli.cli import app
 from segearth_cli.errors import SceneError, UsageError
@@ -37,7 +39,10 @@ LAYOUTS = [
     for number in range(len(preset["layouts"]))
 ]
 IN_COLOUR = {("isaid", 1), ("potsdam", 1), ("vaihingen", 1), ("uavid", 1), ("uavid", 2)}
-CPU = {"device": "cpu", "precision": "fp32", "progress": False}
+CPU = {
+    "model": ModelOptions(device="cpu", precision="fp32", blend="mean"),
+    "progress": False,
+}
 
 
 def truth_of(classes, height, width, rng):
@@ -110,7 +115,8 @@ def test_a_preset_is_scored_as_by_hand(tmp_path, name, tiny_model):
 
     folder = resolve_model(str(tiny_model))
     clip, tokenizer = load_clip(folder)
-    keys = ("attention", "modulated_blocks", "global_bias", "window", "stride")
+    keys = ["attention", "modulated_blocks", "global_bias", "window"]
+    keys += ["stride"] if preset["window"] else []
     settings = model_settings(folder, ModelOptions(**{k: preset[k] for k in keys}), "fp32")
     text = text_features(clip, tokenizer, dataset.queries, None, "")
     segmenter = build_segmenter(clip.visual, None, text, dataset.query_class, settings)
@@ -254,6 +260,96 @@ def test_csv_is_a_row_for_each_setting(udd, tiny_model):
         "mIoU",
     ]
     assert row.startswith("tiny,segearth,bilinear,0.3,448,")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--stride", "0"), "--stride is 0; it must be 1 or more"),
+        (("--modulated-blocks", "0"), "--modulated-blocks is 0; it must be 1 or more"),
+        (("--window", "0", "--stride", "50"), "leave --stride 50 out"),
+        (("--batch-size", "0"), "--batch-size is 0"),
+        (("--logit-scale", "0"), "--logit-scale is 0"),
+        (("--exact", "--precision", "bf16"), "exclude each other"),
+        (("--global-bias", "0,inf"), "--global-bias is inf"),
+        (("--precision", "x"), "--precision is 'x'"),
+        (("--threads", "0"), "--threads is 0"),
+        (("--attention", "gem", "--modulated-blocks", "2"), "--modulated-blocks 2 changes nothing"),
+    ],
+)
+def test_settings_that_no_model_has_are_refused(udd, tiny_model, more, said):
+    done = run("--dataset", "udd5", "--root", udd, "--model", tiny_model, *more)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_row_says_all_that_its_scores_depend_on(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--device", "cpu")
+    more = ("--window", "96", "--logit-scale", "40", "--precision", "fp32", "--threshold", "0.2")
+    row = json.loads(run(*own, *more, "--json", "-q").stdout)["rows"][0]
+    expected = {
+        "modulated_blocks": 1,
+        "threshold": 0.2,
+        "logit_scale": 40.0,
+        "window": 96,
+        "stride": 48,
+        "blend": "mean",
+        "precision": "fp32",
+        "exact": False,
+        "model_digest": resolve_model(str(tiny_model)).digest(),
+        "version": __version__,
+    }
+    assert {name: row[name] for name in expected} == expected
+    table = run(*own, *more, "--csv", "-q").stdout.splitlines()
+    header, cells = (line.split(",") for line in table)
+    assert header[-len(expected) :] == list(expected)
+    assert cells[-len(expected) :] == [str(value) for value in expected.values()]
+    row = json.loads(run(*own, "--window", "0", "--json", "-q").stdout)["rows"][0]
+    assert (row["window"], row["stride"]) == (0, None)
+
+
+def test_gem_claims_no_modulated_blocks(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--modulated-blocks", "2")
+    both = ("--attention", "segearth,gem")
+    rows = json.loads(run(*own, *both, "--json", "-q").stdout)["rows"]
+    assert [row["modulated_blocks"] for row in rows] == [2, None]
+    table = run(*own, *both, "--csv").stdout.splitlines()
+    assert [line.split(",")[1] for line in table] == ["attention", "segearth x2", "gem"]
+
+
+def test_models_and_options_of_the_other_sensor_are_told(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd)
+    done = run(*own, "--model", "mini-sar", "--speckle", "7", "--sar-unit", "power", "--limit", "1")
+    assert done.exit_code == 0, done.output
+    assert "udd5 is read as an optical scene, and mini-sar was made for radar" in done.stderr
+    assert "udd5 is no radar scene: read without a speckle filter" in done.stderr
+    assert "udd5 is read as an optical image, where --sar-unit means nothing" in done.stderr
+    assert "say --sensor" not in done.stderr  # which evaluate does not have
+    assert "was made for" not in run(*own, "--model", tiny_model).stderr
+
+
+def test_mistakes_are_told_before_any_model_is_loaded(udd, tiny_model, monkeypatch):
+    monkeypatch.setattr(module, "load_clip", lambda _: pytest.fail("the model was loaded"))
+    own = ("--dataset", "udd5", "--root", udd, "--model")
+    assert run(*own, f"{tiny_model},nothing").exit_code == 2
+    assert run(*own, tiny_model, "--upsampler", "auto,nothing.ckpt").exit_code == 1
+
+
+def test_one_model_at_a_time_is_held(udd, tiny_model, upsampled_model, monkeypatch):
+    held, alive = [], []
+
+    def loaded(folder):
+        alive.append([model() is not None for model in held])
+        clip, tokenizer = load_clip(folder)
+        held.append(weakref.ref(clip.visual))
+        return clip, tokenizer
+
+    monkeypatch.setattr(module, "load_clip", loaded)
+    models = f"{tiny_model},{upsampled_model},{tiny_model}"  # one of them twice
+    done = run("--dataset", "udd5", "--root", udd, "--model", models, "--json", "-q")
+    assert [row["model"] for row in json.loads(done.stdout)["rows"]] == ["tiny", "sharp"]
+    assert alive == [[], [False]]
 
 
 def test_a_dataset_of_ones_own_is_described_by_a_toml_file(tmp_path, tiny_model):
