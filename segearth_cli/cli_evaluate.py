@@ -38,6 +38,7 @@ from segearth_cli.flags import (
     own,
     scene_option,
 )
+from segearth_cli.names import counted
 from segearth_cli.options import (
     ATTENTIONS,
     CompareOptions,
@@ -239,7 +240,7 @@ def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> No
     if quiet:
         return
     out = terminal.console()
-    title = f"{result.dataset}: {_counted(result.images, 'image')}"
+    title = f"{result.dataset}: {counted(result.images, 'image')}"
     if len(result.rows) == 1:
         out.print(_class_table(title, result.rows[0].scores))
         score = result.rows[0].scores.of(result.metric)
@@ -259,11 +260,7 @@ def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> Non
     if form in ("csv", "markdown"):
         print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
     if not quiet:
-        terminal.console().print(_class_table(_counted(result.maps, "map"), result.scores))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+        terminal.console().print(_class_table(counted(result.maps, "map"), result.scores))
 
 
 CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
-from segearth_cli.names import is_path
+from segearth_cli.names import is_path, plain_name
 
 BLENDS = ("smooth", "mean")
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
@@ -325,6 +325,26 @@ class EvaluateOptions:
         )
 
 
+def _check_label_values(
+    label_values: tuple[tuple[int | str | None, int | str], ...], ignore: tuple[int | str, ...]
+) -> None:
+    """Refuse labels that are given two meanings; names are compared as people read them."""
+    silent = {plain_name(str(label)) for label in ignore}
+    meanings: dict[str, int | str] = {}
+    for label, value in label_values:
+        name = "*" if label is None else plain_name(str(label))
+        meaning = plain_name(value) if isinstance(value, str) else value
+        _require(
+            name not in silent,
+            f"--ignore {label} and --label-values {label}={value} contradict each other; give one",
+        )
+        _require(
+            meanings.setdefault(name, meaning) == meaning,
+            f"--label-values gives {'*' if label is None else label} two meanings, "
+            f"{meanings[name]} and {value}; give one",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Maps that are measured against labels."""
@@ -339,7 +359,8 @@ class CompareOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse values that no class raster holds."""
+        """Refuse values that no class raster holds, and labels with two meanings."""
+        _check_label_values(self.label_values, self.ignore)
         for _, value in self.label_values:
             _require(
                 not isinstance(value, int) or 0 <= value <= 255,
@@ -363,6 +384,7 @@ class TuneOptions:
         """Refuse what nothing can be chosen by."""
         _require(bool(self.pairs), "name labelled scenes, for instance scene.tif=labels.gpkg")
         _at_least(("--samples", self.samples, 1))
+        _check_label_values(self.label_values, self.ignore)
         scenes = [scene for scene, _ in self.pairs]
         for scene in scenes:
             _require(
