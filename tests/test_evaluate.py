@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import weakref
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -606,6 +607,18 @@ def test_colours_that_are_no_class_are_told(tmp_path, tiny_model, more, fate):
     said = "5.45 % of the labels' pixels have colours that are no class of own, such as "
     assert f"warning: {said}1,2,3 and 4,5,6 and 7,8,9: {fate}\n" in done.stderr
     assert done.stderr.count("colours") == 1
+
+
+@pytest.mark.parametrize("name", ["potsdam", "vaihingen"])
+def test_black_borders_of_labels_are_expected(tmp_path, name):
+    for path in write_dataset(tmp_path, name, 1, np.random.default_rng(0)):
+        label = np.asarray(Image.open(path)).copy()
+        label[(label == (1, 2, 3)).all(axis=-1)] = 0
+        Image.fromarray(label).save(path)
+    dataset, strange = read_dataset(name), Counter()
+    for sample in find_samples(dataset, tmp_path):
+        assert (read_label(sample, dataset, strange) == IGNORED).any()
+    assert not strange
 
 
 def test_large_images_are_cut_as_the_authors_cut_them(tmp_path, tiny_model):
