@@ -85,8 +85,16 @@ def meaning_of(label: str, made: str, classes: MapClasses, options: CompareOptio
         values |= zip(range(len(classes.names)), range(len(classes.names)), strict=True)
         values |= dict.fromkeys(classes.unscored, IGNORED)
     by_name = {plain_name(name): value for value, name in labelled.items()}
-    values |= {label_value(old, by_name, label): new for old, new in said.items()}
-    values |= {label_value(old, by_name, label): IGNORED for old in options.ignore}
+    pairs = [*said.items(), *((old, IGNORED) for old in options.ignore)]
+    explained: dict[int, int] = {}
+    for old, new in pairs:  # one label may be named by its value and by its name
+        value = label_value(old, by_name, label)
+        if explained.setdefault(value, new) != new:
+            raise UsageError(
+                f"--label-values and --ignore give {value} of {label} two meanings, once as "
+                f"{old}; give one"
+            )
+    values |= explained
     if nodata is not None and float(nodata).is_integer():
         values[int(nodata)] = IGNORED
     if labelled and not options.label_values:

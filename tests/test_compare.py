@@ -644,3 +644,15 @@ def test_labels_of_two_meanings_are_refused(made, more, said):
         assert len(done.stderr.strip().splitlines()) == 1
     twice = ("--label-values", "1=Water,1=water", "--ignore", "3")
     assert run("--pred", made, "--label", made, *twice).exit_code == 0
+
+
+def test_a_label_by_name_and_by_value_is_one(tmp_path, label):
+    made = write(tmp_path / "map.tif", np.array([0, 2, 1, 0], np.uint8)[read(label)], MAP)
+    for more in (
+        ("--label-values", "3=road,tree=water"),
+        ("--ignore", "3", "--label-values", "tree=0"),
+    ):
+        done = run("--pred", made, "--label", label, *more)
+        assert done.exit_code == 2
+        assert f"give 3 of {label} two meanings, once as" in done.stderr
+    assert run("--pred", made, "--label", label, "--label-values", "3=1,tree=water").exit_code == 0
