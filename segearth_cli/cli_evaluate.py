@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +38,14 @@ from segearth_cli.flags import (
     own,
     scene_option,
 )
-from segearth_cli.options import ATTENTIONS, CompareOptions, EvaluateOptions, SceneOptions
+from segearth_cli.names import counted
+from segearth_cli.options import (
+    ATTENTIONS,
+    CompareOptions,
+    EvaluateOptions,
+    ModelOptions,
+    SceneOptions,
+)
 from segearth_cli.parse import (
     parse_bands,
     parse_label_values,
@@ -119,13 +127,13 @@ def evaluate_command(
     ] = None,
     window: Window = None,
     stride: Stride = None,
-    blend: Blend = EvaluateOptions.blend,
+    blend: Blend = EvaluateOptions.model.blend,
     bands: Bands = None,
     stretch: Stretch = SceneOptions.stretch,
     sar_unit: SarUnit = SceneOptions.sar_unit,
     speckle: Speckle = None,
-    device: Device = EvaluateOptions.device,
-    precision: Precision = EvaluateOptions.precision,
+    device: Device = EvaluateOptions.model.device,
+    precision: Precision = EvaluateOptions.model.precision,
     batch_size: BatchSize = None,
     exact: Exact = False,
     threads: Threads = None,
@@ -172,6 +180,8 @@ def dataset_options(given: dict[str, Any]) -> EvaluateOptions:
         UsageError: a value cannot be understood.
     """
     bands = parse_bands(given["bands"])
+    in_lists = {"model", "attention", "upsampler", "global_bias"}
+    of_all = {name: value for name, value in given.items() if name not in in_lists}
     parsed = {
         "names": given["list_file"],
         "models": parse_list(given["model"]),
@@ -179,6 +189,7 @@ def dataset_options(given: dict[str, Any]) -> EvaluateOptions:
         "upsamplers": parse_list(given["upsampler"]),
         "global_biases": parse_numbers("--global-bias", given["global_bias"]),
         "long_sides": parse_whole("--long-side", given["long_side"]),
+        "model": ModelOptions(**own(ModelOptions, of_all)),
         "scene": SceneOptions(**own(SceneOptions, given | {"bands": bands})),
         "progress": not given["quiet"],
     }
@@ -222,12 +233,14 @@ def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> No
     if form == "json":
         print_json(asdict(result), nan=None)
     columns, rows = _comparison_table(result)
-    if form in ("csv", "markdown"):
+    if form == "csv":  # for programs
+        print_table(form, [*columns, *SETTINGS], list(map(add, rows, _settings_rows(result))))
+    elif form == "markdown":
         print_table(form, columns, rows)
     if quiet:
         return
     out = terminal.console()
-    title = f"{result.dataset}: {_counted(result.images, 'image')}"
+    title = f"{result.dataset}: {counted(result.images, 'image')}"
     if len(result.rows) == 1:
         out.print(_class_table(title, result.rows[0].scores))
         score = result.rows[0].scores.of(result.metric)
@@ -247,11 +260,7 @@ def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> Non
     if form in ("csv", "markdown"):
         print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
     if not quiet:
-        terminal.console().print(_class_table(_counted(result.maps, "map"), result.scores))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+        terminal.console().print(_class_table(counted(result.maps, "map"), result.scores))
 
 
 CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
@@ -280,7 +289,8 @@ def _comparison_table(result: EvaluateResult) -> tuple[list[str], list[list[str]
     rows = [
         [
             row.model,
-            row.attention + (f" x{row.modulated_blocks}" if row.modulated_blocks > 1 else ""),
+            row.attention
+            + (f" x{row.modulated_blocks}" if (row.modulated_blocks or 0) > 1 else ""),
             row.upsampler,
             f"{row.global_bias:g}",
             str(row.long_side or "own"),
@@ -290,6 +300,27 @@ def _comparison_table(result: EvaluateResult) -> tuple[list[str], list[list[str]
         for row in result.rows
     ]
     return columns, rows
+
+
+# what further columns of CSV are called, as in JSON
+SETTINGS = (
+    "modulated_blocks",
+    "threshold",
+    "logit_scale",
+    "window",
+    "stride",
+    "blend",
+    "precision",
+    "exact",
+    "model_digest",
+    "version",
+)
+
+
+def _settings_rows(result: EvaluateResult) -> list[list[str]]:
+    """What else a row depends on; ``-`` where a setting has no meaning."""
+    values = [[getattr(row, name) for name in SETTINGS] for row in result.rows]
+    return [["-" if value is None else str(value) for value in row] for row in values]
 
 
 def _setting_of(row: Row) -> str:

@@ -41,6 +41,7 @@ from segearth_cli.flags import (
     run_option,
     scene_option,
 )
+from segearth_cli.names import counted
 from segearth_cli.options import SENSOR_CHOICES, ModelOptions, SegmentOptions, TuneOptions
 from segearth_cli.parse import parse_bands, parse_label_values, parse_labelled, parse_values
 from segearth_cli.stdout import print_json, print_lines
@@ -173,7 +174,7 @@ def _tuning_table(result: TuneResult) -> Table:
         columns.append(("cross-validated", result.cross_miou, result.cross_iou))
     labelled = sum(sum(scene.pixels.values()) for scene in result.scenes)
     used = sum(scene.used for scene in result.scenes)
-    scenes = "1 scene" if len(result.scenes) == 1 else f"{len(result.scenes)} scenes"
+    scenes = counted(len(result.scenes), "scene")
     made = terminal.table(
         f"{scenes}, {used} of {labelled} labelled pixels, model {result.model}",
         ["IoU", *(name for name, _, _ in columns)],

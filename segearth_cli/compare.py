@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segearth_cli.compare_classes import classes_of
+from segearth_cli.compare_classes import Coverage, classes_of
 from segearth_cli.compare_rasters import beside_raster
 from segearth_cli.compare_shapes import beside_shapes
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.labels import is_vector
-from segearth_cli.names import listed
+from segearth_cli.names import counted, listed
 from segearth_cli.options import VECTOR_SUFFIXES, CompareOptions
 from segearth_cli.scores import Confusion, Scores
 
@@ -47,6 +47,7 @@ def compare(options: CompareOptions) -> CompareResult:
         raise UsageError(
             f"--column {options.column} is of a vector file, and {options.labels} is none"
         )
+    coverage = Coverage()
     confusion: Confusion | None = None
     names: tuple[str, ...] = ()
     disable = None if options.progress else True
@@ -59,12 +60,13 @@ def compare(options: CompareOptions) -> CompareResult:
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
         beside = beside_shapes if label in vectors else beside_raster
-        for truth, predicted in beside(made, label, own, options):
+        for truth, predicted in beside(made, label, own, options, coverage):
             confusion.add(truth, predicted)
     assert confusion is not None
-    scores = confusion.scores(names)
+    scores = confusion.scores(names, own.unscored)
     if scores.pixels == 0:
         raise SceneError("map and label have no pixel in common that both of them know")
+    coverage.warn()
     return CompareResult(len(pairs), scores, time.perf_counter() - started)
 
 
@@ -87,15 +89,15 @@ def file_pairs(maps: str, labels: str) -> list[tuple[str, str]]:
     if not both:
         raise UsageError(f"no map in {maps} has the stem of a label in {labels}")
     for kind, other, alone in (
-        ("maps", "label", made.keys() - by_stem.keys()),
-        ("labels", "map", by_stem.keys() - made.keys()),
+        ("map", "label", made.keys() - by_stem.keys()),
+        ("label", "map", by_stem.keys() - made.keys()),
     ):
         if alone:
             logger.warning(
-                "%d %s without a %s of the same stem do not count: %s",
-                len(alone),
-                kind,
+                "%s without a %s of the same stem %s not count: %s",
+                counted(len(alone), kind),
                 other,
+                "does" if len(alone) == 1 else "do",
                 listed(sorted(alone)),
             )
     return [(made[stem], by_stem[stem]) for stem in both]

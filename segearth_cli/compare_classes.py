@@ -18,12 +18,13 @@ from segearth_cli.geo.labels import is_vector
 from segearth_cli.geo.recorded import from_tags
 from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.names import plain_name
-from segearth_cli.options import BACKGROUND_NAMES, CompareOptions
+from segearth_cli.options import BACKGROUND_NAMES, UNCLASSIFIED, CompareOptions
 from segearth_cli.scores import IGNORED
 
 logger = logging.getLogger(__name__)
 
 ROWS = 512  # read at once
+_FEW = 0.5  # of the labels or of the map, that scores speak for: less is said
 _ALIKE = 0.75  # of names, at least, that may be the same
 
 
@@ -46,6 +47,11 @@ class MapClasses:
     known: NDArray[np.bool_]
 
     @property
+    def unscored(self) -> frozenset[int]:
+        """Values that are no class: 0 of a map without a background, whose pixels have none."""
+        return frozenset({0} if plain_name(self.names[0]) == UNCLASSIFIED else ())
+
+    @property
     def rest(self) -> int:
         """The value for what the map does not know: its background, if it has one."""
         return 0 if plain_name(self.names[0]) in BACKGROUND_NAMES else IGNORED
@@ -53,7 +59,46 @@ class MapClasses:
     def called(self, name: str) -> str:
         """What the map calls that, if it knows it."""
         value = self.values.get(plain_name(name))
-        return name if value is None else self.names[value]
+        return name if value in (None, IGNORED) else self.names[value]
+
+
+@dataclass
+class Coverage:
+    """How far maps and labels lie on one another, in pixels, summed over pairs of files.
+
+    Attributes:
+        labelled: with a label.
+        labelled_on_map: of these, where the map has a value.
+        mapped: of maps beside rasters, with a value, in pixels of the labels' size.
+        mapped_labelled: of these, with a label.
+    """
+
+    labelled: float = 0.0
+    labelled_on_map: float = 0.0
+    mapped: float = 0.0
+    mapped_labelled: float = 0.0
+
+    def add(self, labelled: NDArray[np.bool_], mapped: NDArray[np.bool_]) -> None:
+        """Count pixels of a label raster that lies on its map."""
+        both = np.count_nonzero(labelled & mapped)
+        self.labelled += np.count_nonzero(labelled)
+        self.mapped += np.count_nonzero(mapped)
+        self.labelled_on_map += both
+        self.mapped_labelled += both
+
+    def warn(self) -> None:
+        """Say what share the scores speak for, where it is small."""
+        shares = {
+            "of the labelled pixels lie on the map": (self.labelled_on_map, self.labelled),
+            "of the map's pixels have a label": (self.mapped_labelled, self.mapped),
+        }
+        few = [
+            f"{100 * part / whole:.2g} % {what}"
+            for what, (part, whole) in shares.items()
+            if part < _FEW * whole
+        ]
+        if few:
+            logger.warning("only %s; the scores are of no others", " and ".join(few))
 
 
 def classes_of(made: str, options: CompareOptions) -> MapClasses:
@@ -91,6 +136,8 @@ def classes_of(made: str, options: CompareOptions) -> MapClasses:
     values = {plain_name(name): value for value, name in reversed([*enumerate(names)])}
     if plain_name(names[0]) in BACKGROUND_NAMES:
         values = dict.fromkeys(BACKGROUND_NAMES, 0) | values
+    elif plain_name(names[0]) == UNCLASSIFIED:
+        values[UNCLASSIFIED] = IGNORED  # as a label it says nothing
     with environment(gdal_settings(made)), opened(made) as src:
         record = from_tags(src.tags()) or {}
     for first, *synonyms in record.get("classes", []):
@@ -137,7 +184,8 @@ def warn_of_names(labelled: Sequence[str], classes: MapClasses) -> None:
             ", ".join(name + _like(name, classes.names) for name in lost),
             fate,
         )
-    idle = [name for name in classes.names if plain_name(name) not in of_label | BACKGROUND_NAMES]
+    no_class = BACKGROUND_NAMES | {UNCLASSIFIED}
+    idle = [name for name in classes.names if plain_name(name) not in of_label | no_class]
     if idle:
         logger.warning("the label has no class %s: they can only be wrong", ", ".join(idle))
 

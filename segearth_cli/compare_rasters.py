@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from rasterio.windows import Window
 
 from segearth_cli.compare_classes import (
     ROWS,
+    Coverage,
     MapClasses,
     check_map,
     read_map,
@@ -22,11 +24,14 @@ from segearth_cli.compare_classes import (
 )
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import BYTES, check_kind, class_names, on_grid, translated
-from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.failures import GDAL_ERRORS, damage, reason
+from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.names import plain_name
-from segearth_cli.options import UNCLASSIFIED, CompareOptions
+from segearth_cli.options import CompareOptions
 from segearth_cli.scores import IGNORED
+
+_SAMPLED = 1000  # rows and columns
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +83,18 @@ def meaning_of(label: str, made: str, classes: MapClasses, options: CompareOptio
         values |= {value: classes.values.get(name, unknown) for value, name in known.items()}
     elif not options.label_values:
         values |= zip(range(len(classes.names)), range(len(classes.names)), strict=True)
-        if classes.names[0] == UNCLASSIFIED:  # of a map without a background
-            values[0] = IGNORED
+        values |= dict.fromkeys(classes.unscored, IGNORED)
     by_name = {plain_name(name): value for value, name in labelled.items()}
-    values |= {label_value(old, by_name, label): new for old, new in said.items()}
-    values |= {label_value(old, by_name, label): IGNORED for old in options.ignore}
+    pairs = [*said.items(), *((old, IGNORED) for old in options.ignore)]
+    explained: dict[int, int] = {}
+    for old, new in pairs:  # one label may be named by its value and by its name
+        value = label_value(old, by_name, label)
+        if explained.setdefault(value, new) != new:
+            raise UsageError(
+                f"--label-values and --ignore give {value} of {label} two meanings, once as "
+                f"{old}; give one"
+            )
+    values |= explained
     if nodata is not None and float(nodata).is_integer():
         values[int(nodata)] = IGNORED
     if labelled and not options.label_values:
@@ -107,7 +119,7 @@ def label_value(said: int | str, by_name: Mapping[str, int], label: str) -> int:
 
 
 def beside_raster(
-    made: str, label: str, classes: MapClasses, options: CompareOptions
+    made: str, label: str, classes: MapClasses, options: CompareOptions, coverage: Coverage
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Classes by a label raster and by the map, some rows of the label at a time.
 
@@ -132,6 +144,38 @@ def beside_raster(
                 predicted = read_map(aligned, window)
             except GDAL_ERRORS as error:
                 raise SceneError(f"cannot read {made} beside {label}: {reason(error)}") from error
-            truth = translated(labels, known, meaning.of, IGNORED).astype(np.uint8)
+            truth = translated(labels, known, meaning.of, IGNORED, label).astype(np.uint8)
             check_map(predicted[truth != IGNORED], classes, made)
-            yield truth, classes.class_of[predicted]
+            found = classes.class_of[predicted]
+            coverage.add(truth != IGNORED, found != IGNORED)
+            yield truth, found
+        if aligned is not source:
+            coverage.mapped += pixels_beyond(source, made, aligned, grid)
+
+
+def pixels_beyond(source: Any, made: str, aligned: Any, grid: Grid) -> float:
+    """How many pixels a map has beyond a label raster, about, in pixels of the label's size.
+
+    Args:
+        source: the map.
+        made: its name.
+        aligned: the map on the label's grid.
+        grid: the label's.
+
+    Raises:
+        SceneError: the map cannot be read.
+    """
+    own = Grid(source.width, source.height, source.transform, source.crs)
+    size = (own.pixel_area_m2 or 1.0) / (grid.pixel_area_m2 or 1.0)
+    try:
+        every, here = (_pixels_known(src) for src in (source, aligned))
+    except GDAL_ERRORS as error:
+        raise SceneError(f"cannot read {made}: {damage(error)}") from error
+    return max(0.0, every * size - here)
+
+
+def _pixels_known(src: Any) -> float:
+    """Pixels of a raster that have a value, by a thousand of its rows and columns."""
+    shape = (min(src.height, _SAMPLED), min(src.width, _SAMPLED))
+    known: NDArray[np.bool_] = src.dataset_mask(out_shape=shape) > 0
+    return float(known.mean() * src.width * src.height)

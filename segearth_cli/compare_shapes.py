@@ -14,6 +14,7 @@ from rasterio.windows import Window
 
 from segearth_cli.compare_classes import (
     ROWS,
+    Coverage,
     MapClasses,
     check_map,
     read_map,
@@ -24,7 +25,13 @@ from segearth_cli.compare_classes import (
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import BYTES, check_kind
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.labels import DISPUTED, UNKNOWN, plain_label, vector_labels
+from segearth_cli.geo.labels import (
+    DISPUTED,
+    UNKNOWN,
+    plain_label,
+    vector_labels,
+    warn_of_disputed,
+)
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
 from segearth_cli.names import listed
 from segearth_cli.options import CompareOptions
@@ -73,7 +80,7 @@ class ShapeNames:
         if plain in self.said:
             return self.said[plain]
         if plain.isdecimal() and int(plain) in self.classes.own:
-            return int(plain)
+            return IGNORED if int(plain) in self.classes.unscored else int(plain)
         return self.by_name.get(plain)
 
     @cached_property
@@ -89,7 +96,7 @@ class ShapeNames:
 
 
 def beside_shapes(
-    made: str, label: str, classes: MapClasses, options: CompareOptions
+    made: str, label: str, classes: MapClasses, options: CompareOptions, coverage: Coverage
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Classes by points or polygons and by the map, some rows of the map at a time.
 
@@ -107,27 +114,32 @@ def beside_shapes(
         source = stack.enter_context(opened(made))
         check_kind(source, made, BYTES)
         grid = file_grid(source, made)
-        read = vector_labels(label, grid, names, options.column)
+        shapes = vector_labels(label, grid, names, options.column)
         check_shapes(label, names, rest)
+        coverage.labelled += shapes.pixels_beyond(silent=IGNORED)
         labelled = disputed = 0
         for first in range(0, grid.height, ROWS):
             count = min(ROWS, grid.height - first)
-            labels = read(first, count)
+            labels = shapes.read(first, count)
             labelled += int(np.count_nonzero(labels != UNKNOWN))
             disputed += int(np.count_nonzero(labels == DISPUTED))
-            labels = np.select([labels == UNKNOWN, labels == DISPUTED], [rest, IGNORED], labels)
-            truth = labels.astype(np.uint8)
+            cases = [labels == UNKNOWN, labels == DISPUTED]
+            truth = np.select(cases, [rest, IGNORED], labels).astype(np.uint8)
             try:
                 window = Window(0, first, grid.width, count)
                 predicted = read_map(source, window)
             except GDAL_ERRORS as error:
                 raise SceneError(f"cannot read {made}: {reason(error)}") from error
             check_map(predicted[truth != IGNORED], classes, made)
-            yield truth, classes.class_of[predicted]
+            found = classes.class_of[predicted]
+            says = ~np.isin(labels, (UNKNOWN, DISPUTED, IGNORED))
+            coverage.labelled += np.count_nonzero(says)
+            coverage.labelled_on_map += np.count_nonzero(says & (found != IGNORED))
+            yield truth, found
     if not labelled:
         logger.warning("%s labels no pixel of %s", label, made)
     if disputed:
-        logger.warning("%s: %d pixels have labels of several classes; left out", label, disputed)
+        warn_of_disputed(disputed, label)
 
 
 def check_shapes(label: str, names: ShapeNames, rest: int) -> None:

@@ -7,7 +7,7 @@ Settings that are compared share one walk through the encoder where they can (`m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from segearth_cli.device import memory_guard, pass_size, pick_device, pick_precision, use_threads
-from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.datasets import (
-    Dataset,
-    Sample,
-    find_samples,
-    pieces,
-    read_dataset,
-    read_label,
+from segearth_cli import __version__
+from segearth_cli.device import (
+    memory_guard,
+    pass_size,
+    pick_device,
+    precision_here,
+    release_memory,
+    use_threads,
 )
+from segearth_cli.errors import UsageError
+from segearth_cli.geo.dataset_labels import check_labels, check_shapes, read_label
+from segearth_cli.geo.datasets import Dataset, Sample, find_samples, pieces, read_dataset
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.folder import load_clip
@@ -45,6 +47,7 @@ from segearth_cli.model.variants import variant_logits
 from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions, SceneOptions
 from segearth_cli.scores import Confusion, Scores
+from segearth_cli.segment import warn_of_radar_options, warn_of_sensor
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,19 @@ class Row:
 
     model: str
     attention: str
-    modulated_blocks: int
+    modulated_blocks: int | None  # None of gem, which has a depth of its own
     upsampler: str
     global_bias: float
     long_side: int  # pixels; 0 = as the images are
     threshold: float
+    logit_scale: float
+    window: int  # pixels; 0 = the whole image at once
+    stride: int | None  # pixels; None of whole images
+    blend: str
+    precision: str
+    exact: bool
+    model_digest: str
+    version: str  # of segearth
     scores: Scores
 
 
@@ -106,34 +117,22 @@ def measure(
             f"--threshold: no class of {dataset.name} is the background that uncertain pixels "
             "become; leave it out, or name one in background_index"
         )
-    use_threads(options.threads)
-    sides = options.long_sides or (dataset.long_side,)
-    models = [load_variants(name, dataset, options) for name in options.models]
+    every = [settings_of(name, dataset, options) for name in dict.fromkeys(options.models)]
+    refuse_idle_blocks(every, options)
+    warn_of_mismatch(dataset, every, options)
+    check_labels(dataset, samples, options.progress)
+    use_threads(options.scene.threads)
     rows: list[Row] = []
     with tqdm(
-        total=len(samples) * len(models),
+        total=len(samples) * len(every),
         unit="image",
         desc=dataset.name,
         disable=None if options.progress else True,
         leave=False,
     ) as progress:
-        for variants in models:
-            counts = {
-                place: Confusion(len(dataset.classes))
-                for place in product(sides, range(len(variants)))
-            }
-            scene = variants[0].settings.folder.card.radar_read(options.scene)
-            for sample in samples:
-                for image, truth in read_pieces(sample, dataset, scene):
-                    for side in sides:
-                        classes = predicted(image, truth.shape, side, variants, dataset, options)
-                        for number, found in enumerate(classes):
-                            counts[side, number].add(truth, found)
-                progress.update()
-            rows += [
-                row_of(variants[number].settings, side, dataset, options, confusion)
-                for (side, number), confusion in counts.items()
-            ]
+        for settings in every:
+            rows += rows_of(settings, dataset, samples, options, progress.update)
+            release_memory(pick_device(options.model.device))  # one model at a time is held
     return EvaluateResult(
         dataset=dataset.name,
         metric=dataset.metric,
@@ -142,6 +141,96 @@ def measure(
         rows=tuple(rows),
         seconds=time.perf_counter() - started,
     )
+
+
+def settings_of(name: str, dataset: Dataset, options: EvaluateOptions) -> list[ModelSettings]:
+    """Every setting of one model, without reading its weights.
+
+    Raises:
+        SegEarthError: there is no such model, upsampler or device, or options exclude each other.
+    """
+    folder = resolve_model(name, dataset.sensor)
+    precision = precision_here(options.model)
+    own = by_protocol(options.model, dataset)
+    every: list[ModelSettings] = []
+    for attention, upsampler, bias in product(
+        options.attentions or (dataset.attention,),
+        options.upsamplers,
+        options.global_biases or (dataset.global_bias,),
+    ):
+        varied = replace(
+            own, model=name, attention=attention, upsampler=upsampler, global_bias=bias
+        )
+        settings = model_settings(folder, varied, precision)
+        if settings not in every:  # auto and bilinear may be the same
+            every.append(settings)
+    return every
+
+
+def by_protocol(model: ModelOptions, dataset: Dataset) -> ModelOptions:
+    """How models run on a dataset: as it says, where the options are silent."""
+    window = dataset.window if model.window is None else model.window
+    stride = model.stride
+    if stride is None and model.window is None and window != 0:
+        stride = dataset.stride
+    blocks = dataset.modulated_blocks if model.modulated_blocks is None else model.modulated_blocks
+    return replace(model, window=window, stride=stride, modulated_blocks=blocks)
+
+
+def refuse_idle_blocks(every: list[list[ModelSettings]], options: EvaluateOptions) -> None:
+    """Refuse a number of blocks where no attention takes notice of it.
+
+    Raises:
+        UsageError: it was given, and all attentions are gem.
+    """
+    blocks = options.model.modulated_blocks
+    if blocks is not None and all(s.attention == "gem" for settings in every for s in settings):
+        raise UsageError(
+            f"--modulated-blocks {blocks} changes nothing: the attention gem has a depth of its "
+            "own; leave it out, or name another --attention"
+        )
+
+
+def warn_of_mismatch(
+    dataset: Dataset, every: list[list[ModelSettings]], options: EvaluateOptions
+) -> None:
+    """Say so when a model or an option is for another sensor than the dataset's."""
+    remedy = 'describe it by a file with sensor = "sar"'
+    for settings in every:
+        warn_of_sensor(dataset.name, dataset.sensor, settings[0], remedy)
+    warn_of_radar_options(dataset.name, dataset.sensor, options.scene, remedy)
+
+
+def rows_of(
+    every: Sequence[ModelSettings],
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    options: EvaluateOptions,
+    done: Callable[[], object],
+) -> list[Row]:
+    """What one model's settings score; ``done`` is called after each image.
+
+    Raises:
+        SegEarthError: the model is damaged, an image or label cannot be read, or there is not
+            enough memory.
+    """
+    sides = options.long_sides or (dataset.long_side,)
+    variants = load_variants(every, dataset, options)
+    counts = {
+        place: Confusion(len(dataset.classes)) for place in product(sides, range(len(variants)))
+    }
+    scene = every[0].folder.card.radar_read(options.scene)
+    for sample in samples:
+        for image, truth in read_pieces(sample, dataset, scene):
+            for side in sides:
+                classes = predicted(image, truth.shape, side, variants, dataset, options)
+                for number, found in enumerate(classes):
+                    counts[side, number].add(truth, found)
+        done()
+    return [
+        row_of(every[number], side, dataset, options, confusion)
+        for (side, number), confusion in counts.items()
+    ]
 
 
 def row_of(
@@ -155,11 +244,19 @@ def row_of(
     return Row(
         model=settings.name,
         attention=settings.attention,
-        modulated_blocks=settings.modulated_blocks,
+        modulated_blocks=None if settings.attention == "gem" else settings.modulated_blocks,
         upsampler=upsampler_name(settings),
         global_bias=settings.global_bias,
         long_side=side,
         threshold=threshold_of(dataset, options),
+        logit_scale=settings.logit_scale,
+        window=settings.window,
+        stride=settings.stride if settings.window else None,
+        blend=settings.blend,
+        precision=settings.precision,
+        exact=settings.exact,
+        model_digest=settings.folder.digest(),
+        version=__version__,
         scores=confusion.scores(dataset.names),
     )
 
@@ -177,46 +274,29 @@ def threshold_of(dataset: Dataset, options: EvaluateOptions) -> float:
     return dataset.threshold if options.threshold is None else options.threshold
 
 
-def load_variants(name: str, dataset: Dataset, options: EvaluateOptions) -> list[Variant]:
-    """Every setting of one model, all on one vision tower.
+def load_variants(
+    every: Sequence[ModelSettings], dataset: Dataset, options: EvaluateOptions
+) -> list[Variant]:
+    """The settings of one model, ready to run, all on one vision tower.
 
     Raises:
-        SegEarthError: there is no such model or upsampler, or it is damaged.
+        SegEarthError: the model or an upsampler is damaged, or does not fit the device.
     """
-    folder = resolve_model(name, dataset.sensor)
-    device = pick_device(options.device)
+    folder, device = every[0].folder, pick_device(options.model.device)
     clip, tokenizer = load_clip(folder)
     text = text_features(clip, tokenizer, dataset.queries, cache_folder() / "text", folder.digest())
     upsamplers: dict[str, Upsampler | None] = {}
     variants: list[Variant] = []
-    for attention, upsampler, bias in product(
-        options.attentions or (dataset.attention,),
-        options.upsamplers,
-        options.global_biases or (dataset.global_bias,),
-    ):
-        own = ModelOptions(
-            model=name,
-            attention=attention,
-            modulated_blocks=options.modulated_blocks or dataset.modulated_blocks,
-            upsampler=upsampler,
-            global_bias=bias,
-            logit_scale=options.logit_scale,
-            window=dataset.window if options.window is None else options.window,
-            stride=options.stride or (dataset.stride if options.window is None else None),
-            blend=options.blend,
-            precision=options.precision,
-            batch_size=options.batch_size,
-            exact=options.exact,
-        )
-        settings = model_settings(folder, own, pick_precision(own.precision_wanted, device))
-        if any(variant.settings == settings for variant in variants):
-            continue  # auto and bilinear may be the same
+    for settings in every:
         if settings.upsampler not in upsamplers:
             upsamplers[settings.upsampler] = load_upsampler(settings, clip.visual)
         segmenter = build_segmenter(
             clip.visual, upsamplers[settings.upsampler], text, dataset.query_class, settings
         )
-        variants.append(Variant(settings, segmenter.to(device)))
+        with memory_guard(
+            f"{settings.name} does not fit {device}: try --device cpu, or a smaller model"
+        ):
+            variants.append(Variant(settings, segmenter.to(device)))
     return variants
 
 
@@ -238,23 +318,6 @@ def read_pieces(
             yield image, truth[rows, columns] if sample.layout.patch is not None else truth
 
 
-def check_shapes(sample: Sample, image: tuple[int, int], label: tuple[int, ...]) -> None:
-    """Refuse an image and a label that cannot show the same ground.
-
-    A label may be finer or coarser than its image by one factor, unless both are cut into pieces.
-
-    Raises:
-        SceneError: they do.
-    """
-    down, across = (own / other for own, other in zip(image, label, strict=True))
-    off = abs(across / down - 1) * max(label)  # pixels of the label
-    if image != label and (sample.layout.patch is not None or off > max(1.0, 1 / down)):
-        raise SceneError(
-            f"{sample.image} has {image[1]} x {image[0]} pixels, {sample.label} "
-            f"{label[1]} x {label[0]}; they must show the same ground"
-        )
-
-
 @torch.inference_mode()
 def predicted(
     image: NDArray[np.float32],
@@ -270,7 +333,8 @@ def predicted(
     height, width = image.shape[1:]
     grid = WindowGrid(height, width, settings.window, settings.stride, blend=settings.blend)
     device = variants[0].segmenter.device
-    size = pass_size(device, options.batch_size, len(grid), grid.window_pixels, exact=options.exact)
+    own = options.model
+    size = pass_size(device, own.batch_size, len(grid), grid.window_pixels, exact=own.exact)
     advice = "try a smaller --batch-size, --long-side or --window, --device cpu, or fewer settings"
     with memory_guard(advice):
         every = variant_logits([v.segmenter for v in variants], image, grid, size)

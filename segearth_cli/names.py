@@ -17,6 +17,11 @@ _LONGEST = 60  # letters
 _VRT = "vrt://"  # GDAL's for parts of a file: vrt://FILE?OPTIONS
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things that are called so one by one."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def stack_name(files: Mapping[str, str]) -> str:
     """The name of the scene whose bands, called so, are in these files."""
     return json.dumps(files, ensure_ascii=False)

@@ -2,11 +2,11 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
-from segearth_cli.names import is_path
+from segearth_cli.names import is_path, plain_name
 
 BLENDS = ("smooth", "mean")
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
@@ -73,6 +73,10 @@ class ModelOptions:
         _require(
             not (self.window and self.stride) or self.stride <= self.window,
             f"--stride {self.stride} exceeds --window {self.window}: pixels would be skipped",
+        )
+        _require(
+            self.window != 0 or self.stride is None,
+            f"--window 0 takes all at once, without a step: leave --stride {self.stride} out",
         )
         _require(
             self.logit_scale is None or 0 < self.logit_scale < math.inf,
@@ -282,11 +286,15 @@ class BenchOptions:
         _require(min(self.size) >= 1, f"--size {self.size[0]}x{self.size[1]} has no pixels")
 
 
+_AS_THE_AUTHORS = ModelOptions(blend="mean")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """A dataset that models are measured on; several values of a setting are compared.
 
-    No value at all means the dataset's own, else the model folder's.
+    No value at all means the dataset's own, else the model folder's. ``model`` is how all of them
+    run; what the lists name takes the place of its own.
     """
 
     dataset: str  # a preset's name, or a file
@@ -298,31 +306,43 @@ class EvaluateOptions:
     upsamplers: tuple[str, ...] = ("auto",)
     global_biases: tuple[float, ...] = ()
     long_sides: tuple[int, ...] = ()  # pixels; 0 = as they are
-    modulated_blocks: int | None = None
     threshold: float | None = None
-    logit_scale: float | None = None
-    window: int | None = None
-    stride: int | None = None
-    blend: str = "mean"
+    model: ModelOptions = _AS_THE_AUTHORS
     scene: SceneOptions = field(default_factory=SceneOptions)
-    device: str = "auto"
-    precision: str = "auto"
-    exact: bool = False
-    batch_size: int | None = None
-    threads: int | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be measured with."""
         for attention in self.attentions:
-            _one_of("--attention", attention, ATTENTIONS)
-        _one_of("--blend", self.blend, BLENDS)
+            replace(self.model, attention=attention)
+        for global_bias in self.global_biases:
+            replace(self.model, global_bias=global_bias)
         _require(bool(self.models and self.upsamplers), "name a model and an upsampler")
-        _at_least(("--limit", self.limit, 1), ("--threads", self.threads, 1))
+        _at_least(("--limit", self.limit, 1))
         _at_least(*(("--long-side", side, 0) for side in self.long_sides))
         _require(
             self.threshold is None or 0 <= self.threshold <= 1,
             f"--threshold is {self.threshold}; it must lie between 0 and 1",
+        )
+
+
+def _check_label_values(
+    label_values: tuple[tuple[int | str | None, int | str], ...], ignore: tuple[int | str, ...]
+) -> None:
+    """Refuse labels that are given two meanings; names are compared as people read them."""
+    silent = {plain_name(str(label)) for label in ignore}
+    meanings: dict[str, int | str] = {}
+    for label, value in label_values:
+        name = "*" if label is None else plain_name(str(label))
+        meaning = plain_name(value) if isinstance(value, str) else value
+        _require(
+            name not in silent,
+            f"--ignore {label} and --label-values {label}={value} contradict each other; give one",
+        )
+        _require(
+            meanings.setdefault(name, meaning) == meaning,
+            f"--label-values gives {'*' if label is None else label} two meanings, "
+            f"{meanings[name]} and {value}; give one",
         )
 
 
@@ -340,7 +360,8 @@ class CompareOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse values that no class raster holds."""
+        """Refuse values that no class raster holds, and labels with two meanings."""
+        _check_label_values(self.label_values, self.ignore)
         for _, value in self.label_values:
             _require(
                 not isinstance(value, int) or 0 <= value <= 255,
@@ -364,6 +385,7 @@ class TuneOptions:
         """Refuse what nothing can be chosen by."""
         _require(bool(self.pairs), "name labelled scenes, for instance scene.tif=labels.gpkg")
         _at_least(("--samples", self.samples, 1))
+        _check_label_values(self.label_values, self.ignore)
         scenes = [scene for scene, _ in self.pairs]
         for scene in scenes:
             _require(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +60,14 @@ class Confusion:
         pairs = truth[known].astype(np.int64) * classes + predicted[known]
         self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
-    def scores(self, names: Sequence[str]) -> Scores:
-        """Every score of what was counted."""
+    def scores(self, names: Sequence[str], unscored: Collection[int] = ()) -> Scores:
+        """Every score of what was counted.
+
+        Args:
+            names: of the classes.
+            unscored: indices of those that are none: a pixel predicted so is missed by its own
+                class, and no mean has them in it.
+        """
         hits = self.counts.diagonal().astype(np.float64)
         true, predicted = (self.counts.sum(axis=axis).astype(np.float64) for axis in (1, 0))
         iou = ious(self.counts)
@@ -69,6 +75,8 @@ class Confusion:
             f1 = 2 * hits / (true + predicted)
             precision, recall = hits / predicted, hits / true
             accuracy = hits.sum() / true.sum()
+        for scores in (iou, f1, precision, recall):
+            scores[[*unscored]] = np.nan
         return Scores(
             classes=tuple(
                 ClassScores(name, float(i), float(f), float(p), float(r), int(n))

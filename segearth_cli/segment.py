@@ -21,7 +21,7 @@ from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.segmenter import ModelSettings, model_settings, number_of_tower
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.names import public_name
-from segearth_cli.options import SegmentOptions
+from segearth_cli.options import SceneOptions, SegmentOptions
 from segearth_cli.outputs import (
     STDOUT,
     ClassMap,
@@ -116,7 +116,7 @@ def segment(
 
 def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -> None:
     """Say so when a scene is not what the model, or an option, is for."""
-    warn_of_sensor(scene, model)
+    warn_of_sensor(scene.source, scene.sensor, model)
     warn_of_resolution(scene, model)
     warn_of_window(model)
     for option, length in (("--min-area", options.min_area), ("--simplify", options.simplify)):
@@ -124,31 +124,41 @@ def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -
             logger.warning(
                 "%s has no coordinate system: %s %g means pixels", scene.source, option, length
             )
-    if options.speckle and scene.sensor != "sar":
-        logger.warning("%s is no radar scene: read without a speckle filter", scene.source)
-    if options.sar_unit != "auto" and scene.sensor != "sar":
+    warn_of_radar_options(scene.source, scene.sensor, options)
+
+
+def warn_of_radar_options(
+    source: str, sensor: str, options: SceneOptions, remedy: str = "say --sensor sar"
+) -> None:
+    """Say so when options of radar are given for what is none; ``remedy``: what to do if it is."""
+    if options.speckle and sensor != "sar":
+        logger.warning("%s is no radar scene: read without a speckle filter", source)
+    if options.sar_unit != "auto" and sensor != "sar":
         logger.warning(
-            "%s is read as an optical image, where --sar-unit means nothing; if it is radar, say "
-            "--sensor sar",
-            scene.source,
+            "%s is read as an optical image, where --sar-unit means nothing; if it is radar, %s",
+            source,
+            remedy,
         )
 
 
-def warn_of_sensor(scene: Scene, model: ModelSettings) -> None:
-    """Say so when a model sees what another sensor made than its own."""
+def warn_of_sensor(
+    source: str, sensor: str, model: ModelSettings, remedy: str = "say --sensor sar"
+) -> None:
+    """Say so when a model sees what another sensor made than its own; ``remedy`` as above."""
     made_for = model.folder.card.sensor
-    if (scene.sensor, made_for) == ("sar", "optical"):
+    if (sensor, made_for) == ("sar", "optical"):
         logger.warning(
             "%s is read as radar, and %s was made for optical images: expect a poor map",
-            scene.source,
+            source,
             model.name,
         )
-    elif (scene.sensor, made_for) == ("optical", "sar"):
+    elif (sensor, made_for) == ("optical", "sar"):
         logger.warning(
             "%s is read as an optical scene, and %s was made for radar: expect a poor map; if it "
-            "is radar, say --sensor sar",
-            scene.source,
+            "is radar, %s",
+            source,
             model.name,
+            remedy,
         )
 
 

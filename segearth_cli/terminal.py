@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segearth_cli.errors import SegEarthError
-from segearth_cli.names import listed, shortened
+from segearth_cli.names import counted, listed, shortened
 from segearth_cli.stdout import print_json
 
 if TYPE_CHECKING:
@@ -290,9 +290,18 @@ def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> Non
     first, last = result.measured[0], result.measured[-1]
     rows = [[name, f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in last if name != "step"]
     out = console()
-    out.print(table("On what was held out", ["", "before", f"after {last['step']} steps"], rows))
+    out.print(
+        table(
+            "On what was held out",
+            ["", "before", f"after {counted(int(last['step']), 'step')}"],
+            rows,
+        )
+    )
     if result.skipped:
-        out.print(Text(f"{len(result.skipped)} files or pairs were skipped"))
+        number = len(result.skipped)
+        out.print(
+            Text(f"{number} {'file or pair was' if number == 1 else 'files or pairs were'} skipped")
+        )
     out.print(Text(f"{result.output} in {result.seconds:.0f} s"))
 
 

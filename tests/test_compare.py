@@ -154,8 +154,8 @@ def test_folders_are_matched_by_stem(tmp_path, label):
     (tmp_path / "labels/1.tif").rename(tmp_path / "labels/2.tif")
     done = run(*folders)
     assert done.exit_code == 0
-    assert "1 maps without a label of the same stem do not count: 1\n" in done.stderr
-    assert "1 labels without a map of the same stem do not count: 2\n" in done.stderr
+    assert "1 map without a label of the same stem does not count: 1\n" in done.stderr
+    assert "1 label without a map of the same stem does not count: 2\n" in done.stderr
     assert "| mean | 100.0 | 100.0 | - | 100.0 | 96 |" in run(*folders, "--markdown").stdout
     (tmp_path / "labels/0.tif").unlink()
     done = run(*folders)
@@ -228,7 +228,7 @@ def test_a_label_of_complex_integers_is_refused(tmp_path, label):
         pass
     done = run("--pred", label, "--label", tmp_path / "radar.tif")
     assert done.exit_code == 1
-    assert "has 1 bands of complex_int16; give one band of class values" in done.stderr
+    assert "has 1 band of complex_int16; give one band of class values" in done.stderr
 
 
 def test_a_map_without_names_asks_for_them(tmp_path, label):
@@ -431,7 +431,7 @@ def test_a_misspelt_class_is_said_to_be_like_another(tmp_path, made):
     labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "watre", ""])
     done = run("--pred", made, "--label", labels)
     assert "the map has no class watre (is it water?)" in done.stderr
-    assert "1 features have no name; left out" in done.stderr
+    assert "1 feature has no name; left out" in done.stderr
 
 
 def test_names_of_shapes_are_compared_as_people_read_them(tmp_path):
@@ -494,7 +494,7 @@ def test_shapes_of_no_class_of_the_map_and_what_is_left_out_is_said(tmp_path, ma
     assert "is of 0.5, True, x, and none of them is a class of the map" in done.stderr
     nameless = shapes(tmp_path / "nameless.gpkg", "name", ["road", "water", None])
     done = run("--pred", made, "--label", nameless)
-    assert "nameless.gpkg: 1 features have no name; left out" in done.stderr
+    assert "nameless.gpkg: 1 feature has no name; left out" in done.stderr
     labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "water", "cloud"])
     said = ("--label-values", "haus=road", "--ignore", "cloud")
     done = run("--pred", made, "--label", labels, *said, "--json")
@@ -533,3 +533,126 @@ def test_files_may_be_called_as_gdal_calls_them(tmp_path, label, monkeypatch):
         done = run("--pred", maps, "--label", labels, "--json", "-q")
         assert done.exit_code == 0, done.stderr
         assert json.loads(done.stdout)["scores"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_may_be_whole_floats(tmp_path, label, dtype):
+    made = write(tmp_path / "map.tif", read(label), "other,road,water,tree")
+    values = read(label).astype(dtype)
+    values[0] = np.nan
+    floats = write_scene(tmp_path / "floats.tif", values[None])
+    fine = {"transform": Affine(1, 0, 500_000, 0, -1, 5_400_000)}
+    onto = write_scene(tmp_path / "fine.tif", np.kron(values, np.ones((2, 2), dtype))[None], **fine)
+    for path, pixels in ((floats, 84), (onto, 4 * 84)):
+        done = run("--pred", made, "--label", path, "--json", "-q")
+        assert done.exit_code == 0, done.stderr
+        scores = json.loads(done.stdout)["scores"]
+        assert (scores["pixels"], scores["accuracy"]) == (pixels, 1.0)
+    for value in (0.5, np.inf):
+        values[1, 0] = value
+        write_scene(tmp_path / "floats.tif", values[None])
+        done = run("--pred", made, "--label", floats)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert f"{floats} holds {value}, and classes are whole numbers" in done.stderr
+    assert run("--pred", floats, "--label", made, "--classes", "a,b,c,d").exit_code == 1
+
+
+def test_unclassified_pixels_are_missed_and_no_class_of_their_own(tmp_path):
+    names = '{"0": "unclassified", "1": "water", "2": "road"}'
+    truth = np.kron(np.array([[1, 1], [2, 2]]), np.ones((2, 3), int))
+    found = truth.copy()
+    found[0, :3] = 0
+    made = write(tmp_path / "map.tif", found, names)
+    done = run("--pred", made, "--label", write(tmp_path / "label.tif", truth, names), "--json")
+    assert "warning" not in done.stderr
+    scores = json.loads(done.stdout)["scores"]
+    assert [c["iou"] for c in scores["classes"]] == [None, 9 / 12, 1]
+    assert (scores["miou"], scores["mean_accuracy"]) == (pytest.approx(0.875), 0.875)
+    assert scores["mean_f1"] == pytest.approx((2 * 9 / (9 + 12) + 1) / 2)
+    assert scores["accuracy"] == 21 / 24
+    truth[:, 0] = 0  # says nothing, by its name as well
+    for label in (
+        write(tmp_path / "label.tif", truth, names),
+        write(tmp_path / "label.tif", truth, "Unclassified,Water,Road"),
+    ):
+        done = run("--pred", made, "--label", label, "--json")
+        assert json.loads(done.stdout)["scores"]["pixels"] == 20
+        assert "warning" not in done.stderr
+    labels = shapes(tmp_path / "labels.gpkg", "name", ["unclassified", "road", "road"])
+    done = run("--pred", made, "--label", labels, "--json", "-q")
+    assert json.loads(done.stdout)["scores"]["pixels"] == 12
+
+
+def test_labels_and_maps_that_hardly_meet_are_told(tmp_path):
+    values = np.zeros((10, 10), np.uint8)
+    made = write(tmp_path / "map.tif", values, MAP)
+    beside = {"transform": Affine(2, 0, 500_000 + 2 * 7, 0, -2, 5_400_000)}
+    label = write(tmp_path / "label.tif", values, MAP, **beside)
+    done = run("--pred", made, "--label", label, "--json")
+    told = (
+        "only 30 % of the labelled pixels lie on the map and 30 % of the map's pixels have a label"
+    )
+    assert f"warning: {told}; the scores are of no others\n" in done.stderr
+    inside = {"transform": Affine(1, 0, 500_004, 0, -1, 5_399_996)}
+    small = write(tmp_path / "small.tif", values, MAP, **inside)
+    done = run("--pred", made, "--label", small)
+    assert "only 25 % of the map's pixels have a label; the scores" in done.stderr
+    values[:6] = 255
+    same = write(tmp_path / "same.tif", values, MAP, nodata=255)
+    done = run("--pred", made, "--label", same)
+    assert "only 40 % of the map's pixels have a label; the scores" in done.stderr
+    done = run("--pred", same, "--label", made)
+    assert "only 40 % of the labelled pixels lie on the map; the scores" in done.stderr
+
+
+def test_shapes_beyond_the_map_are_told(tmp_path, made):
+    near = box(500_000, 5_399_992, 500_004, 5_400_000)
+    half = box(500_008, 5_399_992, 500_016, 5_400_000)
+    far = box(500_100, 5_399_000, 500_108, 5_399_008)
+    points = points_from_xy([500_001, 500_100, 500_100, np.nan], [5_399_999, 0, 1, np.nan])
+    for name, geometry, share in (
+        ("in.gpkg", [near, half], None),
+        ("out.gpkg", [near, half, far], "40"),
+        ("points.gpkg", points, "33"),
+    ):
+        names = ["background"] * len(geometry)
+        GeoDataFrame({"name": names}, geometry=geometry, crs=32633).to_file(tmp_path / name)
+        done = run("--pred", made, "--label", tmp_path / name)
+        assert done.exit_code == 0, done.stderr
+        said = f"only {share} % of the labelled pixels lie on the map; the scores"
+        told = "lie on the map" in done.stderr
+        assert (told, said in done.stderr) == (share is not None,) * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--label-values", "1=road", "--ignore", "1"), "--ignore 1 and --label-values 1=road"),
+        (("--label-values", "Tree=road", "--ignore", "tree"), "contradict each other"),
+        (("--label-values", "1=road,1=water"), "gives 1 two meanings, road and water"),
+        (("--label-values", "*=0,*=1"), "gives * two meanings, 0 and 1"),
+    ],
+)
+def test_labels_of_two_meanings_are_refused(made, more, said):
+    for command in (
+        ("evaluate", "--pred", made, "--label", made),
+        ("tune", f"{made}={made}", "--classes", "water,road"),
+    ):
+        done = CliRunner().invoke(app, [*map(str, command), *more])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    twice = ("--label-values", "1=Water,1=water", "--ignore", "3")
+    assert run("--pred", made, "--label", made, *twice).exit_code == 0
+
+
+def test_a_label_by_name_and_by_value_is_one(tmp_path, label):
+    made = write(tmp_path / "map.tif", np.array([0, 2, 1, 0], np.uint8)[read(label)], MAP)
+    for more in (
+        ("--label-values", "3=road,tree=water"),
+        ("--ignore", "3", "--label-values", "tree=0"),
+    ):
+        done = run("--pred", made, "--label", label, *more)
+        assert done.exit_code == 2
+        assert f"give 3 of {label} two meanings, once as" in done.stderr
+    assert run("--pred", made, "--label", label, "--label-values", "3=1,tree=water").exit_code == 0

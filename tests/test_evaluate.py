@@ -1,21 +1,28 @@
 """``evaluate --dataset``: every preset's layouts, scored as by hand, and the authors' numbers."""
 
 import json
+import os
+import shutil
+import weakref
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import torch.nn.functional as F
 from conftest import TINY, Reference
 from PIL import Image
 from typer.testing import CliRunner
 
+from segearth_cli import __version__
 from segearth_cli import evaluate as module
 from segearth_cli.cli import app
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.evaluate import evaluate
-from segearth_cli.geo.datasets import find_samples, read_dataset, read_label
+from segearth_cli.geo.dataset_labels import read_label
+from segearth_cli.geo.datasets import find_samples, read_dataset
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.folder import save_model_folder
@@ -33,7 +40,10 @@ LAYOUTS = [
     for number in range(len(preset["layouts"]))
 ]
 IN_COLOUR = {("isaid", 1), ("potsdam", 1), ("vaihingen", 1), ("uavid", 1), ("uavid", 2)}
-CPU = {"device": "cpu", "precision": "fp32", "progress": False}
+CPU = {
+    "model": ModelOptions(device="cpu", precision="fp32", blend="mean"),
+    "progress": False,
+}
 
 
 def truth_of(classes, height, width, rng):
@@ -106,7 +116,8 @@ def test_a_preset_is_scored_as_by_hand(tmp_path, name, tiny_model):
 
     folder = resolve_model(str(tiny_model))
     clip, tokenizer = load_clip(folder)
-    keys = ("attention", "modulated_blocks", "global_bias", "window", "stride")
+    keys = ["attention", "modulated_blocks", "global_bias", "window"]
+    keys += ["stride"] if preset["window"] else []
     settings = model_settings(folder, ModelOptions(**{k: preset[k] for k in keys}), "fp32")
     text = text_features(clip, tokenizer, dataset.queries, None, "")
     segmenter = build_segmenter(clip.visual, None, text, dataset.query_class, settings)
@@ -252,6 +263,96 @@ def test_csv_is_a_row_for_each_setting(udd, tiny_model):
     assert row.startswith("tiny,segearth,bilinear,0.3,448,")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--stride", "0"), "--stride is 0; it must be 1 or more"),
+        (("--modulated-blocks", "0"), "--modulated-blocks is 0; it must be 1 or more"),
+        (("--window", "0", "--stride", "50"), "leave --stride 50 out"),
+        (("--batch-size", "0"), "--batch-size is 0"),
+        (("--logit-scale", "0"), "--logit-scale is 0"),
+        (("--exact", "--precision", "bf16"), "exclude each other"),
+        (("--global-bias", "0,inf"), "--global-bias is inf"),
+        (("--precision", "x"), "--precision is 'x'"),
+        (("--threads", "0"), "--threads is 0"),
+        (("--attention", "gem", "--modulated-blocks", "2"), "--modulated-blocks 2 changes nothing"),
+    ],
+)
+def test_settings_that_no_model_has_are_refused(udd, tiny_model, more, said):
+    done = run("--dataset", "udd5", "--root", udd, "--model", tiny_model, *more)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_row_says_all_that_its_scores_depend_on(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--device", "cpu")
+    more = ("--window", "96", "--logit-scale", "40", "--precision", "fp32", "--threshold", "0.2")
+    row = json.loads(run(*own, *more, "--json", "-q").stdout)["rows"][0]
+    expected = {
+        "modulated_blocks": 1,
+        "threshold": 0.2,
+        "logit_scale": 40.0,
+        "window": 96,
+        "stride": 48,
+        "blend": "mean",
+        "precision": "fp32",
+        "exact": False,
+        "model_digest": resolve_model(str(tiny_model)).digest(),
+        "version": __version__,
+    }
+    assert {name: row[name] for name in expected} == expected
+    table = run(*own, *more, "--csv", "-q").stdout.splitlines()
+    header, cells = (line.split(",") for line in table)
+    assert header[-len(expected) :] == list(expected)
+    assert cells[-len(expected) :] == [str(value) for value in expected.values()]
+    row = json.loads(run(*own, "--window", "0", "--json", "-q").stdout)["rows"][0]
+    assert (row["window"], row["stride"]) == (0, None)
+
+
+def test_gem_claims_no_modulated_blocks(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--modulated-blocks", "2")
+    both = ("--attention", "segearth,gem")
+    rows = json.loads(run(*own, *both, "--json", "-q").stdout)["rows"]
+    assert [row["modulated_blocks"] for row in rows] == [2, None]
+    table = run(*own, *both, "--csv").stdout.splitlines()
+    assert [line.split(",")[1] for line in table] == ["attention", "segearth x2", "gem"]
+
+
+def test_models_and_options_of_the_other_sensor_are_told(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd)
+    done = run(*own, "--model", "mini-sar", "--speckle", "7", "--sar-unit", "power", "--limit", "1")
+    assert done.exit_code == 0, done.output
+    assert "udd5 is read as an optical scene, and mini-sar was made for radar" in done.stderr
+    assert "udd5 is no radar scene: read without a speckle filter" in done.stderr
+    assert "udd5 is read as an optical image, where --sar-unit means nothing" in done.stderr
+    assert "say --sensor" not in done.stderr  # which evaluate does not have
+    assert "was made for" not in run(*own, "--model", tiny_model).stderr
+
+
+def test_mistakes_are_told_before_any_model_is_loaded(udd, tiny_model, monkeypatch):
+    monkeypatch.setattr(module, "load_clip", lambda _: pytest.fail("the model was loaded"))
+    own = ("--dataset", "udd5", "--root", udd, "--model")
+    assert run(*own, f"{tiny_model},nothing").exit_code == 2
+    assert run(*own, tiny_model, "--upsampler", "auto,nothing.ckpt").exit_code == 1
+
+
+def test_one_model_at_a_time_is_held(udd, tiny_model, upsampled_model, monkeypatch):
+    held, alive = [], []
+
+    def loaded(folder):
+        alive.append([model() is not None for model in held])
+        clip, tokenizer = load_clip(folder)
+        held.append(weakref.ref(clip.visual))
+        return clip, tokenizer
+
+    monkeypatch.setattr(module, "load_clip", loaded)
+    models = f"{tiny_model},{upsampled_model},{tiny_model}"  # one of them twice
+    done = run("--dataset", "udd5", "--root", udd, "--model", models, "--json", "-q")
+    assert [row["model"] for row in json.loads(done.stdout)["rows"]] == ["tiny", "sharp"]
+    assert alive == [[], [False]]
+
+
 def test_a_dataset_of_ones_own_is_described_by_a_toml_file(tmp_path, tiny_model):
     write_dataset(tmp_path, "udd5", 0, np.random.default_rng(0))
     (tmp_path / "own.toml").write_text(
@@ -300,12 +401,22 @@ def test_what_cannot_be_measured_is_said_in_one_line(udd, arguments, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('palette = ["#000000", "#ffffff"]', "palette is at most one red,green,blue a class"),
+        ('palette = ["#000000", "#ffffff"]', "palette is .* must be a list of red,green,blue"),
         ("palette = [[0, 0, 0], [1, 1, 1], [2, 2, 2]]", "palette is at most one"),
         ("colours = [[0, 0, 0, 2]]", "colours are red,green,blue,class each"),
-        ('modulated_blocks = "2"', "does not describe a dataset"),
+        ('modulated_blocks = "2"', 'modulated_blocks is "2"; it must be a whole number from 1 on'),
         ('layouts = ["x"]', "does not describe a dataset"),
-        ("layouts = [{images = 'a', labels = 'b', patch = [9]}]", "patch is two whole numbers"),
+        ("layouts = [{images = 'a', labels = 'b', patch = [9]}]", "patch is .9.; it must be two"),
+        ("layouts = [{images = 5, labels = 'b'}]", "images is 5; it must be a folder"),
+        ("layouts = [{images = '*/*', labels = '*'}]", "images is .* with one"),
+        ("layouts = [{images = 'a', labels = '*'}]", "labels stands for the one in images"),
+        ('global_bias = "0.3"', 'global_bias is "0.3"; it must be a number'),
+        ('reduce_zero_label = "false"', 'is "false"; it must be true or false'),
+        ("long_side = true", "long_side is true; it must be a whole number of pixels"),
+        ('threshold = "0.3"', 'threshold is "0.3"; it must be a number from 0 to 1'),
+        ("background_index = -1", "background_index is -1; it must be the number of a class"),
+        ('ignore = ["x"]', "ignore is .* it must be a list of whole numbers"),
+        ("window = 50\nstride = 60", "stride exceeds window"),
     ],
 )
 def test_a_dataset_that_makes_no_sense_is_refused(tmp_path, line, said):
@@ -326,6 +437,188 @@ def test_labels_that_do_not_fit_are_named(udd, tiny_model):
     assert f"{label} holds 9" in done.stderr
     label.unlink()
     assert "has no label at" in run("--dataset", "udd5", "--root", udd, "--model", "mini").stderr
+
+
+@pytest.mark.parametrize("classes", ['"ab"', '["a", []]', '["a", 1]', '["a"]', "5"])
+def test_classes_are_names(tmp_path, classes):
+    file = tmp_path / "own.toml"
+    file.write_text(f'classes = {classes}\nimages = "a"\nlabels = "b"\n')
+    with pytest.raises(UsageError, match=r"classes is .*; it must be a list of two to 254 names"):
+        read_dataset(str(file))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("{}/val/src", "{}/val/gt"),
+        ("{}/*/src/", "{}/*/gt"),
+        ("./*/src", "*/gt"),
+        ("*/src", "{}/*/gt"),
+    ],
+)
+def test_folders_may_be_absolute(udd, tiny_model, images, labels):
+    content = {
+        "classes": ["a", "b", "c", "d", "e"],
+        "images": images.format(udd),
+        "labels": labels.format(udd),
+        "image_suffix": ".JPG",
+    }
+    (udd / "own.json").write_text(json.dumps(content))
+    samples = find_samples(read_dataset(str(udd / "own.json")), udd)
+    assert [(s.image.name, s.label.is_file()) for s in samples] == [
+        ("one.JPG", True),
+        ("two.JPG", True),
+    ]
+
+
+def test_a_list_that_cannot_be_read_is_one_line(udd):
+    (udd / "list.txt").write_bytes(b"\xff\xfe")
+    for name, said in (("nolist.txt", "No such file or directory"), ("list.txt", "no text in UTF")):
+        done = run("--dataset", "udd5", "--root", udd, "--list", udd / name)
+        assert done.exit_code == 2
+        assert f"cannot read the list {udd / name}: {said}" in done.stderr.replace("it is ", "")
+        assert "Errno" not in done.stderr
+
+
+def one_of_own(folder, image, label, **more):
+    """A dataset of one image and its label as PNGs, described by a file."""
+    for name, pixels in (("images", image), ("labels", label)):
+        (folder / name).mkdir()
+        Image.fromarray(pixels).save(folder / name / "one.png")
+    content = {
+        "classes": ["land", "water"],
+        "images": "images",
+        "labels": "labels",
+        "image_suffix": ".png",
+        **more,
+    }
+    (folder / "own.json").write_text(json.dumps(content))
+    return ("--dataset", folder / "own.json", "--root", folder)
+
+
+@pytest.mark.parametrize("damaged", ["images", "labels", "colours"])
+def test_a_png_that_is_cut_short_is_one_line(tmp_path, tiny_model, damaged):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (90, 120, 3), np.uint8)
+    colours = np.array([[0, 0, 0], [0, 0, 255]], np.uint8)
+    label = rng.integers(0, 2, (90, 120), np.uint8)
+    label = colours[label] if damaged == "colours" else label
+    own = one_of_own(tmp_path, image, label, palette=colours.tolist())
+    path = tmp_path / ("images" if damaged == "images" else "labels") / "one.png"
+    os.truncate(path, path.stat().st_size // 2)
+
+    done = run(*own, "--model", tiny_model, "--json")
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(path) in done.stderr
+    assert "the file may be damaged or cut short" in done.stderr
+
+
+def test_a_label_tiff_that_is_cut_short_is_one_line(tmp_path, tiny_model):
+    label = np.random.default_rng(0).integers(0, 2, (90, 120), np.uint8)
+    own = one_of_own(tmp_path, np.zeros((90, 120, 3), np.uint8), label, label_suffix=".tif")
+    path = tmp_path / "labels/one.tif"
+    Image.fromarray(label).save(path, compression="tiff_lzw")
+    os.truncate(path, path.stat().st_size // 2)
+
+    done = run(*own, "--model", tiny_model)
+
+    assert (done.exit_code, len(done.stderr.strip().splitlines())) == (1, 1)
+    assert str(path) in done.stderr
+
+
+def labelled(folder, values, nodata=None, **more):
+    """What a label TIFF with these values says."""
+    one_of_own(folder, np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8), **more)
+    with rasterio.open(
+        folder / "labels/one.png",
+        "w",
+        driver="GTiff",
+        width=3,
+        height=2,
+        count=1,
+        dtype=values.dtype,
+        nodata=nodata,
+    ) as dst:
+        dst.write(values, 1)
+    dataset = read_dataset(str(folder / "own.json"))
+    return read_label(find_samples(dataset, folder)[0], dataset).tolist()
+
+
+def test_labels_may_be_whole_floats(tmp_path):
+    values = np.array([[0, 1, np.nan], [1, 255, 0]], np.float32)
+    assert labelled(tmp_path, values) == [[0, 1, 255], [1, 255, 0]]
+    values[0, 0] = 0.5
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    with pytest.raises(SceneError, match=r"one.png holds 0\.5, which is none of the 2 classes"):
+        labelled(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    ("nodata", "more", "expected"),
+    [
+        (7, {}, [[0, 1, 255], [1, 255, 0]]),
+        (0, {"ignore": [7, 9]}, [[0, 1, 255], [1, 255, 0]]),  # of a class: the protocol decides
+        (7, {"reduce_zero_label": True, "ignore": [9]}, [[255, 0, 255], [0, 255, 255]]),
+    ],
+)
+def test_nodata_of_a_label_says_nothing_unless_it_is_a_class(tmp_path, nodata, more, expected):
+    values = np.array([[0, 1, 7], [1, 9 if more else 7, 0]], np.int16)
+    assert labelled(tmp_path, values, nodata, **more) == expected
+
+
+def test_all_labels_are_read_before_the_model(udd, tiny_model, monkeypatch):
+    monkeypatch.setattr(module, "load_clip", lambda _: pytest.fail("the model was loaded"))
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model)
+    label = udd / "val/gt/two.png"  # the last one
+    right = np.asarray(Image.open(label))
+    for wrong, said in ((np.full_like(right, 9), "holds 9"), (right[:9], "must show the same")):
+        Image.fromarray(wrong).save(label)
+        done = run(*own)
+        assert (done.exit_code, len(done.stderr.strip().splitlines())) == (1, 1)
+        assert said in done.stderr
+    for path in (udd / "val/gt").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
+    Image.fromarray(np.full_like(right, 255)).save(label)
+    done = run(*own, "--json")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"no pixel of the labels in {udd}/val/gt has a class of udd5" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "fate"),
+    [
+        ({}, "they are left out"),
+        ({"background_index": 1}, "they count as water"),
+        ({"background_index": 1, "reduce_zero_label": True}, "they are left out"),
+    ],
+)
+def test_colours_that_are_no_class_are_told(tmp_path, tiny_model, more, fate):
+    label = np.zeros((50, 40, 3), np.uint8)
+    label[:2], label[2, :20], label[3, :8], label[4, 0] = (1, 2, 3), (4, 5, 6), (7, 8, 9), 9
+    palette = [[0, 0, 0], [0, 0, 255]]
+    own = one_of_own(tmp_path, np.zeros_like(label), label, palette=palette, **more)
+
+    done = run(*own, "--model", tiny_model)
+
+    assert done.exit_code == 0, done.output
+    said = "5.45 % of the labels' pixels have colours that are no class of own, such as "
+    assert f"warning: {said}1,2,3 and 4,5,6 and 7,8,9: {fate}\n" in done.stderr
+    assert done.stderr.count("colours") == 1
+
+
+@pytest.mark.parametrize("name", ["potsdam", "vaihingen"])
+def test_black_borders_of_labels_are_expected(tmp_path, name):
+    for path in write_dataset(tmp_path, name, 1, np.random.default_rng(0)):
+        label = np.asarray(Image.open(path)).copy()
+        label[(label == (1, 2, 3)).all(axis=-1)] = 0
+        Image.fromarray(label).save(path)
+    dataset, strange = read_dataset(name), Counter()
+    for sample in find_samples(dataset, tmp_path):
+        assert (read_label(sample, dataset, strange) == IGNORED).any()
+    assert not strange
 
 
 def test_large_images_are_cut_as_the_authors_cut_them(tmp_path, tiny_model):

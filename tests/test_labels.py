@@ -49,6 +49,15 @@ def test_a_raster_without_names_counts_from_the_background(tmp_path, scene):
     assert (found[5:] == labels[0, 5:]).all()
 
 
+def test_a_raster_may_hold_whole_floats(tmp_path, scene):
+    labels = truth().astype(np.float32)
+    labels[:, :5] = np.nan
+    path = write_scene(tmp_path / "labels.tif", labels)
+    found = labels_on(path, grid_of(scene))
+    assert (found[:5] == -1).all()
+    assert (found[5:] == labels[0, 5:]).all()
+
+
 def test_a_raster_names_its_own_values(tmp_path, scene):
     path = write_scene(tmp_path / "labels.tif", np.array([0, 7, 4], np.uint8)[truth()], nodata=0)
     with rasterio.open(path, "r+") as dst:
@@ -115,7 +124,7 @@ def test_polygons_without_an_area_are_left_out_and_counted(tmp_path, scene, capl
     flat = geopandas.GeoDataFrame({"class_name": ["road"]}, geometry=[flat], crs=frame.crs)
     pandas.concat([frame, flat]).to_file(tmp_path / "labels.gpkg")
     assert (labels_on(tmp_path / "labels.gpkg", grid_of(scene)) == truth()).all()
-    assert "labels.gpkg: 1 features have no area; left out" in caplog.text
+    assert "labels.gpkg: 1 feature has no area; left out" in caplog.text
 
 
 def test_ground_control_points_must_be_the_same(tmp_path):

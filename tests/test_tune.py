@@ -371,7 +371,7 @@ def bad_labels(folder, scene):
     frame.to_file(folder / "layers.gpkg", layer="b")
     (folder / "text.csv").write_text("a,b\n1,2\n")
     write_scene(folder / "values.tif", truth() + 3)
-    write_scene(folder / "real.tif", truth().astype(np.float32))
+    write_scene(folder / "real.tif", truth() + np.float32(0.5))
     write_scene(folder / "small.tif", truth()[:, :50], crs=None)
     return {
         "odd.gpkg": ("'shed', which are none of the classes background, building, road", 2),
@@ -382,7 +382,7 @@ def bad_labels(folder, scene):
         "layers.gpkg": ("several layers (a, b)", 1),
         "text.csv": ("has no coordinates", 1),
         "values.tif": ("holds 3, which is none of its classes 0 background, 1 building", 2),
-        "real.tif": ("give one band of class values", 1),
+        "real.tif": ("holds 0.5, and classes are whole numbers", 1),
         "small.tif": ("not both are placed on the ground", 1),
         "missing.tif": ("there is no such file", 1),
     }

@@ -18,10 +18,12 @@ from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.names import counted
 
 HIGHEST_VALUE = 65535
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 BYTES = ("uint8",)
+LABELS = (*INTEGERS, "float32", "float64")  # of floats whole numbers; NaN says nothing
 
 
 def class_names(path: str) -> tuple[dict[int, str], float | None]:
@@ -46,17 +48,17 @@ def class_names(path: str) -> tuple[dict[int, str], float | None]:
     return {int(value): str(name) for value, name in content.items()}, nodata
 
 
-def check_kind(src: Any, path: str, wanted: tuple[str, ...] = INTEGERS) -> None:
+def check_kind(src: Any, path: str, wanted: tuple[str, ...] = LABELS) -> None:
     """Refuse a raster that holds no classes.
 
     Raises:
         SceneError: it has several bands, or other numbers.
     """
     if src.count != 1 or src.dtypes[0] not in wanted:
-        most = "" if wanted == INTEGERS else " from 0 to 255"
+        most = " from 0 to 255" if wanted == BYTES else ""
         raise SceneError(
-            f"{path} has {src.count} bands of {src.dtypes[0]}; give one band of class values, "
-            f"whole numbers{most}"
+            f"{path} has {counted(src.count, 'band')} of {src.dtypes[0]}; give one band of class "
+            f"values, whole numbers{most}"
         )
 
 
@@ -104,16 +106,29 @@ def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> An
 
 
 def translated(
-    values: NDArray[np.integer],
+    values: NDArray[Any],
     known: NDArray[np.bool_],
     meaning: Callable[[int], int],
     unknown: int,
+    path: str,
 ) -> NDArray[np.int16]:
-    """What each value stands for; ``unknown`` where none is known.
+    """What each value stands for; ``unknown`` where none is known, or the value is NaN.
 
-    ``meaning`` is asked once for every value that occurs.
+    Args:
+        values: of any shape.
+        known: of the same, where there is a value.
+        meaning: is asked once for every value that occurs.
+        unknown: for the others.
+        path: of the values, for messages.
+
+    Raises:
+        SceneError: a value is no whole number.
     """
+    known = known & ~np.isnan(values)
     codes, found = factorize(values[known])
+    strange = next((value for value in found.tolist() if value != value // 1), None)
+    if strange is not None:
+        raise SceneError(f"{path} holds {strange:.10g}, and classes are whole numbers")
     out = np.full(values.shape, unknown, np.int16)
-    out[known] = np.array([meaning(value) for value in found.tolist()], np.int16)[codes]
+    out[known] = np.array([meaning(int(value)) for value in found.tolist()], np.int16)[codes]
     return out

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import window_offsets
 from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES, SENSORS
 from segearth_cli.presets import read_presets
@@ -26,7 +23,6 @@ else:
     import tomli as tomllib
 
 METRICS = ("mIoU", "foreground IoU")
-GREY_OF_COLOURS = 3  # bands from which on a label is an RGB picture
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Layout:
     """One way in which a dataset lies on disk; folders are relative to its root.
 
     Attributes:
-        images, labels: folders; a ``*`` in both stands for the same folder's name.
+        images, labels: folders, absolute ones too; a ``*`` in both stands for the same name.
         image_suffix, label_suffix: what follows the stem that an image and its label share.
         list: a text file that names the images to be used, where it is there.
         stems: those to be used.
@@ -140,20 +136,24 @@ def _dataset(content: dict[str, Any], origin: str) -> Dataset:
         dataset = Dataset(
             **{
                 **{key: _frozen(value) for key, value in content.items() if value is not None},
-                "classes": tuple(_words(words) for words in content["classes"]),
+                "classes": _frozen(content["classes"]),
                 "layouts": tuple(
                     Layout(**{**suffixes, **{k: _frozen(v) for k, v in layout.items()}})
                     for layout in layouts
                 ),
             }
         )
-        if dataset.background_index is None:
-            dataset = replace(dataset, background_index=_background(dataset.names))
-        _check(dataset, origin)
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"{origin} does not describe a dataset ({error}); give classes, images and labels"
         ) from error
+    _check_types(dataset, _OF_DATASETS, origin)
+    for layout in dataset.layouts:
+        _check_types(layout, _OF_LAYOUTS, origin)
+    dataset = replace(dataset, classes=tuple(map(_words, dataset.classes)))
+    if dataset.background_index is None:
+        dataset = replace(dataset, background_index=_background(dataset.names))
+    _check(dataset, origin)
     return dataset
 
 
@@ -162,47 +162,129 @@ def _background(names: tuple[str, ...]) -> int | None:
     return next((i for i, name in enumerate(names) if name.casefold() in BACKGROUND_NAMES), None)
 
 
+def _is_whole(value: Any, least: int = 0, most: float = math.inf) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_folder(value: Any) -> bool:
+    return _is_text(value) and value.count("*") <= 1
+
+
+def _are_whole(numbers: Any, count: int, most: float = math.inf) -> bool:
+    """Whether these are so many whole numbers from 0 to ``most``."""
+    return _is_tuple(numbers, lambda number: _is_whole(number, 0, most)) and len(numbers) == count
+
+
+def _is_tuple(values: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(values, tuple) and all(map(of, values))
+
+
+def _is_class(words: Any) -> bool:
+    return _is_text(words) or (_is_tuple(words, _is_text) and len(words) > 0)
+
+
+# what each key holds, in words, and whether a value is that; where it may be left out None is too
+_Kinds = dict[str, tuple[str, Callable[[Any], bool]]]
+_OF_DATASETS: _Kinds = {
+    "name": ("a name", _is_text),
+    "classes": (
+        "a list of two to 254 names, or lists of synonyms",
+        lambda value: _is_tuple(value, _is_class) and 2 <= len(value) < IGNORED,
+    ),
+    "sensor": (f"one of {', '.join(SENSORS)}", lambda value: value in SENSORS),
+    "background_index": ("the number of a class, from 0 on", _is_whole),
+    "threshold": (
+        "a number from 0 to 1",
+        lambda value: _is_number(value) and 0 <= value <= 1,
+    ),
+    "long_side": ("a whole number of pixels, or 0", _is_whole),
+    "window": ("a whole number of pixels, or 0", _is_whole),
+    "stride": ("a whole number of pixels from 1 on", lambda value: _is_whole(value, 1)),
+    "attention": (f"one of {', '.join(ATTENTIONS)}", lambda value: value in ATTENTIONS),
+    "modulated_blocks": ("a whole number from 1 on", lambda value: _is_whole(value, 1)),
+    "global_bias": ("a number", _is_number),
+    "metric": (f"one of {', '.join(METRICS)}", lambda value: value in METRICS),
+    "paper_score": ("a number", _is_number),
+    "palette": (
+        "a list of red,green,blue from 0 to 255",
+        lambda value: _is_tuple(value, lambda colour: _are_whole(colour, 3, 255)),
+    ),
+    "colours": (
+        "a list of red,green,blue,class",
+        lambda value: _is_tuple(value, lambda colour: _are_whole(colour, 4, 255)),
+    ),
+    "reduce_zero_label": ("true or false", lambda value: isinstance(value, bool)),
+    "ignore": (
+        "a list of whole numbers",
+        lambda value: _is_tuple(value, lambda number: type(number) is int),
+    ),
+}
+_OF_LAYOUTS: _Kinds = {
+    "images": ("a folder, with one * at most", _is_folder),
+    "labels": ("a folder, with one * at most", _is_folder),
+    "image_suffix": ("a text such as .tif", _is_text),
+    "label_suffix": ("a text such as .png", _is_text),
+    "list": ("the name of a file", _is_text),
+    "stems": ("a list of names", lambda value: _is_tuple(value, _is_text)),
+    "grey": ("a whole number", _is_whole),
+    "patch": (
+        "two whole numbers of pixels",
+        lambda value: _are_whole(value, 2) and min(value) >= 1,
+    ),
+    "overlap": ("a whole number of pixels, or 0", _is_whole),
+}
+
+
+def _check_types(described: Dataset | Layout, kinds: _Kinds, origin: str) -> None:
+    """Refuse a value that a key cannot have.
+
+    Raises:
+        UsageError: there is one.
+    """
+    optional = {f.name for f in fields(described) if f.default is None}
+    for key, (wanted, holds) in kinds.items():
+        value = getattr(described, key)
+        if not (holds(value) or (value is None and key in optional)):
+            shown = json.dumps(value, default=str)
+            raise UsageError(f"{origin}: {key} is {shown}; it must be {wanted}")
+
+
 def _check(dataset: Dataset, origin: str) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UsageError: something does not.
+    """
     classes = len(dataset.classes)
     checks = {
-        "two to 254 classes are needed": 2 <= classes < IGNORED,
-        "a class has no name": all(w and isinstance(w, str) for c in dataset.classes for w in c),
-        f"sensor is one of {', '.join(SENSORS)}": dataset.sensor in SENSORS,
-        f"metric is one of {', '.join(METRICS)}": dataset.metric in METRICS,
-        f"attention is one of {', '.join(ATTENTIONS)}": dataset.attention in (None, *ATTENTIONS),
-        "background_index is no class": 0 <= (dataset.background_index or 0) < classes,
+        "background_index is no class": (dataset.background_index or 0) < classes,
         "a threshold needs a class called background": dataset.threshold == 0
         or dataset.background_index is not None,
-        "long_side, window and stride are whole numbers": all(
-            isinstance(n, int) and n >= 0
-            for n in (dataset.long_side, dataset.window or 0, dataset.stride or 0)
-        ),
-        "threshold lies between 0 and 1": 0 <= dataset.threshold <= 1,
         "foreground IoU is of two classes": dataset.metric == "mIoU" or classes == 2,
-        "palette is at most one red,green,blue a class": len(dataset.palette) <= classes
-        and all(_are_whole(colour, 3, 255) for colour in dataset.palette),
+        "palette is at most one red,green,blue a class": len(dataset.palette) <= classes,
         "colours are red,green,blue,class each": all(
-            _are_whole(colour, 4, 255) and (colour[3] < classes or colour[3] == IGNORED)
-            for colour in dataset.colours
+            index < classes or index == IGNORED for *_, index in dataset.colours
         ),
-        "modulated_blocks is a whole number from 1 on": dataset.modulated_blocks is None
-        or _are_whole((dataset.modulated_blocks - 1,), 1),
-        "patch is two whole numbers, with a smaller overlap": all(
-            layout.patch is None
-            or (_are_whole(layout.patch, 2) and 0 <= layout.overlap < min(layout.patch))
-            for layout in dataset.layouts
+        "stride exceeds window": not (dataset.window and dataset.stride)
+        or dataset.stride <= dataset.window,
+        "overlap is smaller than patch": all(
+            layout.patch is None or layout.overlap < min(layout.patch) for layout in dataset.layouts
+        ),
+        "a * in labels stands for the one in images": all(
+            "*" not in layout.labels or "*" in layout.images for layout in dataset.layouts
         ),
     }
     for message, holds in checks.items():
         if not holds:
             raise UsageError(f"{origin}: {message}")
-
-
-def _are_whole(numbers: Any, count: int, most: int | None = None) -> bool:
-    """Whether these are so many whole numbers from 0 to ``most``."""
-    return len(numbers) == count and all(
-        type(n) is int and 0 <= n and (most is None or n <= most) for n in numbers
-    )
 
 
 def _words(words: Any) -> tuple[str, ...]:
@@ -257,9 +339,12 @@ def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> lis
 
 def _listed(path: Path) -> set[str]:
     try:
-        return {line.strip() for line in path.read_text().splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the list {path}: {error}") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read the list {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read the list {path}: it is no text in UTF-8") from error
+    return {line.strip() for line in text.splitlines() if line.strip()}
 
 
 def _calls(sample: Sample, layout: Layout) -> set[str]:
@@ -275,10 +360,16 @@ def _calls(sample: Sample, layout: Layout) -> set[str]:
 def _samples(layout: Layout, root: Path) -> list[Sample]:
     """All images of a layout, in the order of their names, with where their labels should be."""
     samples = []
-    before, star, after = layout.images.partition("*")
-    for folder in sorted(root.glob(layout.images)) if star else [root / layout.images]:
-        inside = folder.relative_to(root).as_posix()
-        part = inside.removeprefix(before).removesuffix(after) if star else ""
+    images = PurePath(layout.images)  # without ./ and a slash at the end
+    base, inside = (
+        (Path(images.anchor), images.relative_to(images.anchor))
+        if images.is_absolute()
+        else (root, images)
+    )
+    before, star, after = inside.as_posix().partition("*")
+    for folder in sorted(base.glob(str(inside))) if star else [base / inside]:
+        place = folder.relative_to(base).as_posix()
+        part = place.removeprefix(before).removesuffix(after) if star else ""
         labels = root / layout.labels.replace("*", part)
         for image in sorted(folder.glob(f"*{layout.image_suffix}")):
             stem = image.name.removesuffix(layout.image_suffix)
@@ -287,56 +378,6 @@ def _samples(layout: Layout, root: Path) -> list[Sample]:
             if not is_label or len(layout.label_suffix) <= len(layout.image_suffix):
                 samples.append(Sample(image, label, layout))
     return samples
-
-
-def read_label(sample: Sample, dataset: Dataset) -> NDArray[np.uint8]:
-    """The label as class indices, H x W; ``IGNORED`` where it says nothing.
-
-    Raises:
-        SceneError: it cannot be read, or holds a value that is no class.
-    """
-    source = str(sample.label)
-    with environment(gdal_settings(source)), opened(source) as src:
-        bands = src.read()
-    if sample.layout.grey is not None:
-        mask: NDArray[np.uint8] = (bands.mean(axis=0) >= sample.layout.grey).astype(np.uint8)
-        return mask
-    if len(bands) >= GREY_OF_COLOURS:
-        return _of_colours(bands[:3], dataset, source)
-    label = bands[0]
-    ignored = np.isin(label, dataset.ignore)
-    if dataset.reduce_zero_label:
-        ignored |= label == 0
-        label = label.astype(np.int64) - 1
-    strange = (label < 0) | (label >= len(dataset.classes))
-    if (strange & ~ignored).any():
-        value = bands[0][strange & ~ignored].flat[0]
-        raise SceneError(
-            f"{source} holds {value}, which is none of the {len(dataset.classes)} classes of "
-            f"{dataset.name}; name such values in ignore = [...]"
-        )
-    indices: NDArray[np.uint8] = np.where(ignored, IGNORED, label).astype(np.uint8)
-    return indices
-
-
-def _of_colours(bands: NDArray[np.uint8], dataset: Dataset, source: str) -> NDArray[np.uint8]:
-    """Class indices of an RGB label, 3 x H x W; unknown colours are background, or ignored.
-
-    Where label 0 says nothing, a colour that is no class's says nothing either.
-    """
-    if not dataset.palette:
-        raise SceneError(
-            f"{source} is a picture of {len(bands)} bands, and {dataset.name} has no palette; "
-            "convert it to class indices"
-        )
-    code = (bands.astype(np.uint32) << np.array([16, 8, 0], np.uint32)[:, None, None]).sum(axis=0)
-    rest = IGNORED if dataset.reduce_zero_label else dataset.background_index
-    rest = IGNORED if rest is None else rest
-    label = np.full(code.shape, rest, np.uint8)
-    entries = [(*colour, index) for index, colour in enumerate(dataset.palette)]
-    for red, green, blue, index in (*entries, *dataset.colours):
-        label[code == (red << 16 | green << 8 | blue)] = index
-    return label
 
 
 def pieces(height: int, width: int, layout: Layout) -> Iterator[tuple[slice, slice]]:

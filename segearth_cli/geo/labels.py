@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import geopandas
@@ -145,7 +146,7 @@ def spread_places(read: Reader, grid: Grid, most: int, origin: str) -> Places:
     disputed = counts.pop(DISPUTED, 0)
     counts.pop(UNKNOWN, None)
     if disputed:
-        logger.warning("%s: %d pixels have labels of several classes; left out", origin, disputed)
+        warn_of_disputed(disputed, origin)
     if not counts:
         raise SceneError(f"{origin} labels no pixel of the scene; do the two lie on one another?")
     wanted = {value: _one_of_each_run(number, most, value) for value, number in counts.items()}
@@ -173,6 +174,12 @@ def spread_places(read: Reader, grid: Grid, most: int, origin: str) -> Places:
         weights=np.array([weights[value] for value in values.tolist()]),
         labelled=dict(sorted(counts.items())),
     )
+
+
+def warn_of_disputed(pixels: int, origin: str) -> None:
+    """Say how many pixels have labels of several classes."""
+    has = "pixel has" if pixels == 1 else "pixels have"
+    logger.warning("%s: %d %s labels of several classes; left out", origin, pixels, has)
 
 
 def _one_of_each_run(count: int, most: int, seed: int) -> NDArray[np.int64]:
@@ -205,10 +212,10 @@ def open_labels(
         UsageError: they name a class that is not known, or no column holds classes.
     """
     if is_vector(path):
-        read = vector_labels(path, grid, names, column)
+        shapes = vector_labels(path, grid, names, column)
 
         def with_rest(first: int, rows: int) -> NDArray[np.int16]:
-            labels = read(first, rows)
+            labels = shapes.read(first, rows)
             if names.rest is not None:
                 labels[labels == UNKNOWN] = names.rest
             labels[labels == SILENT] = UNKNOWN
@@ -267,13 +274,63 @@ def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -
             known = aligned.dataset_mask(window=window) > 0
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {path}: {reason(error)}") from error
-        return translated(values, known, value_of, UNKNOWN)
+        return translated(values, known, value_of, UNKNOWN, path)
 
     return read
 
 
-def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> Reader:
-    """Points and polygons on a scene's grid: these label the pixels whose centre lies in them.
+def _warn_of_features(number: int, lack: str, path: str) -> None:
+    has = "feature has" if number == 1 else "features have"
+    logger.warning("%s: %d %s %s; left out", path, number, has, lack)
+
+
+@dataclass(frozen=True)
+class ShapeLabels:
+    """Points and polygons on a scene's grid.
+
+    Attributes:
+        shapes: in columns and rows of the scene.
+        values: of each.
+        grid: the scene's.
+    """
+
+    shapes: NDArray[Any]
+    values: NDArray[np.int16]
+    grid: Grid
+
+    @cached_property
+    def bounds(self) -> NDArray[np.float64]:
+        """First column and row, last column and row of each shape."""
+        return np.asarray(shapely.bounds(self.shapes))
+
+    def read(self, first: int, rows: int) -> NDArray[np.int16]:
+        """Values of pixels whose centre lies in a polygon, or that a point lies in, rows x W."""
+        labels = np.full((rows, self.grid.width), UNKNOWN, np.int16)
+        tops, bottoms = self.bounds[:, [1, 3]].T
+        near = (tops < first + rows) & (bottoms >= first)
+        for value in np.unique(self.values[near]).tolist():
+            own = rasterize(
+                self.shapes[near & (self.values == value)].tolist(),
+                out_shape=labels.shape,
+                transform=Affine.translation(0, first),
+                dtype=np.uint8,
+            ).astype(bool)
+            labels[own] = np.where(labels[own] == UNKNOWN, np.int16(value), np.int16(DISPUTED))
+        return labels
+
+    def pixels_beyond(self, silent: int) -> float:
+        """How many pixels outside the scene they would label, about; ``silent`` is no label."""
+        width, height = self.grid.width, self.grid.height
+        inside = (self.bounds >= 0) & (self.bounds <= [width, height, width, height])
+        placed = np.isfinite(self.bounds).all(axis=1)
+        beyond = self.shapes[placed & ~inside.all(axis=1) & (self.values != silent)]
+        is_point = shapely.get_type_id(beyond) == shapely.GeometryType.POINT
+        within = shapely.area(shapely.clip_by_rect(beyond, 0, 0, width, height))
+        return float((np.where(is_point, 1, shapely.area(beyond)) - within).sum())
+
+
+def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> ShapeLabels:
+    """Points and polygons of a file on a scene's grid.
 
     Args:
         path: of any vector format.
@@ -290,7 +347,7 @@ def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> Re
     frame = frame[~frame.geometry.isna() & ~frame.geometry.is_empty]
     unnamed = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
     if unnamed.any():
-        logger.warning("%s: %d features have no %s; left out", path, int(unnamed.sum()), column)
+        _warn_of_features(int(unnamed.sum()), f"no {column}", path)
         frame = frame[~unnamed]
     texts = [str(text) for text in frame[column].tolist()]
     by_text = {text: names.value_of(text) for text in dict.fromkeys(texts)}
@@ -309,24 +366,9 @@ def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> Re
     shapes, part = _points_and_polygons(shapely.make_valid(shapes))
     flat = len(values) - len(np.unique(feature[part]))
     if flat:
-        logger.warning("%s: %d features have no area; left out", path, flat)
+        _warn_of_features(flat, "no area", path)
     values = values[feature[part]]
-    tops, bottoms = shapely.bounds(shapes)[:, [1, 3]].T
-
-    def read(first: int, rows: int) -> NDArray[np.int16]:
-        labels = np.full((rows, grid.width), UNKNOWN, np.int16)
-        near = (tops < first + rows) & (bottoms >= first)
-        for value in np.unique(values[near]).tolist():
-            own = rasterize(
-                shapes[near & (values == value)].tolist(),
-                out_shape=labels.shape,
-                transform=Affine.translation(0, first),
-                dtype=np.uint8,
-            ).astype(bool)
-            labels[own] = np.where(labels[own] == UNKNOWN, np.int16(value), np.int16(DISPUTED))
-        return labels
-
-    return read
+    return ShapeLabels(shapes, values, grid)
 
 
 def _points_and_polygons(shapes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -100,7 +100,8 @@ def _points_of_table(file: str, shown: str) -> geopandas.GeoDataFrame:
             placed = np.isfinite(xs) & np.isfinite(ys)
             if not placed.all():
                 lost = int((~placed).sum())
-                logger.warning("%s: %d rows have no coordinates; left out", shown, lost)
+                rows = "row has" if lost == 1 else "rows have"
+                logger.warning("%s: %d %s no coordinates; left out", shown, lost, rows)
             points = geopandas.points_from_xy(xs[placed], ys[placed])
             return geopandas.GeoDataFrame(table[placed], geometry=points, crs=crs)
     pairs = ", ".join("/".join(pair) for pair in _COORDINATES)

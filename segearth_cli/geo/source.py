@@ -51,9 +51,13 @@ def gdal_settings(source: str) -> dict[str, Any]:
     """Return sensible GDAL settings; whatever the user has set stays.
 
     No GDAL_NUM_THREADS: decoding GeoTIFF in threads, GDAL (3.10) returns zeros, and no error, for
-    a remote read that fails.
+    a remote read that fails. No PNGs read as a whole at once: of one that is cut short, GDAL (3.10)
+    then returns what its memory held before, and no error.
     """
-    settings: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_BYTES}
+    settings: dict[str, Any] = {
+        "GDAL_CACHEMAX": _CACHE_BYTES,
+        "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+    }
     if is_remote(source):
         settings |= {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", **retry_settings()}
     taken = rasterio.env.getenv() if rasterio.env.hasenv() else {}
