@@ -28,7 +28,7 @@ from segearth_cli.device import (
     release_memory,
     use_threads,
 )
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.geo.dataset_labels import check_labels, check_shapes, read_label
 from segearth_cli.geo.datasets import Dataset, Sample, find_samples, pieces, read_dataset
 from segearth_cli.geo.raster import open_scene
@@ -36,6 +36,7 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.folder import load_clip
 from segearth_cli.model.prompts import text_features
 from segearth_cli.model.segmenter import (
+    NO_NUMBERS,
     ModelSettings,
     Segmenter,
     build_segmenter,
@@ -118,7 +119,6 @@ def measure(
             "become; leave it out, or name one in background_index"
         )
     every = [settings_of(name, dataset, options) for name in dict.fromkeys(options.models)]
-    refuse_idle_blocks(every, options)
     warn_of_mismatch(dataset, every, options)
     check_labels(dataset, samples, options.progress)
     use_threads(options.scene.threads)
@@ -152,15 +152,19 @@ def settings_of(name: str, dataset: Dataset, options: EvaluateOptions) -> list[M
     folder = resolve_model(name, dataset.sensor)
     precision = precision_here(options.model)
     own = by_protocol(options.model, dataset)
+    attentions = options.attentions or (dataset.attention,)
+    is_for_another = options.model.modulated_blocks is None or {*attentions} != {"gem"}
     every: list[ModelSettings] = []
     for attention, upsampler, bias in product(
-        options.attentions or (dataset.attention,),
+        attentions,
         options.upsamplers,
         options.global_biases or (dataset.global_bias,),
     ):
         varied = replace(
             own, model=name, attention=attention, upsampler=upsampler, global_bias=bias
         )
+        if attention == "gem" and is_for_another:
+            varied = replace(varied, modulated_blocks=None)
         settings = model_settings(folder, varied, precision)
         if settings not in every:  # auto and bilinear may be the same
             every.append(settings)
@@ -175,20 +179,6 @@ def by_protocol(model: ModelOptions, dataset: Dataset) -> ModelOptions:
         stride = dataset.stride
     blocks = dataset.modulated_blocks if model.modulated_blocks is None else model.modulated_blocks
     return replace(model, window=window, stride=stride, modulated_blocks=blocks)
-
-
-def refuse_idle_blocks(every: list[list[ModelSettings]], options: EvaluateOptions) -> None:
-    """Refuse a number of blocks where no attention takes notice of it.
-
-    Raises:
-        UsageError: it was given, and all attentions are gem.
-    """
-    blocks = options.model.modulated_blocks
-    if blocks is not None and all(s.attention == "gem" for settings in every for s in settings):
-        raise UsageError(
-            f"--modulated-blocks {blocks} changes nothing: the attention gem has a depth of its "
-            "own; leave it out, or name another --attention"
-        )
 
 
 def warn_of_mismatch(
@@ -372,6 +362,8 @@ def classes_of(
     if logits.shape[1:] != shape:
         logits = F.interpolate(logits[None], shape, mode="bilinear", align_corners=False)[0]
     best, index = segmenter.class_probabilities(logits).max(dim=0)
+    if not best.isfinite().all():
+        raise ModelError(NO_NUMBERS)
     if background is not None:
         index[best < threshold] = background
     return np.asarray(index.to(torch.uint8).cpu().numpy())

@@ -29,7 +29,7 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.geo.writer import TILE
 from segearth_cli.model.mosaic import blended_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
-from segearth_cli.model.segmenter import ModelSettings, Segmenter, load_segmenter
+from segearth_cli.model.segmenter import NO_NUMBERS, ModelSettings, Segmenter, load_segmenter
 from segearth_cli.model.windows import MARGIN, Strip
 from segearth_cli.names import listed, shortened, title_of
 from segearth_cli.options import UNCLASSIFIED, SegmentOptions
@@ -353,7 +353,7 @@ class Scores:
         """
         self.has_arrived()
         if not self.are_numbers.all():
-            raise ModelError("the model gives values that are no numbers; try --precision fp32")
+            raise ModelError(NO_NUMBERS)
         classes = self.classes.numpy().astype(legend.dtype, copy=False)
         percents = [one.numpy() for one in (self.confidence, self.probabilities) if one is not None]
         if not self.valid.all():

@@ -231,3 +231,9 @@ def test_values_that_overflow_are_no_map(tmp_path, tiny_model):
     with pytest.raises(ModelError, match="values that are no numbers; try --precision fp32"):
         segment(source, options_for(huge, tmp_path / "map.tif"))
     assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_depth_that_gem_takes_no_notice_of_is_refused(tmp_path, tiny_model):
+    options = options_for(tiny_model, tmp_path / "map.tif", attention="gem", modulated_blocks=2)
+    with pytest.raises(UsageError, match="--modulated-blocks 2 changes nothing: the attention gem"):
+        load_model(options, "optical")

@@ -28,6 +28,8 @@ from segearth_cli.model.weights import ModelFolder, cache_folder, load_clip, res
 from segearth_cli.options import ModelOptions
 from segearth_cli.stages import stage
 
+NO_NUMBERS = "the model gives values that are no numbers; try --precision fp32"
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -296,8 +298,8 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
     """The folder's settings, each replaced by the user's where there is one.
 
     Raises:
-        UsageError: windows so far apart that pixels would be left out, or more modulated blocks
-            than the vision tower has.
+        UsageError: windows so far apart that pixels would be left out, more modulated blocks than
+            the vision tower has, or any with gem.
         ModelError: there is no such upsampler file.
     """
     card = folder.card
@@ -311,6 +313,11 @@ def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -
         raise UsageError(
             f"--modulated-blocks is {options.modulated_blocks}, and {card.name} has {blocks} "
             f"blocks; give {blocks} or less"
+        )
+    if options.modulated_blocks is not None and chosen("attention") == "gem":
+        raise UsageError(
+            f"--modulated-blocks {options.modulated_blocks} changes nothing: the attention gem has "
+            "a depth of its own; leave it out, or name another --attention"
         )
     window = chosen("window")
     stride = options.stride or (card.stride if options.window is None else max(window // 2, 1))
