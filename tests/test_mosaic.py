@@ -118,7 +118,7 @@ def test_only_half_overlapping_windows_of_whole_tiles_share_cells():
 
 
 def test_a_wide_kernel_needs_more_patches_than_a_window_may_have():
-    image, grid = picture(100, 130), WindowGrid(100, 130, 64, 32)
+    image, grid = picture(64, 96), WindowGrid(64, 96, 64, 32)
     wide = partial(JBUOne, radius=8)
 
     actual = image_logits(segmenter(wide), image, grid, size=4)
