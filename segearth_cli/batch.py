@@ -190,7 +190,7 @@ def _here(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outcome, None, No
     """One scene after the other; the next one is opened while one is segmented."""
     from segearth_cli.prefetch import prefetched
 
-    scenes = Scenes(how.resume, alone=len(jobs) == 1)
+    scenes = SceneRunner(how.resume, alone=len(jobs) == 1)
     with closing(prefetched(jobs, scenes.opened, close_source)) as coming:
         for job, take in coming:
             yield scenes.outcome(job, take)
@@ -209,7 +209,7 @@ def _on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outcome, No
 _ENGINES = {"local": _here, "ray": _on_cluster}
 
 
-class Scenes:
+class SceneRunner:
     """Segments scenes of the same options; a model is loaded once per kind of sensor.
 
     Args:

@@ -198,13 +198,13 @@ def warn_of_idle_options(options: SegmentOptions) -> None:
             logger.warning(why)
 
 
-def environment(command: str) -> str:
+def environment_hint(command: str) -> str:
     """What a command's help says of its environment variables."""
     name = f"SEGEARTH_{command.upper().replace('-', '_')}_MODEL"
     return f"Every option can be set in the environment too, as in {name}=mini."
 
 
-@app.command("segment", cls=Command, epilog=environment("segment"))
+@app.command("segment", cls=Command, epilog=environment_hint("segment"))
 def segment_command(
     inputs: Annotated[
         list[str],
@@ -427,5 +427,5 @@ for name, function in (
     ("train-upsampler", train_upsampler_command),
     ("distill-sar", distill_sar_command),
 ):
-    app.command(name, cls=Command, epilog=environment(name))(function)
+    app.command(name, cls=Command, epilog=environment_hint(name))(function)
 app.command("info", cls=Command)(info_command)

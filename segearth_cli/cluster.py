@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from segearth_cli import __version__
-from segearth_cli.batch import Failure, Job, Scenes, outcome_of, remove_left
+from segearth_cli.batch import Failure, Job, SceneRunner, outcome_of, remove_left
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import ModelError, OutputError, SegEarthError, UsageError
 from segearth_cli.geo.legend import Legend
@@ -33,7 +33,7 @@ from segearth_cli.model.segmenter import ModelSettings, model_settings
 from segearth_cli.model.weights import found_model, resolve_model
 from segearth_cli.options import SENSORS, BatchOptions, SegmentOptions
 from segearth_cli.outputs import output_paths
-from segearth_cli.pool import Pool, Process, Report, Task, cluster_room, connected
+from segearth_cli.pool import Answer, Pool, Process, Task, cluster_room, connected
 from segearth_cli.reading import open_for_model
 from segearth_cli.results import SegmentResult
 from segearth_cli.resume import is_complete
@@ -199,7 +199,7 @@ class Orders:
 
     Attributes:
         options: of the first scene; the model's are every scene's.
-        resume, alone: see `Scenes`.
+        resume, alone: see `SceneRunner`.
         threads: of the network on a CPU.
         folder: where the command was given.
         environment: variables that maps, and reading scenes, depend on.
@@ -233,20 +233,20 @@ class Worker:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        self._scenes = Scenes(orders.resume, orders.alone)
+        self._scenes = SceneRunner(orders.resume, orders.alone)
 
-    def start(self) -> Report:
+    def start(self) -> Answer:
         """Go to the folder where the command was given; tell what maps made here depend on."""
         return self.do(Worker.begin)
 
-    def do(self, task: Any) -> Report:
+    def do(self, task: Any) -> Answer:
         """What a task comes to, its expected errors too."""
         with remarks_kept() as remarks:
             try:
                 value = task(self)
             except SegEarthError as error:
                 value = error
-        return Report(value, remarks)
+        return Answer(value, remarks)
 
     def begin(self) -> Process:
         """Give this process the folder, levels and variables of where the command was given."""
@@ -288,7 +288,7 @@ class Worker:
         with open_for_model(job.source, options) as scene:
             model = self._scenes.model(options, scene.sensor)
             rows_of_panel = classify_rows(scene, model, options, panel)
-            with contextlib.closing(rows_of_panel), writing(place) as stream:
+            with contextlib.closing(rows_of_panel), working_file(place) as stream:
                 for rows in rows_of_panel:
                     write_rows(rows, stream)
         return place
@@ -308,7 +308,7 @@ def traits(options: SegmentOptions) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def writing(place: Path) -> Iterator[BinaryIO]:
+def working_file(place: Path) -> Iterator[BinaryIO]:
     """A working file.
 
     Raises:

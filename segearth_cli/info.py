@@ -19,7 +19,7 @@ from segearth_cli.reading import radar_options
 from segearth_cli.record import command_again
 from segearth_cli.stac import time_of
 
-SCENE_SUFFIXES = (*RASTER_SUFFIXES, ".png")  # of maps, and of scenes as well
+EITHER_SUFFIXES = (*RASTER_SUFFIXES, ".png")  # of maps, and of scenes as well
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def told(name: str) -> MapInfo | SceneInfo | ModelInfo:
 def may_be_scene(path: Path) -> bool:
     """Whether a file that is named as a map may be a scene: a GeoPackage may hold rasters."""
     suffix = path.suffix.lower()
-    return suffix in SCENE_SUFFIXES or (suffix == ".gpkg" and not layer_names(str(path)))
+    return suffix in EITHER_SUFFIXES or (suffix == ".gpkg" and not layer_names(str(path)))
 
 
 def is_map_name(path: Path) -> bool:

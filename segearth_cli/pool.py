@@ -78,7 +78,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Report:
+class Answer:
     """What a worker sends back: what its task came to, and what it remarked on the way."""
 
     value: Any  # or a SegEarthError
@@ -205,7 +205,7 @@ class Pool:
         actor = ray.remote(worker).options(num_cpus=room.cpus, num_gpus=room.gpus)
         self._make = functools.partial(actor.remote, *arguments)
         self._idle: list[Member] = []
-        self._busy: dict[Future[Report], tuple[Member, Task | None]] = {}  # None: it starts
+        self._busy: dict[Future[Answer], tuple[Member, Task | None]] = {}  # None: it starts
         self._said: set[tuple[str, str]] = set()
         self._failed_starts = 0
         self._first: Process | None = None
@@ -251,7 +251,7 @@ class Pool:
             if left:
                 self.close()
 
-    def _next(self) -> tuple[Task | None, Report | None]:
+    def _next(self) -> tuple[Task | None, Answer | None]:
         """The task that ended next, none of a start; no report where its worker is lost."""
         ended = self._wait()
         member, task = self._busy.pop(ended)
@@ -266,7 +266,7 @@ class Pool:
         self._idle.append(member)
         return task, report
 
-    def _wait(self) -> Future[Report]:
+    def _wait(self) -> Future[Answer]:
         """What ends next. Not by `ray.wait`, which takes SIGTERM for Ctrl-C."""
         timeout = PATIENCE_SECONDS if self._first is None else None
         ended, _ = wait(self._busy, timeout, FIRST_COMPLETED)

@@ -16,7 +16,7 @@ from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.remote import is_remote
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.source import environment, gdal_settings, opened
-from segearth_cli.model.card import Scenes
+from segearth_cli.model.card import AnyScene
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.weights import found_model, resolve_model
 from segearth_cli.options import SegmentOptions
@@ -50,7 +50,7 @@ def open_for_model(source: str, options: SegmentOptions) -> Scene:
     return open_scene(source, options, radar=lambda: radar_options(options.model.model, options))
 
 
-def radar_options(model: str, options: Scenes) -> Scenes:
+def radar_options(model: str, options: AnyScene) -> AnyScene:
     """The options by which a scene is read if it turns out to be a radar's.
 
     Raises:

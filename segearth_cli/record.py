@@ -16,8 +16,8 @@ from segearth_cli import __version__
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.recorded import Record
 from segearth_cli.model.files import file_digest
+from segearth_cli.model.folder import ModelFolder
 from segearth_cli.model.prompts import class_text, parse_classes, preset_names, read_preset
-from segearth_cli.model.weights import ModelFolder
 from segearth_cli.names import file_and_layer
 from segearth_cli.options import DEFAULT_BACKGROUND, ModelOptions, SegmentOptions
 from segearth_cli.parse import colour_text

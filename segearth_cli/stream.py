@@ -262,7 +262,7 @@ def classify_rows(
     reading = contextlib.closing(read_ahead(read_strips(scene, grid, valid, device)))
     with progress, memory_guard(advice), reading as strips:
         blended = blended_logits(strips, model.segmenter, grid, size, progress.update)
-        before: Scores | None = None  # arrives while the device computes the next rows
+        before: ScoredRows | None = None  # arrives while the device computes the next rows
         for row, logits in zip(grid.rows, blended, strict=True):
             with stage("classify"):
                 scores = score_rows(logits, valid.pop(row)[: logits.shape[1]], model, options)
@@ -329,7 +329,7 @@ def read_ahead(strips: Iterator[Strip]) -> Generator[Strip, None, None]:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoredRows:
     """Finished rows of the map on their way from the device: values, percents, and of each class.
 
     Attributes:
@@ -367,13 +367,15 @@ class Scores:
 @torch.inference_mode()
 def score_rows(
     logits: Tensor, valid: NDArray[np.bool_], model: Model, options: SegmentOptions
-) -> Scores:
+) -> ScoredRows:
     """Classes and confidence of finished rows (Q h W, h W)."""
     # a few columns: what is computed on the way takes several times their memory
     parts = [_score(part, model, options) for part in logits.split(COLUMNS, dim=2)]
     wholes = [torch.cat(same, dim=-1) for same in zip(*parts, strict=True)]
     (classes, confidence, are_numbers, *every), has_arrived = fetched(wholes)
-    return Scores(classes, confidence, are_numbers, every[0] if every else None, valid, has_arrived)
+    return ScoredRows(
+        classes, confidence, are_numbers, every[0] if every else None, valid, has_arrived
+    )
 
 
 def _score(logits: Tensor, model: Model, options: SegmentOptions) -> list[Tensor]:
@@ -386,10 +388,10 @@ def _score(logits: Tensor, model: Model, options: SegmentOptions) -> list[Tensor
     dtype = torch.uint8 if is_byte else torch.int32  # not every device knows uint16
     values = torch.tensor(model.vocabulary.values, dtype=dtype, device=logits.device)[index]
     values[best < options.threshold] = 0
-    every = [percent(probabilities)] if options.probabilities else []
-    return [values, percent(best), best.isfinite().all()[None], *every]
+    every = [to_percent(probabilities)] if options.probabilities else []
+    return [values, to_percent(best), best.isfinite().all()[None], *every]
 
 
-def percent(probability: Tensor) -> Tensor:
+def to_percent(probability: Tensor) -> Tensor:
     """Whole percents, in bytes."""
     return (probability * 100).round().to(torch.uint8)

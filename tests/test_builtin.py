@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from segearth_cli.cli import app
-from segearth_cli.model.weights import BUILTIN, open_model_folder, resolve_model
+from segearth_cli.model.folder import open_model_folder
+from segearth_cli.model.weights import BUILTIN, resolve_model
 from segearth_cli.options import ModelOptions, SegmentOptions
 from segearth_cli.segment import segment
 

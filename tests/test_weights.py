@@ -16,14 +16,8 @@ from segearth_cli.errors import ModelError, OutputError, UsageError
 from segearth_cli.model import download as downloads
 from segearth_cli.model import weights
 from segearth_cli.model.download import RemoteFile
-from segearth_cli.model.weights import (
-    KnownModel,
-    list_models,
-    load_clip,
-    model_path,
-    pull,
-    resolve_model,
-)
+from segearth_cli.model.folder import load_clip
+from segearth_cli.model.weights import KnownModel, list_models, model_path, pull, resolve_model
 
 
 @pytest.fixture

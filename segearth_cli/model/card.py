@@ -17,7 +17,7 @@ from segearth_cli.options import ATTENTIONS, SENSORS, SceneOptions
 CARD = "segearth.json"
 _WORD = re.compile(r"[^\W_]+")
 _SMALL_WORDS = frozenset({"a", "an", "and", "at", "in", "of", "on", "or", "the", "with"})
-Scenes = TypeVar("Scenes", bound=SceneOptions)
+AnyScene = TypeVar("AnyScene", bound=SceneOptions)
 logger = logging.getLogger(__name__)
 
 
@@ -115,7 +115,7 @@ class ModelCard:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
 
-    def radar_read(self, options: Scenes) -> Scenes:
+    def radar_read(self, options: AnyScene) -> AnyScene:
         """The options of a scene, where they are silent as the model's radar images were read."""
         speckle = self.speckle if options.speckle is None else options.speckle
         return replace(

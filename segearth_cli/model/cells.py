@@ -184,10 +184,10 @@ class CellRow:
     guides: list[Tensor]
 
 
-Row = TypeVar("Row", bound=CellRow)
+AnyRow = TypeVar("AnyRow", bound=CellRow)
 
 
-class CellRows(ABC, Generic[Row]):
+class CellRows(ABC, Generic[AnyRow]):
     """The shared doublings of windows that lie a stride apart, row by row.
 
     Args:
@@ -205,8 +205,8 @@ class CellRows(ABC, Generic[Row]):
         self._sums = sums
         self._own = own
         self._left = grid.columns[own[0]]  # column of pixels, in the scene
-        self._above: Row | None = None
-        self._before: Row | None = None
+        self._above: AnyRow | None = None
+        self._before: AnyRow | None = None
 
     def push(self, row: WindowRow) -> None:
         """Take a row, and add what is final: what the row before it gives in its own cells.
@@ -232,15 +232,15 @@ class CellRows(ABC, Generic[Row]):
         self._above = self._before = None
 
     @abstractmethod
-    def _start(self, row: WindowRow) -> Row:
+    def _start(self, row: WindowRow) -> AnyRow:
         """A row's windows after the doublings that they do alone, side by side."""
 
     @abstractmethod
-    def _double(self, upper: Row | None, lower: Row | None) -> None:
+    def _double(self, upper: AnyRow | None, lower: AnyRow | None) -> None:
         """The first shared doubling of the cells between two rows of windows."""
 
     @abstractmethod
-    def _add(self, upper: Row | None, lower: Row | None) -> None:
+    def _add(self, upper: AnyRow | None, lower: AnyRow | None) -> None:
         """The last doubling of the cells between two rows of windows; their logits are summed."""
 
     def _image_of(self, row: WindowRow) -> Tensor:
@@ -249,7 +249,7 @@ class CellRows(ABC, Generic[Row]):
         width = (len(self._own) + 1) * self._grid.stride + 2 * MARGIN
         return row.image[:, :, left : left + width]
 
-    def _top(self, upper: Row | None, lower: Row | None) -> int:
+    def _top(self, upper: AnyRow | None, lower: AnyRow | None) -> int:
         """First row of pixels of the cells between two rows of windows."""
         if lower is not None:
             return lower.row
@@ -257,7 +257,7 @@ class CellRows(ABC, Generic[Row]):
         return upper.row + self._grid.stride
 
     def _guide_of(
-        self, halvings: int, radius: int, upper: Row | None, lower: Row | None, cells: slice
+        self, halvings: int, radius: int, upper: AnyRow | None, lower: AnyRow | None, cells: slice
     ) -> Tensor:
         """The image under cells between two rows of windows, and ``radius`` around: h x w x 3."""
         row = lower or upper
@@ -269,7 +269,7 @@ class CellRows(ABC, Generic[Row]):
         return row.guides[halvings][top : top + size + 2 * radius, left : left + width]
 
     def _wanted(
-        self, upper: Row | None, lower: Row | None, most: int, more: int = 0
+        self, upper: AnyRow | None, lower: AnyRow | None, most: int, more: int = 0
     ) -> Iterator[slice]:
         """Neighbouring cells that a window sees, within ``more`` pixels of those asked for.
 

@@ -89,7 +89,7 @@ def first_line(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def check_whole(path: Path) -> None:
+def check_length(path: Path) -> None:
     """Refuse a safetensors file whose length is not what its header says."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -15,8 +15,8 @@ from segearth_cli.model.card import CARD, ModelCard
 from segearth_cli.model.claim import fewest_parameters
 from segearth_cli.model.files import (
     UNLOADABLE,
+    check_length,
     check_numbers,
-    check_whole,
     file_digest,
     first_line,
     read_json,
@@ -138,7 +138,7 @@ def open_model_folder(path: Path) -> ModelFolder:
     folder = ModelFolder(path, ModelCard.read(path / CARD))
     for file in folder.files:
         if file.suffix == ".safetensors":
-            check_whole(file)
+            check_length(file)
     return folder
 
 

@@ -19,27 +19,10 @@ from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.convert import encoder_parts, folder_of_file
 from segearth_cli.model.download import RemoteFile, fetch, mismatch
-from segearth_cli.model.folder import ModelFolder, load_clip, open_model_folder, save_model_folder
+from segearth_cli.model.folder import ModelFolder, open_model_folder, save_model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "KnownModel",
-    "ModelCard",
-    "ModelFolder",
-    "ModelRow",
-    "cache_folder",
-    "found_model",
-    "known_models",
-    "list_models",
-    "load_clip",
-    "model_path",
-    "open_model_folder",
-    "pull",
-    "resolve_model",
-    "save_model_folder",
-]
 
 logger = logging.getLogger(__name__)
 

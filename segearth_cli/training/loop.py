@@ -186,7 +186,7 @@ def fit(
     """Step after step, with all that happens between them; the main process has the report."""
     every = options.validate_every or math.ceil(len(trainee.crops) / options.batch_size)
     last = min(run.steps, options.stop_at or run.steps)
-    batches = read_ahead(loader(range(run.step, last), trainee, options, accelerator))
+    batches = or_raised(loader(range(run.step, last), trainee, options, accelerator))
     began = time.monotonic() - run.seconds
     progress = tqdm(
         total=run.steps, initial=run.step, unit="step", leave=False,
@@ -247,7 +247,7 @@ def loader(
     )
 
 
-def read_ahead(parts: Iterable[Batch | SegEarthError]) -> Iterator[Batch]:
+def or_raised(parts: Iterable[Batch | SegEarthError]) -> Iterator[Batch]:
     """Part after part.
 
     Raises:

@@ -21,9 +21,8 @@ from PIL import Image
 
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.model.files import read_checkpoint
-from segearth_cli.model.folder import save_model_folder
+from segearth_cli.model.folder import open_model_folder, save_model_folder
 from segearth_cli.model.upsampler import read_upsampler_state
-from segearth_cli.model.weights import open_model_folder
 from segearth_cli.options import DistillOptions, SceneOptions
 from segearth_cli.training.distill import distill_sar
 
