@@ -30,9 +30,9 @@ ray = pytest.importorskip("ray")
 
 from segearth_cli.cluster import shared_panels  # noqa: E402  (needs ray)
 from segearth_cli.pool import (  # noqa: E402
+    Answer,
     Pool,
     Process,
-    Report,
     Room,
     connected,
     room_for,
@@ -249,10 +249,10 @@ class Fragile:
     """A worker whose tasks may end it."""
 
     def start(self):
-        return Report(Process.of({}), [])
+        return Answer(Process.of({}), [])
 
     def do(self, task):
-        return Report(task(self), [])
+        return Answer(task(self), [])
 
 
 @pytest.mark.slow
@@ -326,7 +326,7 @@ def test_signals_end_a_cluster_and_leave_whole_scenes(tmp_path, tiny_model, sent
 
 def test_ctrl_c_while_a_task_is_given_ends_its_worker_too(monkeypatch):
     started, under_way, told = Future(), Future(), []
-    started.set_result(Report(Process(12345, "here", "0" * 56, {}), []))
+    started.set_result(Answer(Process(12345, "here", "0" * 56, {}), []))
 
     def give(task):
         signal.raise_signal(signal.SIGINT)
@@ -334,7 +334,7 @@ def test_ctrl_c_while_a_task_is_given_ends_its_worker_too(monkeypatch):
 
     def tell(pid):
         told.append(pid)
-        under_way.set_result(Report(None, []))
+        under_way.set_result(Answer(None, []))
 
     def remote(what=None, **resources):
         if what is None:

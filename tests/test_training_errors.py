@@ -14,7 +14,7 @@ from segearth_cli.errors import SceneError, TrainingError
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.folder import save_model_folder
 from segearth_cli.training import loop
-from segearth_cli.training.loop import Parts, read_ahead
+from segearth_cli.training.loop import Parts, or_raised
 from segearth_cli.training.processes import started
 
 
@@ -137,7 +137,7 @@ def test_what_a_reader_finds_wrong_arrives_as_it_was_said():
             Parts(Broken()), sampler=[[3, 4]], batch_size=None, num_workers=workers
         )
         with pytest.raises(SceneError, match=r"^crop 3 is broken$"):
-            next(read_ahead(batches))
+            next(or_raised(batches))
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
