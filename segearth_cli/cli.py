@@ -372,36 +372,22 @@ def segment_command(
     wanted = choose_classes(classes, classes_file, preset, background, no_background)
     wanted = wanted.coloured(parse_colours(colours))
     box, box_crs = parse_bbox(bbox, bbox_crs)
-    options = SegmentOptions(
-        classes=wanted.classes,
-        colours=wanted.colours,
-        background=wanted.background,
-        threshold=wanted.threshold if threshold is None else threshold,
-        sensor=sensor,
-        bands=parse_bands(bands),
-        stretch=stretch,
-        nodata=nodata,
-        gsd=gsd,
-        sar_unit=sar_unit,
-        speckle=speckle,
-        src_crs=src_crs,
-        dst_crs=dst_crs,
-        bbox=box,
-        bbox_crs=box_crs,
-        aoi=aoi,
-        min_area=min_area,
-        simplify=simplify,
-        outputs=tuple(output or ()),
-        probabilities=probabilities,
-        stac=stac,
-        acquired=datetime,
-        overwrite=overwrite,
-        creation_options=parse_pairs(co or []),
-        threads=threads,
-        max_memory=parse_memory(max_memory),
-        progress=not quiet,
-        model=ModelOptions(**own(ModelOptions, given)),
-    )
+    parsed = {
+        "classes": wanted.classes,
+        "colours": wanted.colours,
+        "background": wanted.background,
+        "threshold": wanted.threshold if threshold is None else threshold,
+        "bands": parse_bands(bands),
+        "bbox": box,
+        "bbox_crs": box_crs,
+        "outputs": tuple(output or ()),
+        "acquired": datetime,
+        "creation_options": parse_pairs(co or []),
+        "max_memory": parse_memory(max_memory),
+        "progress": not quiet,
+        "model": ModelOptions(**own(ModelOptions, given)),
+    }
+    options = SegmentOptions(**own(SegmentOptions, given | parsed))
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other: one keeps what is complete")
     how = BatchOptions(

@@ -48,7 +48,6 @@ from segearth_cli.options import (
     UPSAMPLED,
     DistillOptions,
     SceneOptions,
-    TrainOptions,
     UpsamplerOptions,
 )
 from segearth_cli.parse import parse_bands, parse_nodata
@@ -128,26 +127,14 @@ def train_upsampler_command(
     """
     given = dict(locals())
     terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
-    options = UpsamplerOptions(
-        images=tuple(images),
-        scene=SceneOptions(
-            sensor=sensor,
-            bands=parse_bands(bands),
-            stretch=stretch,
-            nodata=nodata,
-            gsd=gsd,
-            sar_unit=sar_unit,
-            speckle=speckle,
-        ),
-        kernel=kernel,
-        stack=stack,
-        ratio=ratio,
-        features=features,
-        content_weight=gamma,
-        jitters=jitters,
-        progress=not quiet,
-        **own(TrainOptions, given),
-    )
+    of_scene = given | {"bands": parse_bands(bands), "threads": None}  # those are the network's
+    parsed = {
+        "images": tuple(images),
+        "scene": SceneOptions(**own(SceneOptions, of_scene)),
+        "content_weight": gamma,
+        "progress": not quiet,
+    }
+    options = UpsamplerOptions(**own(UpsamplerOptions, given | parsed))
     from segearth_cli.training.upsampler import train_upsampler
 
     terminal.show_training(train_upsampler(options), json, quiet)
@@ -227,14 +214,11 @@ def distill_sar_command(
     """
     given = dict(locals())
     terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
-    options = DistillOptions(
-        optical=optical,
-        sar=sar,
-        pairs=pairs,
-        optical_scene=SceneOptions(
+    parsed = {
+        "optical_scene": SceneOptions(
             sensor="optical", bands=parse_bands(bands), stretch=stretch, nodata=nodata
         ),
-        sar_scene=SceneOptions(
+        "sar_scene": SceneOptions(
             sensor="sar",
             bands=parse_bands(sar_bands),
             stretch=sar_stretch,
@@ -242,12 +226,9 @@ def distill_sar_command(
             sar_unit=sar_unit,
             speckle=speckle,
         ),
-        regions=regions,
-        temperature=temperature,
-        checkpointing=checkpointing,
-        progress=not quiet,
-        **own(TrainOptions, given),
-    )
+        "progress": not quiet,
+    }
+    options = DistillOptions(**own(DistillOptions, given | parsed))
     from segearth_cli.training.distill import distill_sar
 
     terminal.show_training(distill_sar(options), json, quiet)

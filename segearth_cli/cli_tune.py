@@ -124,27 +124,21 @@ def tune_command(
 
     terminal.log_to_stderr(verbose, quiet)
     wanted = choose_classes(classes, classes_file, None, background, no_background)
+    parsed = {
+        "classes": wanted.classes,
+        "background": wanted.background,
+        "bands": parse_bands(bands),
+        "outputs": (OUTPUT,),
+        "progress": not quiet,
+        "model": ModelOptions(**own(ModelOptions, given)),
+    }
     options = TuneOptions(
         pairs=tuple(map(parse_labelled, labelled)),
         column=column,
         label_values=parse_label_values(label_values),
         ignore=parse_values(ignore),
         samples=samples,
-        segment=SegmentOptions(
-            classes=wanted.classes,
-            background=wanted.background,
-            sensor=sensor,
-            bands=parse_bands(bands),
-            stretch=stretch,
-            nodata=nodata,
-            gsd=gsd,
-            sar_unit=sar_unit,
-            speckle=speckle,
-            outputs=(OUTPUT,),
-            threads=threads,
-            progress=not quiet,
-            model=ModelOptions(**own(ModelOptions, given)),
-        ),
+        segment=SegmentOptions(**own(SegmentOptions, given | parsed)),
     )
     from segearth_cli.tune import tune
 
