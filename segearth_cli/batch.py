@@ -12,18 +12,16 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from typing import TYPE_CHECKING, TextIO
 
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.inputs import PLACEHOLDER, Input
 from segearth_cli.options import BatchOptions, SegmentOptions
+from segearth_cli.results import Failure, Outcome, Plan, SegmentResult, Skipped
 
 if TYPE_CHECKING:
     from segearth_cli.reading import OpenScene
-    from segearth_cli.results import Plan, SegmentResult
     from segearth_cli.stream import Model
-
-    Outcome: TypeAlias = "SegmentResult | Skipped | Failure"
 
 STEM = "{stem}"
 DEFAULTS = BatchOptions()
@@ -37,24 +35,6 @@ class Job:
 
     source: str
     options: SegmentOptions
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A scene that came to nothing, and why."""
-
-    source: str
-    error: SegEarthError
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A scene whose outputs were there already."""
-
-    source: str
-    outputs: tuple[str, ...]
-    seconds: float
 
 
 def options_per_scene(

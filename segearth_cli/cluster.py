@@ -16,13 +16,13 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from segearth_cli import __version__
-from segearth_cli.batch import Failure, Job, SceneRunner, outcome_of, remove_left
+from segearth_cli.batch import Job, SceneRunner, outcome_of, remove_left
 from segearth_cli.device import pick_device, pick_precision, use_threads
 from segearth_cli.errors import ModelError, OutputError, SegEarthError, UsageError
 from segearth_cli.geo.legend import Legend
@@ -35,7 +35,7 @@ from segearth_cli.options import SENSORS, BatchOptions, SegmentOptions
 from segearth_cli.outputs import output_paths
 from segearth_cli.pool import Answer, Pool, Process, Task, cluster_room, connected
 from segearth_cli.reading import open_for_model
-from segearth_cli.results import SegmentResult
+from segearth_cli.results import Failure, Outcome, SegmentResult
 from segearth_cli.resume import is_complete
 from segearth_cli.segment import segment
 from segearth_cli.stdout import writing_to
@@ -48,9 +48,6 @@ from segearth_cli.stream import (
     scene_panels,
     window_grid,
 )
-
-if TYPE_CHECKING:
-    from segearth_cli.batch import Outcome
 
 WORTH_SHARING = 2  # windows that a panel is wide: those at its edges are computed twice
 # variables that go with the work: of maps, and of scenes that servers give

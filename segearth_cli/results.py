@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from segearth_cli.errors import SegEarthError
 from segearth_cli.options import SegmentOptions
 
 
@@ -18,6 +20,27 @@ class SegmentResult:
     nodata_pixels: int
     seconds: float
     options: SegmentOptions
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A scene that came to nothing, and why."""
+
+    source: str
+    error: SegEarthError
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A scene whose outputs were there already."""
+
+    source: str
+    outputs: tuple[str, ...]
+    seconds: float
+
+
+Outcome: TypeAlias = SegmentResult | Skipped | Failure
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from rich.text import Text
 
 from segearth_cli.errors import SegEarthError
 from segearth_cli.names import counted, listed, shortened
+from segearth_cli.results import Failure, Outcome, Plan, SegmentResult, Skipped
 from segearth_cli.stdout import print_json
 
 if TYPE_CHECKING:
-    from segearth_cli.batch import Failure, Skipped
-    from segearth_cli.results import Plan, SegmentResult
     from segearth_cli.training.report import TrainResult
 
 
@@ -165,7 +164,7 @@ def show_skipped(skipped: Skipped, as_json: bool, quiet: bool) -> None:
 
 
 def show_outcomes(
-    outcomes: Generator[SegmentResult | Skipped | Failure | Plan, None, None],
+    outcomes: Generator[Outcome | Plan, None, None],
     jobs: int,
     scenes: int,
     as_json: bool,
@@ -178,10 +177,7 @@ def show_outcomes(
     Raises:
         KeyboardInterrupt: as it came, saying how far it went.
     """
-    from segearth_cli.batch import Failure, Skipped
-    from segearth_cli.results import Plan
-
-    seen: list[SegmentResult | Skipped | Failure] = []
+    seen: list[Outcome] = []
     try:
         with closing(outcomes):
             for outcome in outcomes:
@@ -209,16 +205,13 @@ def show_outcomes(
     return [outcome.error for outcome in seen if isinstance(outcome, Failure)]
 
 
-def show_summary(seen: Sequence[SegmentResult | Skipped | Failure], jobs: int) -> None:
+def show_summary(seen: Sequence[Outcome], jobs: int) -> None:
     """What became of many scenes: how many, how long, and the name of each that failed."""
-    from segearth_cli.batch import Failure, Skipped
-    from segearth_cli.results import SegmentResult
-
     kinds = {"done": SegmentResult, "complete already": Skipped, "failed": Failure}
-    counted = {name: [o for o in seen if isinstance(o, kind)] for name, kind in kinds.items()}
+    by_kind = {name: [o for o in seen if isinstance(o, kind)] for name, kind in kinds.items()}
     rows = [
         [name, str(len(some)), f"{sum(o.seconds for o in some):.1f} s"]
-        for name, some in counted.items()
+        for name, some in by_kind.items()
         if some
     ]
     if len(seen) < jobs:

@@ -6,10 +6,11 @@ import pytest
 import rasterio.shutil
 from scenes import blocks, names_in, options_for, read, write_scene
 
-from segearth_cli.batch import Failure, jobs_of, options_per_scene, plan_jobs, segment_all
+from segearth_cli.batch import jobs_of, options_per_scene, plan_jobs, segment_all
 from segearth_cli.errors import ModelError, OutputError, SceneError, UsageError
 from segearth_cli.inputs import expand_inputs, stem_of
 from segearth_cli.options import BatchOptions
+from segearth_cli.results import Failure
 from segearth_cli.segment import segment
 
 

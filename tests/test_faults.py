@@ -15,14 +15,14 @@ import torch
 from faulty_server import FaultyServer
 from scenes import blocks, names_in, options_for, read, write_scene
 
-from segearth_cli.batch import Failure, segment_all
+from segearth_cli.batch import segment_all
 from segearth_cli.errors import OutputError, SceneError, SegEarthError
 from segearth_cli.geo import vector
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.options import BatchOptions
-from segearth_cli.results import SegmentResult
+from segearth_cli.results import Failure, SegmentResult
 from segearth_cli.segment import segment
 from segearth_cli.stream import load_model
 

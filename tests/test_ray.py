@@ -18,12 +18,12 @@ from scenes import blocks, ctrl_c_heard, names_in, options_for, stopped_in_the_m
 from typer.testing import CliRunner
 
 from segearth_cli import batch
-from segearth_cli.batch import Failure, segment_all
+from segearth_cli.batch import segment_all
 from segearth_cli.cli import app
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.options import BatchOptions
-from segearth_cli.results import SegmentResult
+from segearth_cli.results import Failure, SegmentResult
 from segearth_cli.staging import PREFIX
 
 ray = pytest.importorskip("ray")

@@ -24,7 +24,7 @@ from scenes import (
 )
 from typer.testing import CliRunner
 
-from segearth_cli.batch import Failure, Skipped, jobs_of, plan_jobs, segment_all
+from segearth_cli.batch import jobs_of, plan_jobs, segment_all
 from segearth_cli.cli import app
 from segearth_cli.errors import OutputError, SceneError, UsageError
 from segearth_cli.geo.recorded import read_record
@@ -33,7 +33,7 @@ from segearth_cli.options import BatchOptions
 from segearth_cli.outputs import write_outputs
 from segearth_cli.parse import parse_shard
 from segearth_cli.prefetch import prefetched
-from segearth_cli.results import SegmentResult
+from segearth_cli.results import Failure, SegmentResult, Skipped
 from segearth_cli.segment import segment
 from segearth_cli.staging import PREFIX, Staging
 
