@@ -62,7 +62,7 @@ def options_per_scene(
             )
         raise UsageError(
             f"{len(inputs)} scenes cannot all be written to {fixed[0]!r}; put {STEM} into the "
-            f"name, for instance -o 'maps/{STEM}.gpkg'"
+            f"name, as -o 'maps/{STEM}.gpkg', or make one scene of them with gdalbuildvrt"
         )
     every = [
         replace(
