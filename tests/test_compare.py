@@ -195,9 +195,8 @@ def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, lab
         assert json.loads(done.stdout)["scores"]["pixels"] == 96 - 24 - 24 * ("3" in more)
     done = run("--pred", label, "--label", unknown)
     assert done.exit_code == 2
-    assert (
-        "holds -1, which is no class of the map; say --label-values -1=CLASS or --ig" in done.stderr
-    )
+    known = "0 other, 1 road, 2 water, 3 tree; say --label-values -1=CLASS or --ignore -1"
+    assert f"holds -1, which is none of the classes {known}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -246,8 +245,8 @@ def test_values_that_nobody_knows_are_refused(tmp_path, label):
     beyond = run("--pred", made, "--label", plain, "--label-values", "1=9,*=0")
 
     assert strange.exit_code == beyond.exit_code == 2
-    assert f"{plain} holds 2, which is no class of the map" in strange.stderr
-    assert "has no class 9" in beyond.stderr
+    assert f"{plain} holds 2, which is none of the classes 0 rest, 1 road" in strange.stderr
+    assert "there is no class 9; there are 0 rest, 1 road" in beyond.stderr
     odd = write(tmp_path / "odd.tif", read(label), '{"x": "road"}')
     assert "a tag CLASSES that names no classes" in run("--pred", odd, "--label", plain).stderr
 
@@ -374,7 +373,7 @@ def test_labels_may_be_codes_beyond_a_byte(tmp_path, made):
     assert table == [[11, 0, 0], [0, 6, 0], [0, 0, 6]]
     done = run(*said, "312=background,-7=water,1000=road")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "holds 1410, which is no class of the map; say --label-values 1410=CLASS" in done.stderr
+    assert "holds 1410, which is none of the classes" in done.stderr
     with rasterio.open(labels, "r+") as dst:
         dst.update_tags(CLASSES='{"1410": "road", "312": "other", "1000": "road"}')
     assert confusion(*said, "-7=water") == [[11, 0, 0], [0, 6, 0], [1, 0, 6]]

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from segearth_cli.cli import app
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.grid import Grid
-from segearth_cli.geo.labels import ClassNames, open_labels, spread_places
+from segearth_cli.geo.label_meaning import LabelMeaning
+from segearth_cli.geo.labels import open_labels, spread_places
 
-KNOWN = ClassNames(
-    ("background", "building", "road"),
+KNOWN = LabelMeaning(
+    {0: "background", 1: "building", 2: "road"},
     {"background": 0, "other": 0, "building": 1, "house": 1, "road": 2},
 )
 
@@ -29,10 +30,11 @@ def grid_of(path):
         return Grid(src.width, src.height, src.transform, src.crs)
 
 
-def labels_on(path, grid, column=None, names=KNOWN):
+def labels_on(path, grid, column=None):
     """All of the labels, read in parts."""
-    with open_labels(str(path), grid, names, column) as rows_of:
-        return np.concatenate([rows_of(0, 33), rows_of(33, grid.height - 33)])
+    with open_labels(str(path), grid, KNOWN, column) as labels:
+        parts = [labels.read(0, 33), labels.read(33, grid.height - 33)]
+        return np.concatenate([part.classes for part in parts])
 
 
 @pytest.fixture
@@ -155,8 +157,8 @@ def test_pixels_with_two_classes_say_nothing(tmp_path, scene, caplog):
     frame = vector_of(truth(), scene, "polygons")
     frame.loc[len(frame)] = {"class_name": "road", "geometry": frame.geometry.union_all()}
     frame.to_file(tmp_path / "labels.gpkg")
-    with open_labels(str(tmp_path / "labels.gpkg"), grid_of(scene), KNOWN) as rows_of:
-        places = spread_places(rows_of, grid_of(scene), 50, "labels.gpkg")
+    with open_labels(str(tmp_path / "labels.gpkg"), grid_of(scene), KNOWN) as labels:
+        places = spread_places(labels, 50)
     assert places.labelled == {2: int((truth() == 2).sum())}
     assert "11875 pixels have labels of several classes" in caplog.text
 
@@ -164,8 +166,8 @@ def test_pixels_with_two_classes_say_nothing(tmp_path, scene, caplog):
 def test_places_are_spread_and_always_the_same(tmp_path, scene):
     grid = grid_of(scene)
     path = write_scene(tmp_path / "labels.tif", truth())
-    with open_labels(path, grid, KNOWN) as rows_of:
-        one, other = (spread_places(rows_of, grid, 300, path) for _ in range(2))
+    with open_labels(path, grid, KNOWN) as labels:
+        one, other = (spread_places(labels, 300) for _ in range(2))
     assert (one.rows == other.rows).all()
     assert (one.columns == other.columns).all()
     assert (truth()[0][one.rows, one.columns] == one.values).all()
