@@ -655,3 +655,18 @@ def test_a_label_by_name_and_by_value_is_one(tmp_path, label):
         assert done.exit_code == 2
         assert f"give 3 of {label} two meanings, once as" in done.stderr
     assert run("--pred", made, "--label", label, "--label-values", "3=1,tree=water").exit_code == 0
+
+
+def test_all_others_are_shapes_of_other_names_too(tmp_path, made):
+    labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "water", "shed"])
+    done = run("--pred", made, "--label", labels, "--label-values", "*=road", "--json")
+    assert json.loads(done.stdout)["scores"]["confusion"] == [[0, 0, 0], [0, 6, 0], [12, 0, 6]]
+    assert "the map has no class shed: such pixels count as road\n" in done.stderr
+
+
+def test_a_name_says_nothing_of_a_raster_without_names(tmp_path, label):
+    made = write(tmp_path / "map.tif", read(label), "other,road,water,tree")
+    plain = write(tmp_path / "plain.tif", read(label))
+    done = run("--pred", made, "--label", plain, "--ignore", "cloud")
+    assert "plain.tif has nothing called cloud\n" in done.stderr
+    assert "right: 100.0 %" in done.stderr

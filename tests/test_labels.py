@@ -14,10 +14,11 @@ from scenes import blocks, read, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli.cli import app
-from segearth_cli.errors import SceneError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.labels import open_labels, spread_places
+from segearth_cli.options import TuneOptions
 
 KNOWN = LabelMeaning(
     {0: "background", 1: "building", 2: "road"},
@@ -66,6 +67,25 @@ def test_a_raster_names_its_own_values(tmp_path, scene):
         dst.update_tags(CLASSES=json.dumps({"4": "House", "7": "road"}))
     found = labels_on(path, grid_of(scene))
     assert (found == np.array([-1, 2, 1])[truth()[0]]).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"ignore": ("cloud",)}, "has no class cloud; it has house, road"),
+        ({"ignore": ("House",), "label_values": ((4, 1),)}, "give 4 of .* two meanings"),
+    ],
+)
+def test_what_is_said_of_a_raster_fits_its_names(tmp_path, scene, said, message):
+    path = write_scene(tmp_path / "labels.tif", truth() + 4)
+    with rasterio.open(path, "r+") as dst:
+        dst.update_tags(CLASSES=json.dumps({"4": "house", "5": "road"}))
+    options = TuneOptions(segment=None, pairs=((scene, path),), **said)
+    with (
+        pytest.raises(UsageError, match=message),
+        open_labels(path, grid_of(scene), KNOWN.explained(options)),
+    ):
+        pass
 
 
 def test_a_raster_on_another_grid_is_aligned(tmp_path, scene):

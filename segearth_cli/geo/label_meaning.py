@@ -74,9 +74,14 @@ class LabelMeaning:
         return {str(value): None if is_silent and value == 0 else value for value in self.names}
 
     @cached_property
+    def words(self) -> dict[str, int | None]:
+        """What the options say by name."""
+        return {old: value for old, value in self.said.items() if not is_number(old)}
+
+    @cached_property
     def by_tag(self) -> dict[str, int | None]:
         """Values for what a raster calls its own values, which may be numbers, too."""
-        return {**self.values, **{old: v for old, v in self.said.items() if not is_number(old)}}
+        return {**self.values, **self.words}
 
     @cached_property
     def by_text(self) -> dict[str, int | None]:
@@ -115,7 +120,7 @@ class LabelMeaning:
             plain = {code: plain_label(name) for code, name in named.items()}
             taken = {code for code in plain if self._takes_others or plain[code] in self.by_tag}
             codes |= {code: self.by_tag.get(plain[code], self.others) for code in taken}
-        elif not self._explains_numbers:
+        elif self.rest is None and all(value is None for value in self.said.values()):
             codes |= {int(number): value for number, value in self.numbers.items()}
         codes |= self._said_of(named, path)
         if nodata is not None and float(nodata).is_integer():
@@ -125,9 +130,8 @@ class LabelMeaning:
             if code in codes or self.rest is not None:
                 return codes.get(code, self.rest)
             if code in named:
-                raise self._refusal(
-                    [name for code, name in named.items() if code not in codes], path
-                )
+                unknown = [name for code, name in named.items() if code not in codes]
+                raise self._refusal(unknown, path)
             raise UsageError(
                 f"{path} holds {code}, which is none of the classes {self.shown}; say "
                 f"--label-values {code}=CLASS or --ignore {code}"
@@ -136,25 +140,19 @@ class LabelMeaning:
         return value_of
 
     def _said_of(self, named: Mapping[int, str], path: str) -> dict[int, int | None]:
-        """What the options say of a raster's values by number; their names must be its own."""
+        """What the options say of a raster's values by number; names must be its own, if any."""
         codes = {int(old): value for old, value in self.said.items() if is_number(old)}
-        words = {old: value for old, value in self.said.items() if not is_number(old)}
         plain = {code: plain_label(name) for code, name in named.items()}
-        lost = next((word for word in words if word not in plain.values()), None)
-        if lost is not None:
-            shown = ", ".join(named.values()) or "no names of its values"
-            raise UsageError(f"{path} has no class {lost}; it has {shown}")
+        lost = [word for word in self.words if word not in plain.values()]
+        if named and lost:
+            raise UsageError(f"{path} has no class {lost[0]}; it has {', '.join(named.values())}")
         for code in codes.keys() & plain.keys():
-            if words.get(plain[code], codes[code]) != codes[code]:
+            if self.words.get(plain[code], codes[code]) != codes[code]:
                 raise UsageError(
                     f"--label-values and --ignore give {code} of {path} two meanings, once as "
                     f"{plain[code]}; give one"
                 )
         return codes
-
-    @property
-    def _explains_numbers(self) -> bool:
-        return self.rest is not None or any(value is not None for value in self.said.values())
 
     @property
     def _takes_others(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -224,6 +224,8 @@ def raster_labels(
     """
     named, nodata = class_names(path)
     value_of = meaning.of_raster(named, nodata, path)
+    if not named:
+        _warn_of_unused(meaning.words, path)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(path)))
         src = stack.enter_context(opened(path))
@@ -231,6 +233,11 @@ def raster_labels(
         own = file_grid(src, path) if grid is None else grid
         aligned = src if grid is None else on_grid(src, path, grid, "the scene", stack)
         yield RasterLabels(path, named, aligned, value_of, own)
+
+
+def _warn_of_unused(said: Collection[str], path: str) -> None:
+    if said:
+        logger.warning("%s has nothing called %s", path, ", ".join(sorted(said)))
 
 
 def _warn_of_features(number: int, lack: str, path: str) -> None:
@@ -315,9 +322,7 @@ def shape_labels(path: str, grid: Grid, meaning: LabelMeaning, column: str | Non
     """
     frame, texts = _labelled_frame(path, column)
     by_text = meaning.of_texts(list(dict.fromkeys(texts)), path)
-    unused = meaning.said.keys() - {*map(plain_label, by_text)}
-    if unused:
-        logger.warning("%s has nothing called %s", path, ", ".join(sorted(unused)))
+    _warn_of_unused(meaning.said.keys() - {*map(plain_label, by_text)}, path)
     of_features = [SILENT if (value := by_text[text]) is None else value for text in texts]
     shapes, feature = _points_and_polygons(_in_pixels(frame, path, grid))
     lost = np.setdiff1d(np.arange(len(texts)), feature)
