@@ -208,16 +208,12 @@ def warn_of_names(labelled: Sequence[str], meaning: LabelMeaning) -> None:
     of_map, of_label = ({plain_name(name) for name in each} for each in (names, labelled))
     lost = [name for name in labelled if plain_name(name) not in of_map]
     if lost:
-        fate = "are left out"
-        if meaning.others is not None:
-            is_background = meaning.others == 0 and meaning.has_background
-            fate = (
-                f"count as {'its background' if is_background else meaning.names[meaning.others]}"
-            )
+        as_background = meaning.others == 0 and meaning.has_background
+        others = "its background" if as_background else meaning.names.get(meaning.others or 0)
         logger.warning(
             "the map has no class %s: such pixels %s",
             ", ".join(name + _like(name, names) for name in lost),
-            fate,
+            "are left out" if meaning.others is None else f"count as {others}",
         )
     no_class = BACKGROUND_NAMES | {UNCLASSIFIED}
     idle = [name for name in names if plain_name(name) not in of_label | no_class]

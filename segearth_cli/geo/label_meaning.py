@@ -45,8 +45,7 @@ class LabelMeaning:
         return replace(self, said={**said, **silent}, rest=rest)
 
     def _value_of(self, new: int | str) -> int:
-        own = {plain_label(name): value for value, name in self.names.items()}
-        known = {**self.values, **own}
+        known = {**self.values, **{plain_label(name): value for value, name in self.names.items()}}
         value = known.get(plain_label(new)) if isinstance(new, str) else new
         if value is None or value not in self.names:
             raise UsageError(f"--label-values: there is no class {new}; there are {self.shown}")
@@ -94,10 +93,20 @@ class LabelMeaning:
         Raises:
             UsageError: they are called what is not known, and that is refused.
         """
-        unknown = [text for text in texts if plain_label(text) not in self.by_text]
-        if unknown and not self._takes_others:
+        values = self._taken(texts, self.by_text)
+        if unknown := [text for text in texts if text not in values]:
             raise self._refusal(unknown, path)
-        return {text: self.by_text.get(plain_label(text), self.others) for text in texts}
+        return values
+
+    def _taken(
+        self, names: Iterable[str], known: Mapping[str, int | None]
+    ) -> dict[str, int | None]:
+        """Values for names, without those that are refused."""
+        takes_others = self.of_map or self.rest is not None
+        plain = {name: plain_label(name) for name in names}
+        return {
+            n: known.get(p, self.others) for n, p in plain.items() if takes_others or p in known
+        }
 
     def of_raster(
         self, named: Mapping[int, str], nodata: float | None, path: str
@@ -117,9 +126,8 @@ class LabelMeaning:
         """
         codes: dict[int, int | None] = {} if self.rest is not None else {IGNORED: None}
         if named:
-            plain = {code: plain_label(name) for code, name in named.items()}
-            taken = {code for code in plain if self._takes_others or plain[code] in self.by_tag}
-            codes |= {code: self.by_tag.get(plain[code], self.others) for code in taken}
+            values = self._taken(named.values(), self.by_tag)
+            codes |= {code: values[name] for code, name in named.items() if name in values}
         elif self.rest is None and all(value is None for value in self.said.values()):
             codes |= {int(number): value for number, value in self.numbers.items()}
         codes |= self._said_of(named, path)
@@ -153,10 +161,6 @@ class LabelMeaning:
                     f"{plain[code]}; give one"
                 )
         return codes
-
-    @property
-    def _takes_others(self) -> bool:
-        return self.of_map or self.rest is not None
 
     def called(self, names: Iterable[str], known: Mapping[str, int | None]) -> list[str]:
         """Classes of labels of these names without those that say nothing; unknown ones as named.
