@@ -11,9 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from segearth_cli.compare_classes import Coverage, classes_of
-from segearth_cli.compare_rasters import beside_raster
-from segearth_cli.compare_shapes import beside_shapes
+from segearth_cli.compare_classes import classes_of
+from segearth_cli.compare_labels import Coverage, beside_labels
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.labels import is_vector
 from segearth_cli.names import counted, listed
@@ -42,8 +41,7 @@ def compare(options: CompareOptions) -> CompareResult:
     """
     started = time.perf_counter()
     pairs = file_pairs(options.maps, options.labels)
-    vectors = {label for _, label in pairs if is_vector(label)}
-    if options.column is not None and not vectors:
+    if options.column is not None and not any(is_vector(label) for _, label in pairs):
         raise UsageError(
             f"--column {options.column} is of a vector file, and {options.labels} is none"
         )
@@ -59,8 +57,7 @@ def compare(options: CompareOptions) -> CompareResult:
             raise UsageError(
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
-        beside = beside_shapes if label in vectors else beside_raster
-        for truth, predicted in beside(made, label, own, options, coverage):
+        for truth, predicted in beside_labels(made, label, own, options, coverage):
             confusion.add(truth, predicted)
     assert confusion is not None
     scores = confusion.scores(names, own.unscored)

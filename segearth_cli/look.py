@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,18 +17,16 @@ from tqdm import tqdm
 from segearth_cli.choose import Pixels
 from segearth_cli.device import memory_guard, pass_size, use_threads
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.labels import (
-    SILENT,
-    ClassNames,
     Places,
     open_labels,
-    plain_label,
     spread_places,
 )
 from segearth_cli.geo.raster import Scene
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
-from segearth_cli.names import plain_name, title_of
+from segearth_cli.names import plain_label, plain_name, title_of
 from segearth_cli.options import BACKGROUND_NAMES, UNCLASSIFIED, SegmentOptions, TuneOptions
 from segearth_cli.reading import check_options, open_for_model
 from segearth_cli.segment import warn_of_scene
@@ -58,16 +56,16 @@ def look(options: TuneOptions) -> tuple[Model, list[Looked]]:
     own = options.segment
     check_options(own)
     vocabulary = build_vocabulary(own)
-    names = said_names(label_names(vocabulary), options)
+    meaning = label_meaning(vocabulary).explained(options)
     use_threads(own.threads)
     with contextlib.ExitStack() as stack:
         scenes = [stack.enter_context(open_for_model(source, own)) for source, _ in options.pairs]
         sensor = one_sensor(scenes)
         every = []
         for scene, (_, labels) in zip(scenes, options.pairs, strict=True):
-            with open_labels(labels, scene.grid, names, options.column) as read:
-                every.append(spread_places(read, scene.grid, options.samples, labels))
-        check_labels(every, names)
+            with open_labels(labels, scene.grid, meaning, options.column) as opened:
+                every.append(spread_places(opened, options.samples))
+        check_labels(every, meaning)
         model = load_model(own, sensor)
         looked = []
         for scene, (_, labels), places in zip(scenes, options.pairs, every, strict=True):
@@ -76,7 +74,7 @@ def look(options: TuneOptions) -> tuple[Model, list[Looked]]:
     return model, looked
 
 
-def label_names(vocabulary: Vocabulary) -> ClassNames:
+def label_meaning(vocabulary: Vocabulary) -> LabelMeaning:
     """What labels may call the classes: a name, a synonym that is of one class alone, or, of the
     background, any of its usual names.
 
@@ -92,38 +90,14 @@ def label_names(vocabulary: Vocabulary) -> ClassNames:
         )
     first = names.index(vocabulary.names[0])
     words = [
-        (plain_name(word), value)
+        (plain_label(word), value)
         for value, synonyms in enumerate(vocabulary.classes, first)
         for word in synonyms
     ]
     of_one = {word: value for word, value in words if len({v for w, v in words if w == word}) == 1}
-    own = {plain_name(name): value for value, name in enumerate(names)}
-    return ClassNames(names, {**of_one, **dict.fromkeys(of_background, 0), **own})
-
-
-def said_names(names: ClassNames, options: TuneOptions) -> ClassNames:
-    """The same, with what the options say of labels.
-
-    Raises:
-        UsageError: they name a class that there is not.
-    """
-
-    def said(new: int | str) -> int:
-        value = names.values.get(plain_label(new)) if isinstance(new, str) else new
-        if value is None or not 0 <= value < len(names.names):
-            shown = ", ".join(f"{number} {name}" for number, name in enumerate(names.names))
-            raise UsageError(f"--label-values: there is no class {new}; there are {shown}")
-        return value
-
-    pairs = [(old, said(new)) for old, new in options.label_values]
-    pairs += [(old, SILENT) for old in options.ignore]
-    return replace(
-        names,
-        values={**names.values, **{plain_label(str(old)): new for old, new in pairs}},
-        codes={old: new for old, new in pairs if isinstance(old, int)},
-        rest=next((new for old, new in pairs if old is None), None),
-        said={plain_label(old) for old, _ in pairs if isinstance(old, str)},
-    )
+    own = {plain_label(name): value for value, name in enumerate(names)}
+    values = {**of_one, **dict.fromkeys(of_background, 0), **own}
+    return LabelMeaning(dict(enumerate(names)), values)
 
 
 def one_sensor(scenes: list[Scene]) -> str:
@@ -141,7 +115,7 @@ def one_sensor(scenes: list[Scene]) -> str:
     return scenes[0].sensor
 
 
-def check_labels(every: list[Places], names: ClassNames) -> None:
+def check_labels(every: list[Places], meaning: LabelMeaning) -> None:
     """Refuse labels of a single class, and say which classes have none.
 
     Raises:
@@ -150,14 +124,14 @@ def check_labels(every: list[Places], names: ClassNames) -> None:
     found = set().union(*(places.labelled for places in every))
     if len(found) == 1:
         raise SceneError(
-            f"all labels are {names.names[found.pop()]}; label pixels of two classes or more"
+            f"all labels are {meaning.names[found.pop()]}; label pixels of two classes or more"
         )
-    known = {*names.values.values()} - {SILENT}
-    is_class = {value for value in known if names.names[value] != UNCLASSIFIED}
+    known = {value for value in meaning.by_text.values() if value is not None}
+    is_class = {value for value in known if meaning.names[value] != UNCLASSIFIED}
     for value in sorted(is_class - found):
         logger.warning(
             "no pixel is labelled %s: its words stay as they are%s",
-            names.names[value],
+            meaning.names[value],
             "" if value else ", and so does the threshold",
         )
 

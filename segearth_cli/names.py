@@ -57,6 +57,18 @@ def plain_name(name: str) -> str:
     return " ".join(name.casefold().split())
 
 
+def plain_label(name: str) -> str:
+    """What a label is called as labels are compared: a class's name, or a whole number."""
+    plain = plain_name(name)
+    number = plain.removesuffix(".0")  # of a column of whole numbers that has gaps
+    return str(int(number)) if is_number(number) else plain
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a whole number."""
+    return text.removeprefix("-").isdecimal()
+
+
 def is_path(name: str) -> bool:
     """Whether a file is named by its path: no URL, and none of GDAL's virtual paths."""
     return "://" not in name and not name.startswith("/vsi")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
-from segearth_cli.names import is_path, plain_name
+from segearth_cli.names import is_path, plain_label, plain_name
 
 BLENDS = ("smooth", "mean")
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
@@ -330,10 +330,10 @@ def _check_label_values(
     label_values: tuple[tuple[int | str | None, int | str], ...], ignore: tuple[int | str, ...]
 ) -> None:
     """Refuse labels that are given two meanings; names are compared as people read them."""
-    silent = {plain_name(str(label)) for label in ignore}
+    silent = {plain_label(str(label)) for label in ignore}
     meanings: dict[str, int | str] = {}
     for label, value in label_values:
-        name = "*" if label is None else plain_name(str(label))
+        name = "*" if label is None else plain_label(str(label))
         meaning = plain_name(value) if isinstance(value, str) else value
         _require(
             name not in silent,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from segearth_cli.errors import UsageError
-from segearth_cli.names import file_and_layer
+from segearth_cli.names import file_and_layer, is_number
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def parse_values(text: str | None) -> tuple[int | str, ...]:
 
 def _value_or_name(text: str) -> int | str:
     text = text.strip()
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    return int(text) if is_number(text) else text
 
 
 def parse_labelled(text: str) -> tuple[str, str]:

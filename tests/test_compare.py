@@ -195,9 +195,8 @@ def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, lab
         assert json.loads(done.stdout)["scores"]["pixels"] == 96 - 24 - 24 * ("3" in more)
     done = run("--pred", label, "--label", unknown)
     assert done.exit_code == 2
-    assert (
-        "holds -1, which is no class of the map; say --label-values -1=CLASS or --ig" in done.stderr
-    )
+    known = "0 other, 1 road, 2 water, 3 tree; say --label-values -1=CLASS or --ignore -1"
+    assert f"holds -1, which is none of the classes {known}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -246,8 +245,8 @@ def test_values_that_nobody_knows_are_refused(tmp_path, label):
     beyond = run("--pred", made, "--label", plain, "--label-values", "1=9,*=0")
 
     assert strange.exit_code == beyond.exit_code == 2
-    assert f"{plain} holds 2, which is no class of the map" in strange.stderr
-    assert "has no class 9" in beyond.stderr
+    assert f"{plain} holds 2, which is none of the classes 0 rest, 1 road" in strange.stderr
+    assert "there is no class 9; there are 0 rest, 1 road" in beyond.stderr
     odd = write(tmp_path / "odd.tif", read(label), '{"x": "road"}')
     assert "a tag CLASSES that names no classes" in run("--pred", odd, "--label", plain).stderr
 
@@ -374,7 +373,7 @@ def test_labels_may_be_codes_beyond_a_byte(tmp_path, made):
     assert table == [[11, 0, 0], [0, 6, 0], [0, 0, 6]]
     done = run(*said, "312=background,-7=water,1000=road")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "holds 1410, which is no class of the map; say --label-values 1410=CLASS" in done.stderr
+    assert "holds 1410, which is none of the classes" in done.stderr
     with rasterio.open(labels, "r+") as dst:
         dst.update_tags(CLASSES='{"1410": "road", "312": "other", "1000": "road"}')
     assert confusion(*said, "-7=water") == [[11, 0, 0], [0, 6, 0], [1, 0, 6]]
@@ -656,3 +655,18 @@ def test_a_label_by_name_and_by_value_is_one(tmp_path, label):
         assert done.exit_code == 2
         assert f"give 3 of {label} two meanings, once as" in done.stderr
     assert run("--pred", made, "--label", label, "--label-values", "3=1,tree=water").exit_code == 0
+
+
+def test_all_others_are_shapes_of_other_names_too(tmp_path, made):
+    labels = shapes(tmp_path / "labels.gpkg", "name", ["road", "water", "shed"])
+    done = run("--pred", made, "--label", labels, "--label-values", "*=road", "--json")
+    assert json.loads(done.stdout)["scores"]["confusion"] == [[0, 0, 0], [0, 6, 0], [12, 0, 6]]
+    assert "the map has no class shed: such pixels count as road\n" in done.stderr
+
+
+def test_a_name_says_nothing_of_a_raster_without_names(tmp_path, label):
+    made = write(tmp_path / "map.tif", read(label), "other,road,water,tree")
+    plain = write(tmp_path / "plain.tif", read(label))
+    done = run("--pred", made, "--label", plain, "--ignore", "cloud")
+    assert "plain.tif has nothing called cloud\n" in done.stderr
+    assert "right: 100.0 %" in done.stderr

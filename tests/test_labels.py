@@ -14,12 +14,14 @@ from scenes import blocks, read, write_scene
 from typer.testing import CliRunner
 
 from segearth_cli.cli import app
-from segearth_cli.errors import SceneError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.grid import Grid
-from segearth_cli.geo.labels import ClassNames, open_labels, spread_places
+from segearth_cli.geo.label_meaning import LabelMeaning
+from segearth_cli.geo.labels import open_labels, spread_places
+from segearth_cli.options import TuneOptions
 
-KNOWN = ClassNames(
-    ("background", "building", "road"),
+KNOWN = LabelMeaning(
+    {0: "background", 1: "building", 2: "road"},
     {"background": 0, "other": 0, "building": 1, "house": 1, "road": 2},
 )
 
@@ -29,10 +31,11 @@ def grid_of(path):
         return Grid(src.width, src.height, src.transform, src.crs)
 
 
-def labels_on(path, grid, column=None, names=KNOWN):
+def labels_on(path, grid, column=None):
     """All of the labels, read in parts."""
-    with open_labels(str(path), grid, names, column) as rows_of:
-        return np.concatenate([rows_of(0, 33), rows_of(33, grid.height - 33)])
+    with open_labels(str(path), grid, KNOWN, column) as labels:
+        parts = [labels.read(0, 33), labels.read(33, grid.height - 33)]
+        return np.concatenate([part.classes for part in parts])
 
 
 @pytest.fixture
@@ -64,6 +67,25 @@ def test_a_raster_names_its_own_values(tmp_path, scene):
         dst.update_tags(CLASSES=json.dumps({"4": "House", "7": "road"}))
     found = labels_on(path, grid_of(scene))
     assert (found == np.array([-1, 2, 1])[truth()[0]]).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"ignore": ("cloud",)}, "has no class cloud; it has house, road"),
+        ({"ignore": ("House",), "label_values": ((4, 1),)}, "give 4 of .* two meanings"),
+    ],
+)
+def test_what_is_said_of_a_raster_fits_its_names(tmp_path, scene, said, message):
+    path = write_scene(tmp_path / "labels.tif", truth() + 4)
+    with rasterio.open(path, "r+") as dst:
+        dst.update_tags(CLASSES=json.dumps({"4": "house", "5": "road"}))
+    options = TuneOptions(segment=None, pairs=((scene, path),), **said)
+    with (
+        pytest.raises(UsageError, match=message),
+        open_labels(path, grid_of(scene), KNOWN.explained(options)),
+    ):
+        pass
 
 
 def test_a_raster_on_another_grid_is_aligned(tmp_path, scene):
@@ -155,8 +177,8 @@ def test_pixels_with_two_classes_say_nothing(tmp_path, scene, caplog):
     frame = vector_of(truth(), scene, "polygons")
     frame.loc[len(frame)] = {"class_name": "road", "geometry": frame.geometry.union_all()}
     frame.to_file(tmp_path / "labels.gpkg")
-    with open_labels(str(tmp_path / "labels.gpkg"), grid_of(scene), KNOWN) as rows_of:
-        places = spread_places(rows_of, grid_of(scene), 50, "labels.gpkg")
+    with open_labels(str(tmp_path / "labels.gpkg"), grid_of(scene), KNOWN) as labels:
+        places = spread_places(labels, 50)
     assert places.labelled == {2: int((truth() == 2).sum())}
     assert "11875 pixels have labels of several classes" in caplog.text
 
@@ -164,8 +186,8 @@ def test_pixels_with_two_classes_say_nothing(tmp_path, scene, caplog):
 def test_places_are_spread_and_always_the_same(tmp_path, scene):
     grid = grid_of(scene)
     path = write_scene(tmp_path / "labels.tif", truth())
-    with open_labels(path, grid, KNOWN) as rows_of:
-        one, other = (spread_places(rows_of, grid, 300, path) for _ in range(2))
+    with open_labels(path, grid, KNOWN) as labels:
+        one, other = (spread_places(labels, 300) for _ in range(2))
     assert (one.rows == other.rows).all()
     assert (one.columns == other.columns).all()
     assert (truth()[0][one.rows, one.columns] == one.values).all()

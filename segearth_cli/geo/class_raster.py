@@ -108,11 +108,11 @@ def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> An
 def translated(
     values: NDArray[Any],
     known: NDArray[np.bool_],
-    meaning: Callable[[int], int],
+    meaning: Callable[[int], int | None],
     unknown: int,
     path: str,
 ) -> NDArray[np.int16]:
-    """What each value stands for; ``unknown`` where none is known, or the value is NaN.
+    """What each value stands for; ``unknown`` where that is nothing, or the value none or NaN.
 
     Args:
         values: of any shape.
@@ -130,5 +130,6 @@ def translated(
     if strange is not None:
         raise SceneError(f"{path} holds {strange:.10g}, and classes are whole numbers")
     out = np.full(values.shape, unknown, np.int16)
-    out[known] = np.array([meaning(int(value)) for value in found.tolist()], np.int16)[codes]
+    meanings = [meaning(int(value)) for value in found.tolist()]
+    out[known] = np.array([unknown if m is None else m for m in meanings], np.int16)[codes]
     return out

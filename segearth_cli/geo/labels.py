@@ -6,11 +6,12 @@ Labels are read some rows at a time, so that memory does not grow with the scene
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -24,6 +25,7 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import check_kind, class_names, on_grid, translated
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
+from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.shapes import (
     PLACING_ERRORS,
     are_placed,
@@ -32,83 +34,31 @@ from segearth_cli.geo.shapes import (
     layer_names,
     read_shapes,
 )
-from segearth_cli.geo.source import environment, gdal_settings, opened
-from segearth_cli.names import file_and_layer, listed, plain_name
-from segearth_cli.scores import IGNORED
+from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.names import file_and_layer, plain_label
 
 UNKNOWN = -1  # a pixel without a label
 DISPUTED = -2  # a pixel with labels of several classes
 SILENT = -3  # a label that says nothing
 COLUMNS = ("class_name", "class", "label", "name")  # that may hold the classes, the likeliest first
-ROWS = 256  # read at once
-
-Reader = Callable[[int, int], NDArray[np.int16]]  # first row and number of rows -> rows x W
+ROWS = 512  # read at once
 
 logger = logging.getLogger(__name__)
 
 
-class Names(Protocol):
-    """What labels may be called: by value, and the value by each name."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the values 0, 1, ..."""
-
-    @property
-    def said(self) -> Collection[str]:
-        """Names of labels that the user gave, as they are compared."""
-
-    def value_of(self, name: str) -> int | None:
-        """The value for what labels call so; ``None`` where that is nothing known."""
-
-
 @dataclass(frozen=True)
-class ClassNames:
-    """The classes that labels may name.
+class LabelRows:
+    """Labels of some rows of a scene.
 
     Attributes:
-        names: of the values 0, 1, ...
-        values: of every name and synonym (see `plain_label`); ``SILENT`` of those to be ignored.
-        codes: values for those of a raster, where they are not the same; ``SILENT`` likewise.
-        rest: for all others, and for pixels that lie under no point or polygon.
-        said: names of labels that the user gave, which some label should have.
+        classes: rows x W, values of their classes; negative where none is known.
+        is_labelled: rows x W, where there is a label, if only one that says nothing.
+        disputed: pixels with labels of several classes, of which none is known then.
     """
 
-    names: tuple[str, ...]
-    values: Mapping[str, int]
-    codes: Mapping[int, int] = field(default_factory=dict)
-    rest: int | None = None
-    said: Collection[str] = ()
-
-    @property
-    def explains(self) -> bool:
-        """Whether it says itself what a raster's values are."""
-        return self.rest is not None or any(v != SILENT for v in self.codes.values())
-
-    def value_of(self, name: str) -> int | None:
-        """The value of a class by any of its names."""
-        return self.values.get(plain_label(name), self.rest)
-
-
-def plain_label(name: str) -> str:
-    """What labels are called as names are compared; numbers without ``.0``."""
-    plain = plain_name(name)
-    number = plain.removesuffix(".0")  # of a column of whole numbers that has gaps
-    return number if number.removeprefix("-").isdecimal() else plain
-
-
-def _warn_of_unused(said: Collection[str], called: Iterable[str], path: str) -> None:
-    unused = sorted({*said} - {*map(plain_label, called)})
-    if unused:
-        logger.warning("%s has nothing called %s", path, ", ".join(unused))
-
-
-def _no_classes(unknown: Sequence[str], names: Names, path: str) -> UsageError:
-    called = listed([repr(name) for name in unknown])
-    return UsageError(
-        f"{path} has labels of {called}, which are none of the classes {', '.join(names.names)}; "
-        "add them to --classes or to the words of --background, or say --label-values or --ignore"
-    )
+    classes: NDArray[np.int16]
+    is_labelled: NDArray[np.bool_]
+    disputed: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +79,7 @@ class Places:
     labelled: dict[int, int]
 
 
-def spread_places(read: Reader, grid: Grid, most: int, origin: str) -> Places:
+def spread_places(labels: Labels, most: int) -> Places:
     """At most ``most`` labelled pixels of each class, spread evenly from top to bottom.
 
     One comes from each of as many equal runs of the class's pixels, at a place in it that is drawn
@@ -138,38 +88,39 @@ def spread_places(read: Reader, grid: Grid, most: int, origin: str) -> Places:
     Raises:
         SceneError: no pixel has a label.
     """
-    counts: dict[int, int] = {}
-    for _, labels in _blocks(read, grid):
-        values, pixels = np.unique(labels, return_counts=True)
-        for value, number in zip(values.tolist(), pixels.tolist(), strict=True):
-            counts[value] = counts.get(value, 0) + number
-    disputed = counts.pop(DISPUTED, 0)
+    counts: Counter[int] = Counter()
+    disputed = 0
+    for _, rows in blocks_of(labels):
+        values, pixels = np.unique(rows.classes, return_counts=True)
+        counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+        disputed += rows.disputed
     counts.pop(UNKNOWN, None)
-    if disputed:
-        warn_of_disputed(disputed, origin)
+    warn_of_disputed(disputed, labels.path)
     if not counts:
-        raise SceneError(f"{origin} labels no pixel of the scene; do the two lie on one another?")
+        raise SceneError(
+            f"{labels.path} labels no pixel of the scene; do the two lie on one another?"
+        )
     wanted = {value: _one_of_each_run(number, most, value) for value, number in counts.items()}
     seen = dict.fromkeys(counts, 0)
     found: list[tuple[NDArray[Any], NDArray[Any]]] = []  # positions in the scene, values
-    for first, labels in _blocks(read, grid):
-        flat = labels.ravel()
+    for first, rows in blocks_of(labels):
+        flat = rows.classes.ravel()
         for value, ranks in wanted.items():
             own = np.flatnonzero(flat == value)
             start = seen[value]
             seen[value] += len(own)
             here = ranks[np.searchsorted(ranks, start) : np.searchsorted(ranks, seen[value])]
-            places = first * grid.width + own[here - start]
+            places = first * labels.grid.width + own[here - start]
             found.append((places, np.full(len(places), value, np.int16)))
     positions = np.concatenate([places for places, _ in found])
     of_values = np.concatenate([values for _, values in found])
     order = np.argsort(positions, kind="stable")
     weights = {value: number / len(wanted[value]) for value, number in counts.items()}
-    rows, columns = np.divmod(positions[order], grid.width)
+    row, column = np.divmod(positions[order], labels.grid.width)
     values = of_values[order]
     return Places(
-        rows=rows,
-        columns=columns,
+        rows=row,
+        columns=column,
         values=values,
         weights=np.array([weights[value] for value in values.tolist()]),
         labelled=dict(sorted(counts.items())),
@@ -177,7 +128,9 @@ def spread_places(read: Reader, grid: Grid, most: int, origin: str) -> Places:
 
 
 def warn_of_disputed(pixels: int, origin: str) -> None:
-    """Say how many pixels have labels of several classes."""
+    """Say how many pixels have labels of several classes, if any."""
+    if not pixels:
+        return
     has = "pixel has" if pixels == 1 else "pixels have"
     logger.warning("%s: %d %s labels of several classes; left out", origin, pixels, has)
 
@@ -190,44 +143,35 @@ def _one_of_each_run(count: int, most: int, seed: int) -> NDArray[np.int64]:
     return ends[:-1] + inside.astype(np.int64)
 
 
-def _blocks(read: Reader, grid: Grid) -> Iterator[tuple[int, NDArray[np.int16]]]:
-    for first in range(0, grid.height, ROWS):
-        yield first, read(first, min(ROWS, grid.height - first))
+def blocks_of(labels: Labels) -> Iterator[tuple[int, LabelRows]]:
+    """All labels, some rows at a time, and the first row of each."""
+    for first in range(0, labels.grid.height, ROWS):
+        yield first, labels.read(first, min(ROWS, labels.grid.height - first))
 
 
 @contextmanager
 def open_labels(
-    path: str, grid: Grid, names: ClassNames, column: str | None = None
-) -> Iterator[Reader]:
-    """Labels on a scene's grid, as a function of the first row and the number of rows.
+    path: str, grid: Grid, meaning: LabelMeaning, column: str | None = None
+) -> Iterator[Labels]:
+    """Labels on a scene's grid.
 
     Args:
         path: a class raster, or points or polygons in any vector format.
         grid: the scene's; a raster on another one is aligned to the nearest pixel.
-        names: the classes.
-        column: see `vector_labels`.
+        meaning: what labels stand for.
+        column: see `shape_labels`.
 
     Raises:
         SceneError: the labels cannot be read or placed on the scene.
         UsageError: they name a class that is not known, or no column holds classes.
     """
     if is_vector(path):
-        shapes = vector_labels(path, grid, names, column)
-
-        def with_rest(first: int, rows: int) -> NDArray[np.int16]:
-            labels = shapes.read(first, rows)
-            if names.rest is not None:
-                labels[labels == UNKNOWN] = names.rest
-            labels[labels == SILENT] = UNKNOWN
-            return labels
-
-        yield with_rest
+        yield shape_labels(path, grid, meaning, column)
         return
     if column is not None:
         raise UsageError(f"--column {column} is of a vector file, and {path} is none")
-    with ExitStack() as stack:
-        stack.enter_context(environment(gdal_settings(path)))
-        yield _raster_reader(path, grid, names, stack)
+    with raster_labels(path, meaning, grid) as labels:
+        yield labels
 
 
 def is_vector(path: str) -> bool:
@@ -238,45 +182,62 @@ def is_vector(path: str) -> bool:
     return bool(layer_names(file))
 
 
-def _raster_reader(path: str, grid: Grid, names: ClassNames, stack: ExitStack) -> Reader:
-    """Rows of a class raster."""
-    named, nodata = class_names(path)
-    src = stack.enter_context(opened(path))
-    check_kind(src, path)
-    aligned = on_grid(src, path, grid, "the scene", stack)
-    of_names = {code: names.value_of(name) for code, name in named.items()}
-    usual: dict[int, int | None] = {}
-    if not named and not names.explains:  # values are those of the classes
-        usual |= {value: value for value in range(len(names.names))}
-    usual |= {**of_names, **names.codes}
-    if nodata is None and names.rest is None:
-        usual.setdefault(IGNORED, SILENT)
-    _warn_of_unused({name for name in names.said if not name.isdecimal()}, named.values(), path)
+@dataclass(frozen=True)
+class RasterLabels:
+    """A class raster on a scene's grid.
 
-    def value_of(own: int) -> int:
-        value = SILENT if own == nodata else usual.get(own, names.rest)
-        if value is not None:
-            return UNKNOWN if value == SILENT else value
-        if own in named:
-            lost = [named[code] for code, known in of_names.items() if known is None]
-            raise _no_classes(lost, names, path)
-        known = named or dict(enumerate(names.names))
-        shown = ", ".join(f"{code} {name}" for code, name in known.items())
-        raise UsageError(
-            f"{path} holds {own}, which is none of its classes {shown}; say --label-values "
-            f"{own}=CLASS or --ignore {own}"
-        )
+    Attributes:
+        path: of the raster.
+        named: what it calls its values.
+        aligned: the open raster on the grid.
+        value_of: the class of its values; see `LabelMeaning.of_raster`.
+        grid: the scene's.
+    """
 
-    def read(first: int, rows: int) -> NDArray[np.int16]:
-        window = Window(0, first, grid.width, rows)
+    path: str
+    named: Mapping[int, str]
+    aligned: Any
+    value_of: Callable[[int], int | None]
+    grid: Grid
+
+    def read(self, first: int, rows: int) -> LabelRows:
+        """Labels from the first row on."""
+        window = Window(0, first, self.grid.width, rows)
         try:
-            values = aligned.read(1, window=window)
-            known = aligned.dataset_mask(window=window) > 0
+            values = self.aligned.read(1, window=window)
+            known = self.aligned.dataset_mask(window=window) > 0
         except GDAL_ERRORS as error:
-            raise SceneError(f"cannot read {path}: {reason(error)}") from error
-        return translated(values, known, value_of, UNKNOWN, path)
+            raise SceneError(f"cannot read {self.path}: {reason(error)}") from error
+        classes = translated(values, known, self.value_of, UNKNOWN, self.path)
+        return LabelRows(classes, classes != UNKNOWN)
 
-    return read
+
+@contextmanager
+def raster_labels(
+    path: str, meaning: LabelMeaning, grid: Grid | None = None
+) -> Iterator[RasterLabels]:
+    """Labels of a class raster, on its own grid or on a scene's.
+
+    Raises:
+        SceneError: it holds no classes, or cannot be placed on the scene.
+        UsageError: see `LabelMeaning.of_raster`.
+    """
+    named, nodata = class_names(path)
+    value_of = meaning.of_raster(named, nodata, path)
+    if not named:
+        _warn_of_unused(meaning.words, path)
+    with ExitStack() as stack:
+        stack.enter_context(environment(gdal_settings(path)))
+        src = stack.enter_context(opened(path))
+        check_kind(src, path)
+        own = file_grid(src, path) if grid is None else grid
+        aligned = src if grid is None else on_grid(src, path, grid, "the scene", stack)
+        yield RasterLabels(path, named, aligned, value_of, own)
+
+
+def _warn_of_unused(said: Collection[str], path: str) -> None:
+    if said:
+        logger.warning("%s has nothing called %s", path, ", ".join(sorted(said)))
 
 
 def _warn_of_features(number: int, lack: str, path: str) -> None:
@@ -289,13 +250,19 @@ class ShapeLabels:
     """Points and polygons on a scene's grid.
 
     Attributes:
+        path: of the file.
+        texts: what they are called, each once.
         shapes: in columns and rows of the scene.
-        values: of each.
+        values: of each; ``SILENT`` of those that say nothing.
+        rest: the value where none lies, if there is one.
         grid: the scene's.
     """
 
+    path: str
+    texts: Sequence[str]
     shapes: NDArray[Any]
     values: NDArray[np.int16]
+    rest: int | None
     grid: Grid
 
     @cached_property
@@ -303,7 +270,15 @@ class ShapeLabels:
         """First column and row, last column and row of each shape."""
         return np.asarray(shapely.bounds(self.shapes))
 
-    def read(self, first: int, rows: int) -> NDArray[np.int16]:
+    def read(self, first: int, rows: int) -> LabelRows:
+        """Labels from the first row on."""
+        labels = self._burnt(first, rows)
+        rest = UNKNOWN if self.rest is None else self.rest
+        cases = [labels >= 0, labels == UNKNOWN]
+        classes = np.select(cases, [labels, rest], UNKNOWN).astype(np.int16)
+        return LabelRows(classes, labels != UNKNOWN, int(np.count_nonzero(labels == DISPUTED)))
+
+    def _burnt(self, first: int, rows: int) -> NDArray[np.int16]:
         """Values of pixels whose centre lies in a polygon, or that a point lies in, rows x W."""
         labels = np.full((rows, self.grid.width), UNKNOWN, np.int16)
         tops, bottoms = self.bounds[:, [1, 3]].T
@@ -318,44 +293,37 @@ class ShapeLabels:
             labels[own] = np.where(labels[own] == UNKNOWN, np.int16(value), np.int16(DISPUTED))
         return labels
 
-    def pixels_beyond(self, silent: int) -> float:
-        """How many pixels outside the scene they would label, about; ``silent`` is no label."""
+    def pixels_beyond(self) -> float:
+        """How many pixels outside the scene they would label, about."""
         width, height = self.grid.width, self.grid.height
         inside = (self.bounds >= 0) & (self.bounds <= [width, height, width, height])
         placed = np.isfinite(self.bounds).all(axis=1)
-        beyond = self.shapes[placed & ~inside.all(axis=1) & (self.values != silent)]
+        beyond = self.shapes[placed & ~inside.all(axis=1) & (self.values != SILENT)]
         is_point = shapely.get_type_id(beyond) == shapely.GeometryType.POINT
         within = shapely.area(shapely.clip_by_rect(beyond, 0, 0, width, height))
         return float((np.where(is_point, 1, shapely.area(beyond)) - within).sum())
 
 
-def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> ShapeLabels:
+Labels = RasterLabels | ShapeLabels
+
+
+def shape_labels(path: str, grid: Grid, meaning: LabelMeaning, column: str | None) -> ShapeLabels:
     """Points and polygons of a file on a scene's grid.
 
     Args:
         path: of any vector format.
         grid: the scene's.
-        names: the classes.
+        meaning: what labels stand for.
         column: that holds the classes; ``None`` takes the first of ``COLUMNS``.
 
     Raises:
         SceneError: the labels cannot be read or placed on the scene.
         UsageError: they name a class that is not known, or no column holds classes.
     """
-    frame = read_shapes(path, path)
-    column = _class_column(frame, path, column)
-    frame = frame[~frame.geometry.isna() & ~frame.geometry.is_empty]
-    unnamed = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
-    if unnamed.any():
-        _warn_of_features(int(unnamed.sum()), f"no {column}", path)
-        frame = frame[~unnamed]
-    texts = [str(text) for text in frame[column].tolist()]
-    by_text = {text: names.value_of(text) for text in dict.fromkeys(texts)}
-    unknown = [text for text, value in by_text.items() if value is None]
-    if unknown:
-        raise _no_classes(unknown, names, path)
-    _warn_of_unused(names.said, by_text, path)
-    values = np.array([by_text[text] for text in texts], np.int16)
+    frame, texts = _labelled_frame(path, column)
+    by_text = meaning.of_texts(list(dict.fromkeys(texts)), path)
+    _warn_of_unused(meaning.said.keys() - {*map(plain_label, by_text)}, path)
+    of_features = [SILENT if (value := by_text[text]) is None else value for text in texts]
     shapes, feature = _points_and_polygons(_in_pixels(frame, path, grid))
     lost = np.setdiff1d(np.arange(len(texts)), feature)
     if len(lost):
@@ -364,11 +332,23 @@ def vector_labels(path: str, grid: Grid, names: Names, column: str | None) -> Sh
             "only those label pixels"
         )
     shapes, part = _points_and_polygons(shapely.make_valid(shapes))
-    flat = len(values) - len(np.unique(feature[part]))
+    flat = len(texts) - len(np.unique(feature[part]))
     if flat:
         _warn_of_features(flat, "no area", path)
-    values = values[feature[part]]
-    return ShapeLabels(shapes, values, grid)
+    values = np.array(of_features, np.int16)[feature[part]]
+    return ShapeLabels(path, list(by_text), shapes, values, meaning.rest, grid)
+
+
+def _labelled_frame(path: str, column: str | None) -> tuple[geopandas.GeoDataFrame, list[str]]:
+    """Features that have a place and a label, and what they are called."""
+    frame = read_shapes(path, path)
+    column = _class_column(frame, path, column)
+    frame = frame[~frame.geometry.isna() & ~frame.geometry.is_empty]
+    unnamed = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
+    if unnamed.any():
+        _warn_of_features(int(unnamed.sum()), f"no {column}", path)
+        frame = frame[~unnamed]
+    return frame, [str(text) for text in frame[column].tolist()]
 
 
 def _points_and_polygons(shapes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
