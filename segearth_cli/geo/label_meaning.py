@@ -148,11 +148,14 @@ class LabelMeaning:
         return value_of
 
     def _said_of(self, named: Mapping[int, str], path: str) -> dict[int, int | None]:
-        """What the options say of a raster's values by number; names must be its own, if any."""
+        """What the options say of a raster's values by number; beside a map names must be its own.
+
+        Without one there may be other rasters, which have them.
+        """
         codes = {int(old): value for old, value in self.said.items() if is_number(old)}
         plain = {code: plain_label(name) for code, name in named.items()}
-        lost = [word for word in self.words if word not in plain.values()]
-        if named and lost:
+        lost = self.unused(named.values())
+        if self.of_map and named and lost:
             raise UsageError(f"{path} has no class {lost[0]}; it has {', '.join(named.values())}")
         for code in codes.keys() & plain.keys():
             if self.words.get(plain[code], codes[code]) != codes[code]:
@@ -161,6 +164,10 @@ class LabelMeaning:
                     f"{plain[code]}; give one"
                 )
         return codes
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """What the options call labels, and none of these is called."""
+        return sorted({*self.words} - {*map(plain_label, names)})
 
     def called(self, names: Iterable[str], known: Mapping[str, int | None]) -> list[str]:
         """Classes of labels of these names without those that say nothing; unknown ones as named.

@@ -224,8 +224,7 @@ def raster_labels(
     """
     named, nodata = class_names(path)
     value_of = meaning.of_raster(named, nodata, path)
-    if not named:
-        _warn_of_unused(meaning.words, path)
+    _warn_of_unused(meaning.unused(named.values()), path)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(path)))
         src = stack.enter_context(opened(path))
