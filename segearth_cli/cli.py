@@ -109,6 +109,7 @@ class ErrorBoundary(TyperGroup):
     def main(self, *args: Any, **more: Any) -> Any:
         """Run the program and exit with its code."""
         stdout.speak_utf8()
+        terminal.need_no_stderr()
         try:
             status = super().main(*args, **{**more, "standalone_mode": False})
         except SegEarthError as error:

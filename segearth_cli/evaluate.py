@@ -48,7 +48,7 @@ from segearth_cli.model.variants import variant_logits
 from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions, SceneOptions
 from segearth_cli.scores import Confusion, Scores
-from segearth_cli.segment import warn_of_radar_options, warn_of_sensor
+from segearth_cli.segment import warn_of_radar_options, warn_of_sensor, warn_of_window
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,11 @@ def by_protocol(model: ModelOptions, dataset: Dataset) -> ModelOptions:
 def warn_of_mismatch(
     dataset: Dataset, every: list[list[ModelSettings]], options: EvaluateOptions
 ) -> None:
-    """Say so when a model or an option is for another sensor than the dataset's."""
+    """Say so when a model, or an option, is not for such images or windows."""
     remedy = 'describe it by a file with sensor = "sar"'
     for settings in every:
         warn_of_sensor(dataset.name, dataset.sensor, settings[0], remedy)
+        warn_of_window(settings[0])
     warn_of_radar_options(dataset.name, dataset.sensor, options.scene, remedy)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 _HEADERS = frozenset(
     "id fid value code index class classes class_id class_name classname name label category "
-    "colour color".split()
+    "colour color synonyms words names".split()
 )
 _BETWEEN = re.compile(r"[,;|\t]")  # cells of a line
 _CODE = re.compile(r"[+-]?\d+(\.\d+)?|#[0-9a-f]{6}")  # a value or a colour, and no word
-_NO_WORDS = re.compile(r"^- |^[\[{]|^\d+\s*[:=]|[;\t]")  # YAML, JSON, tables
+# lists and YAML, JSON, XML; values before words; comments or colours behind them; tables
+_NO_WORDS = re.compile(r"^[-*] |^[\[{<]|^\d+[.):=]?\s|^\d+[:=]|^\w+:(\s|$)|\s[#=]|[;\t]")
 
 
 def table_line(lines: Sequence[str]) -> str | None:

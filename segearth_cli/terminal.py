@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -29,6 +30,12 @@ _DECIMALS_BELOW, _NO_DECIMALS_FROM = 10, 1000  # of m2, and of km2
 _MOST_CLASSES = 20  # of a plan
 # loggers of how a raster is read
 OF_SCENES = tuple(f"segearth_cli.geo.{name}" for name in ("raster", "missing", "source", "bands"))
+
+
+def need_no_stderr() -> None:
+    """Where stderr is closed, what would be said there is lost, and the work is done."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
 
 def console() -> Console:

@@ -538,6 +538,15 @@ def test_a_stdout_that_takes_nothing_is_an_error(words):
         assert why in only_line(done.stderr)
 
 
+def test_a_closed_stderr_is_done_without(tmp_path, scene, tiny_model):
+    closed = "import os, sys; os.close(2); os.execv(sys.executable, sys.argv[1:])"
+    asked = command("segment", scene, "--classes", "road", "--model", tiny_model,
+                    "--device", "cpu", "-o", tmp_path / "map.tif")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", closed, *asked], env=surroundings())
+    assert done.returncode == 0
+    assert read(tmp_path / "map.tif").shape == (100, 130)
+
+
 def test_a_list_from_a_stdin_that_is_closed_is_one_line():
     closed = "import os, sys; os.close(0); os.execv(sys.executable, sys.argv[1:])"
     asked = command("segment", "-", "--classes", "road", "-o", "{stem}.tif")

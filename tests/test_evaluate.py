@@ -328,6 +328,7 @@ def test_models_and_options_of_the_other_sensor_are_told(udd, tiny_model):
     assert "udd5 is read as an optical image, where --sar-unit means nothing" in done.stderr
     assert "say --sensor" not in done.stderr  # which evaluate does not have
     assert "was made for" not in run(*own, "--model", tiny_model).stderr
+    assert "--window 7 is too small" in run(*own, "--model", "mini", "--window", "7").stderr
 
 
 def test_mistakes_are_told_before_any_model_is_loaded(udd, tiny_model, monkeypatch):
@@ -403,6 +404,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(udd, arguments, said):
     [
         ('palette = ["#000000", "#ffffff"]', "palette is .* must be a list of red,green,blue"),
         ("palette = [[0, 0, 0], [1, 1, 1], [2, 2, 2]]", "palette is at most one"),
+        ("palette = [[0, 0, 0], [0, 0, 0]]", "palette has one colour for two classes"),
         ("colours = [[0, 0, 0, 2]]", "colours are red,green,blue,class each"),
         ('modulated_blocks = "2"', 'modulated_blocks is "2"; it must be a whole number from 1 on'),
         ('layouts = ["x"]', "does not describe a dataset"),
@@ -424,6 +426,13 @@ def test_a_dataset_that_makes_no_sense_is_refused(tmp_path, line, said):
     folders = "" if "layouts" in line else 'images = "a"\nlabels = "b"\n'
     file.write_text(f'classes = ["a", "b"]\n{folders}{line}\n')
     with pytest.raises(UsageError, match=said):
+        read_dataset(str(file))
+
+
+def test_a_class_that_is_named_twice_is_refused(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('classes = ["a", ["B", "c"], "b"]\nimages = "a"\nlabels = "b"\n')
+    with pytest.raises(UsageError, match="a class is named twice"):
         read_dataset(str(file))
 
 

@@ -119,6 +119,16 @@ def test_class_files_that_cannot_be_read(tmp_path):
         '["building", "road"]',
         '"1","building"\n"2","road"',
         "building;house\nroad;street",
+        "building:\n  - house\nroad:\n  - street",
+        "building: [house, roof]\nroad: [street]",
+        "name: building\nname: road",
+        "* building\n* road",
+        "1. building\n2. road",
+        "1 building\n2 road",
+        "building #d73027\nroad # grey",
+        "building = house\nroad = street",
+        "<class>building</class>",
+        "class,synonyms\nbuilding,house",
     ],
 )
 def test_a_table_is_no_list_of_words(tmp_path, text):
@@ -214,6 +224,8 @@ def test_colours_of_some_classes_are_the_users():
     assert words.colours[0] == BACKGROUND_COLOUR
     with pytest.raises(UsageError, match="no class 'sea'; there are building, road, a=b, clutter"):
         choice.coloured(parse_colours("sea=#0000ff"))
+    with pytest.raises(UsageError, match="--colours gives 'house' two colours; give one"):
+        choice.coloured(parse_colours("building=#0000ff,house=#0000fe"))
 
 
 def test_synonyms_parse():

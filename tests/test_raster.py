@@ -166,12 +166,52 @@ def test_an_undeclared_nodata_value_stays_out_of_the_stretch_and_is_named(
         assert all(2990 < low < high < 3130 for low, high in _spans(scene))
         assert scene.read(0, 60)[1].all()
     (message,) = caplog.messages
-    assert f"is exactly {said}, which looks like nodata" in message
+    kind = "nodata or saturation:" if value > 0 else "nodata:"
+    assert f"is exactly {said}, which looks like {kind}" in message
     assert message.endswith(f"say --nodata {said}")
     caplog.clear()
     _, valid = read_all(path, sensor="optical", nodata=float(said))
     assert (valid == (array[0] != np.array(value, dtype))).all()
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"rows": 1, "columns": 40, "value": -9999},  # in one band
+        {"rows": 1, "columns": 40, "value": -10000},
+        {"rows": 60, "columns": 5, "value": 3000},  # a collar that is narrower there
+        {"rows": 1, "columns": 40, "value": 30000},
+    ],
+)
+def test_a_few_odd_pixels_do_not_hide_a_collar(tmp_path, caplog, odd):
+    array = np.tile(pattern(dtype="int16"), (1, 1, 4)) + np.int16(3000)
+    array[:, :, :10] = -9999
+    array[1, : odd["rows"], odd["columns"] : odd["columns"] + 1 + odd["rows"] // 60] = odd["value"]
+    array[2, : odd["rows"], odd["columns"]] = odd["value"]
+    with open_scene(scene_of(tmp_path, array), options(sensor="optical")) as scene:
+        assert all(2990 < low < high < 3130 for low, high in _spans(scene))
+    assert "is exactly -9999, which looks like nodata" in caplog.text
+
+
+def test_a_collar_of_zeros_is_left_out_of_16_bits_and_dark_pixels_are_not(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    ground = rng.gamma(3, 300, (3, 200, 200)) + 60  # of reflectance, dark with bright roofs
+    collar = ground.astype(np.uint16)
+    collar[:, :, :30] = 0
+    with open_scene(scene_of(tmp_path, collar), options(sensor="optical")) as scene:
+        assert min(scene.scaling.low) > 60
+    assert "is exactly 0, which looks like nodata: left out" in caplog.text
+    caplog.clear()
+    dark = np.maximum(ground - 300, 0).astype(np.uint16)
+    with open_scene(make(tmp_path / "dark.tif", dark), options(sensor="optical")) as scene:
+        assert scene.scaling.low == (0, 0, 0)
+    assert "looks like" not in caplog.text
+
+
+def test_a_scene_of_nothing_but_a_usual_code_is_said_to_be_one(tmp_path, caplog):
+    read_all(scene_of(tmp_path, np.full((3, 60, 80), -9999, np.int16)), sensor="optical")
+    assert "is exactly -9999, which looks like nodata" in caplog.text
 
 
 def _spans(scene):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -97,6 +99,15 @@ def test_a_damaged_file_is_one_line(tmp_path, name):
         read_upsampler_state(tmp_path / name)
 
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_weights_that_are_no_numbers_are_refused(reference, tmp_path, wrong):
+    weights = {name: value.clone() for name, value in reference.weights("jbu_one").items()}
+    weights["fixup_proj.1.bias"][3] = wrong
+    save_file(weights, tmp_path / "upsampler.safetensors")
+    with pytest.raises(ModelError, match=r"that are no numbers \(fixup_proj\.1\.bias\)"):
+        read_upsampler_state(tmp_path / "upsampler.safetensors")
 
 
 def test_an_upsampler_for_other_features_is_refused(reference):

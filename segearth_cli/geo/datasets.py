@@ -12,6 +12,7 @@ from typing import Any
 
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import window_offsets
+from segearth_cli.names import plain_name
 from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES, SENSORS
 from segearth_cli.presets import read_presets
 from segearth_cli.scores import IGNORED
@@ -269,7 +270,9 @@ def _check(dataset: Dataset, origin: str) -> None:
         "a threshold needs a class called background": dataset.threshold == 0
         or dataset.background_index is not None,
         "foreground IoU is of two classes": dataset.metric == "mIoU" or classes == 2,
+        "a class is named twice": len({plain_name(name) for name in dataset.names}) == classes,
         "palette is at most one red,green,blue a class": len(dataset.palette) <= classes,
+        "palette has one colour for two classes": len({*dataset.palette}) == len(dataset.palette),
         "colours are red,green,blue,class each": all(
             index < classes or index == IGNORED for *_, index in dataset.colours
         ),

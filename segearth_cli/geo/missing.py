@@ -11,7 +11,9 @@ from segearth_cli.geo.bands import BandFacts
 from segearth_cli.geo.region import Sample
 
 _SHARE = 0.01  # of the pixels: fewer of one value are not worth a word
-_CODES = (-9999.0, -32767.0, -32768.0)  # by which programs usually mark missing data
+_ODD = 1e-4  # of the pixels: so few may have any value
+_GAP = 0.01  # of the range of nearly all: between 0 that is missing data and the darkest pixels
+_CODES = (-9999.0, -32767.0, -32768.0, -999.0)  # by which programs usually mark missing data
 
 logger = logging.getLogger(__name__)
 
@@ -44,38 +46,49 @@ def _holds(dtype: str, value: float) -> bool:
 def stray_value(sample: Sample) -> float | None:
     """Return the value of pixels that cannot be measured as the others were, if there is one.
 
-    ``sample`` is (raw, valid), both [B, H, W]. All bands of more than 1 % of the pixels have the
-    value; it is the smallest or the largest of all, and further from the next one than the 1st
-    percentile of the others is from their 99th, or the smallest and a usual code. 8 bits have
+    ``sample`` is (raw, valid), both [B, H, W]. In one of the bands more than 1 % of the pixels have
+    the value, and it lies apart from the others, but for a few that may be as odd. 8 bits have
     none: 255 is a cloud.
     """
     raw, valid = sample
-    usable = _has_data(raw, valid)
-    if raw.dtype.itemsize == 1 or not usable.any():
+    if raw.dtype.itemsize == 1:
         return None
-    values = raw[:, usable]
-    for extreme in (values[0].min(), values[0].max()):
-        strays = (values == extreme).all(axis=0)
-        if strays.mean() <= _SHARE or strays.all():
-            continue
-        rest = values[:, ~strays].astype(np.float64)
-        value = float(extreme)
-        if (value in _CODES and (rest > value).all()) or all(_is_apart(value, b) for b in rest):
-            return value
+    for band, is_valid in zip(raw, valid & np.isfinite(raw), strict=True):
+        values = band[is_valid]
+        ends = [float(values.min()), float(values.max())] if values.size else []
+        for value in dict.fromkeys((*ends, *_CODES)):
+            here = values == value
+            if ends and here.mean() > _SHARE and _is_apart(value, values[~here]):
+                return value
     return None
 
 
-def _is_apart(value: float, band: NDArray[np.float64]) -> bool:
-    """Whether a value lies beyond a band's by more than the range of nearly all of them."""
-    first, last = np.percentile(band, (1, 99))
-    gap = max(band.min() - value, value - band.max())
-    return bool(gap > last - first > 0)  # of two values neither is stray
+def _is_apart(value: float, others: NDArray[Any]) -> bool:
+    """Whether a value lies beyond the others by more than the range of nearly all of them.
+
+    A usual code may lie closer below them, and so may 0 of whole numbers, if there is a gap. A
+    code alone is one, too.
+    """
+    is_code = value in _CODES
+    if not others.size:
+        return is_code
+    few = max(int(_ODD * others.size), min(2, others.size // 100))
+    ranked = np.partition(others, (few, others.size - 1 - few)).astype(np.float64)
+    lowest, highest = ranked[few], ranked[-1 - few]
+    first, last = np.percentile(others, (1, 99))
+    if value < lowest and is_code:
+        return True
+    least = last - first
+    if value == 0 < lowest and others.dtype.kind in "iu":
+        least *= _GAP
+    return bool(max(lowest - value, value - highest) > least > 0)  # of two values neither is
 
 
 def without(value: float | None, sample: Sample) -> Sample:
-    """Return a sample in which pixels of a value, in all bands, are not valid."""
+    """Return a sample in which a band's pixels of a value are not valid, unless all would be."""
     raw, valid = sample
-    return sample if value is None else (raw, valid & ~(raw == value).all(axis=0))
+    others = valid if value is None else valid & (raw != value)
+    return (raw, others) if others.any() else sample
 
 
 def warn_about_values(
@@ -111,11 +124,12 @@ def warn_about_values(
     if stray is not None:
         value = _plain(stray, raw.dtype)
         logger.warning(
-            "more than %.0f %% of %s is exactly %s, which looks like nodata: left out of the "
+            "more than %.0f %% of %s is exactly %s, which looks like nodata%s: left out of the "
             "stretch, and mapped all the same; if it is nodata, say --%snodata %s",
             100 * _SHARE,
             source,
             value,
+            " or saturation" if stray > 0 else "",
             prefix,
             value,
         )

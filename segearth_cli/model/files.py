@@ -42,15 +42,18 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
 
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than weights, which could run code, and is refused; save its "
             "state_dict alone, best as safetensors"
         ) from error
     except (SafetensorError, *UNLOADABLE) as error:
-        raise ModelError(f"{path} is not a checkpoint: {first_line(error)}") from error
+        raise ModelError(
+            f"{path} is not a checkpoint that torch or safetensors can read ({first_line(error)})"
+        ) from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not content:

@@ -190,7 +190,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
     if (odd := table_line(classes)) is not None:
         raise UsageError(
             f"{path} is no plain list of words, with {shortened(odd)!r}; write a class a line, its "
-            "synonyms after commas, without numbers, colours and headers"
+            "synonyms after commas, without numbers, colours, semicolons and headers"
         )
     try:
         rows = [*csv.reader(classes, skipinitialspace=True, strict=True)]
@@ -264,14 +264,20 @@ class ClassChoice:
         Raises:
             UsageError: there is no such class.
         """
-        colours: list[Colour | None] = [*self.colours] or [None] * len(self.classes)
         number = {plain_name(word): n for n, own in enumerate(self.classes) for word in own}
+        chosen: dict[int, Colour] = {}
         for name, colour in said:
             if plain_name(name) not in number:
                 known = listed([own[0] for own in self.classes], MOST_NAMED)
-                raise UsageError(f"--colours: there is no class {name!r}; there are {known}")
-            colours[number[plain_name(name)]] = colour
-        return replace(self, colours=tuple(colours) if said else self.colours)
+                raise UsageError(
+                    f"--colours: there is no class {name!r}; there are {known} (the background has "
+                    "a colour of its own where it is one of --classes)"
+                )
+            if chosen.setdefault(number[plain_name(name)], colour) != colour:
+                raise UsageError(f"--colours gives {name!r} two colours; give one")
+        usual = self.colours or (None,) * len(self.classes)
+        colours = tuple(chosen.get(n, colour) for n, colour in enumerate(usual))
+        return replace(self, colours=colours if said else self.colours)
 
 
 def choose_classes(
