@@ -152,7 +152,7 @@ def settings_of(name: str, dataset: Dataset, options: EvaluateOptions) -> list[M
     folder = resolve_model(name, dataset.sensor)
     precision = precision_here(options.model)
     own = by_protocol(options.model, dataset)
-    attentions = options.attentions or (dataset.attention,)
+    attentions = options.attentions or (dataset.attention or folder.card.attention,)
     is_for_another = options.model.modulated_blocks is None or {*attentions} != {"gem"}
     every: list[ModelSettings] = []
     for attention, upsampler, bias in product(

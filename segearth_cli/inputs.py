@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.errors import SceneError, SegEarthError, UsageError
 from segearth_cli.names import files_named, is_path, public_name, stack_files, stack_name
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
@@ -161,8 +161,6 @@ def safe_name(name: str) -> str:
 
 def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The rasters in a folder and below, by name: none that are hidden, or that segearth made."""
-    from segearth_cli.geo.recorded import READERS, read_record
-
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -170,12 +168,22 @@ def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    scenes = [path for path in paths if path.suffix.lower() not in READERS or not read_record(path)]
+    scenes = [path for path in paths if not _is_ours(path)]
     if len(scenes) < len(paths):
         logger.warning(
             "%s: left out %d rasters that segearth made", folder, len(paths) - len(scenes)
         )
     return scenes
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether segearth made a raster; what cannot be read is for others to tell."""
+    from segearth_cli.geo.recorded import READERS, read_record
+
+    try:
+        return path.suffix.lower() in READERS and read_record(path) is not None
+    except SegEarthError:
+        return False
 
 
 def _in_folder(folder: Path) -> list[Input]:

@@ -35,7 +35,9 @@ OF_SCENES = tuple(f"segearth_cli.geo.{name}" for name in ("raster", "missing", "
 def need_no_stderr() -> None:
     """Where stderr is closed, what would be said there is lost, and the work is done."""
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+        while (free := os.open(os.devnull, os.O_RDWR)) < 2:  # no output may become stderr
+            pass
+        sys.stderr = open(free, "w", encoding="utf-8")
 
 
 def console() -> Console:

@@ -17,7 +17,7 @@ from segearth_cli.cli import app
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.label_meaning import LabelMeaning
-from segearth_cli.geo.labels import open_labels, spread_places
+from segearth_cli.geo.labels import blocks_of, open_labels, spread_places
 from segearth_cli.options import TuneOptions
 
 KNOWN = LabelMeaning(
@@ -178,6 +178,11 @@ def test_pixels_with_two_classes_say_nothing(tmp_path, scene, caplog):
         places = spread_places(labels, 50)
     assert places.labelled == {2: int((truth() == 2).sum())}
     assert "11875 pixels have labels of several classes" in caplog.text
+    caplog.clear()
+    silent = TuneOptions(segment=None, pairs=((scene, scene),), ignore=("road",))
+    with open_labels(str(tmp_path / "labels.gpkg"), grid_of(scene), KNOWN.explained(silent)) as of:
+        assert all(not (rows.classes >= 0).any() for _, rows in blocks_of(of))
+        assert all(rows.disputed == 0 for _, rows in blocks_of(of))
 
 
 def test_places_are_spread_and_always_the_same(tmp_path, scene):

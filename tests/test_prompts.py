@@ -147,6 +147,8 @@ def test_a_table_is_no_list_of_words(tmp_path, text):
         "boeing, 747\nroad\nwater",
         "swimming\tpool\nroad\nwater",
         "co-op - store\n-road",
+        "3 storey building",
+        "1 lane road\n2 lane road\ntree",
     ],
 )
 def test_odd_words_are_words(tmp_path, text):

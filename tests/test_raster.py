@@ -170,7 +170,7 @@ def test_an_undeclared_nodata_value_stays_out_of_the_stretch_and_is_named(
     assert f"is exactly {said}, which looks like {kind}" in message
     assert message.endswith(f"say --nodata {said}")
     caplog.clear()
-    _, valid = read_all(path, sensor="optical", nodata=float(said))
+    _, valid = read_all(path, sensor="optical", nodata=type(value)(value))
     assert (valid == (array[0] != np.array(value, dtype))).all()
     assert not caplog.records
 
@@ -206,6 +206,9 @@ def test_a_collar_of_zeros_is_left_out_of_16_bits_and_dark_pixels_are_not(tmp_pa
     dark = np.maximum(ground - 300, 0).astype(np.uint16)
     with open_scene(make(tmp_path / "dark.tif", dark), options(sensor="optical")) as scene:
         assert scene.scaling.low == (0, 0, 0)
+    stepped = np.clip(rng.normal(40, 18, (3, 200, 200)), 0, 255).astype(np.uint16) * 257
+    assert (stepped == 0).mean() > 0.01
+    read_all(make(tmp_path / "stepped.tif", stepped), sensor="optical")
     assert "looks like" not in caplog.text
 
 

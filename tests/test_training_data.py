@@ -102,6 +102,7 @@ def test_images_are_found_in_folders_and_some_held_out(tmp_path, tiny_model, cap
     (folder / "notes.txt").write_text("no image")
     (folder / "broken.jpg").write_bytes(b"no image either")
     (folder / "._0.png").write_bytes(b"what macOS leaves beside an image")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:20])
     maps = options_for(tiny_model, folder / "map.tif", folder / "map.png")
     segment(str(folder / "0.png"), maps)
 
@@ -110,6 +111,7 @@ def test_images_are_found_in_folders_and_some_held_out(tmp_path, tiny_model, cap
     assert (len(sources.train), len(sources.held_out)) == (7, 2)
     assert "skipped: cannot open" in caplog.text
     assert "broken.jpg" in caplog.text
+    assert "cut.png" in caplog.text
     assert "._0.png" not in caplog.text
     assert "left out 2 rasters that segearth made" in caplog.text
     (tmp_path / "empty").mkdir()

@@ -289,7 +289,9 @@ class ShapeLabels:
                 transform=Affine.translation(0, first),
                 dtype=np.uint8,
             ).astype(bool)
-            labels[own] = np.where(labels[own] == UNKNOWN, np.int16(value), np.int16(DISPUTED))
+            before = labels[own]
+            cases = [before == UNKNOWN, before == SILENT]  # which comes first
+            labels[own] = np.select(cases, [value, SILENT], DISPUTED)
         return labels
 
     def pixels_beyond(self) -> float:

@@ -13,6 +13,7 @@ from segearth_cli.geo.region import Sample
 _SHARE = 0.01  # of the pixels: fewer of one value are not worth a word
 _ODD = 1e-4  # of the pixels: so few may have any value
 _GAP = 0.01  # of the range of nearly all: between 0 that is missing data and the darkest pixels
+_STEPS = 3  # of the data's own: a gap is wider
 _CODES = (-9999.0, -32767.0, -32768.0, -999.0)  # by which programs usually mark missing data
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def warn_of_idle_nodata(
     """Say so where no band can hold the number that was given; ``none`` is infinite."""
     if nodata is None or not math.isfinite(nodata):
         return
+    nodata = float(nodata)
     dtypes = [facts.dtypes[band - 1] for band in bands]
     if any(_holds(dtype, nodata) for dtype in dtypes):
         return
@@ -80,7 +82,8 @@ def _is_apart(value: float, others: NDArray[Any]) -> bool:
         return True
     least = last - first
     if value == 0 < lowest and others.dtype.kind in "iu":
-        least *= _GAP
+        darkest = np.diff(np.unique(others[others <= first]))  # 8 bits in 16 come in steps
+        least = max(_GAP * least, _STEPS * darkest.min(initial=0))
     return bool(max(lowest - value, value - highest) > least > 0)  # of two values neither is
 
 

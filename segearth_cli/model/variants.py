@@ -86,6 +86,7 @@ def summed(
             for place, area in enumerate(done):
                 cosines[key][area] += of_pixels[place] * weight
                 similarities[key][area] += of_token[place, :, None, None] * weight
+        del found, of_pixels, of_token  # not beside those of the next pass
     return cosines, similarities, per_pixel
 
 
