@@ -82,8 +82,9 @@ def _is_apart(value: float, others: NDArray[Any]) -> bool:
         return True
     least = last - first
     if value == 0 < lowest and others.dtype.kind in "iu":
-        darkest = np.diff(np.unique(others[others <= first]))  # 8 bits in 16 come in steps
-        least = max(_GAP * least, _STEPS * darkest.min(initial=0))
+        darkest = np.unique(others[others <= np.percentile(others, 10)])
+        steps = np.diff(darkest)  # 8 bits in 16 come in large ones
+        least = max(_GAP * least, _STEPS * steps.min()) if steps.size else least
     return bool(max(lowest - value, value - highest) > least > 0)  # of two values neither is
 
 
