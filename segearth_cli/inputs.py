@@ -168,7 +168,7 @@ def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    scenes = [path for path in paths if not _is_ours(path)]
+    scenes = [path for path in paths if not _is_a_map(path)]
     if len(scenes) < len(paths):
         logger.warning(
             "%s: left out %d rasters that segearth made", folder, len(paths) - len(scenes)
@@ -176,7 +176,7 @@ def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return scenes
 
 
-def _is_ours(path: Path) -> bool:
+def _is_a_map(path: Path) -> bool:
     """Whether segearth made a raster; what cannot be read is for others to tell."""
     from segearth_cli.geo.recorded import READERS, read_record
 

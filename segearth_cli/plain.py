@@ -13,3 +13,13 @@ def plain(value: Any, nan: str | None = "nan") -> Any:
     if not isinstance(value, float) or math.isfinite(value):
         return value
     return nan if math.isnan(value) else str(value)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object, least: int = 0, most: float = math.inf) -> bool:
+    """Whether a value is a whole number in this range."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -14,6 +14,7 @@ from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import window_offsets
 from segearth_cli.names import plain_name
 from segearth_cli.options import ATTENTIONS, BACKGROUND_NAMES, SENSORS
+from segearth_cli.plain import is_finite, is_whole
 from segearth_cli.presets import read_presets
 from segearth_cli.scores import IGNORED
 from segearth_cli.words import Words
@@ -163,14 +164,6 @@ def _background(names: tuple[str, ...]) -> int | None:
     return next((i for i, name in enumerate(names) if name.casefold() in BACKGROUND_NAMES), None)
 
 
-def _is_whole(value: Any, least: int = 0, most: float = math.inf) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
@@ -181,7 +174,7 @@ def _is_folder(value: Any) -> bool:
 
 def _are_whole(numbers: Any, count: int, most: float = math.inf) -> bool:
     """Whether these are so many whole numbers from 0 to ``most``."""
-    return _is_tuple(numbers, lambda number: _is_whole(number, 0, most)) and len(numbers) == count
+    return _is_tuple(numbers, lambda number: is_whole(number, 0, most)) and len(numbers) == count
 
 
 def _is_tuple(values: Any, of: Callable[[Any], bool]) -> bool:
@@ -201,19 +194,19 @@ _OF_DATASETS: _Kinds = {
         lambda value: _is_tuple(value, _is_class) and 2 <= len(value) < IGNORED,
     ),
     "sensor": (f"one of {', '.join(SENSORS)}", lambda value: value in SENSORS),
-    "background_index": ("the number of a class, from 0 on", _is_whole),
+    "background_index": ("the number of a class, from 0 on", is_whole),
     "threshold": (
         "a number from 0 to 1",
-        lambda value: _is_number(value) and 0 <= value <= 1,
+        lambda value: is_finite(value) and 0 <= value <= 1,
     ),
-    "long_side": ("a whole number of pixels, or 0", _is_whole),
-    "window": ("a whole number of pixels, or 0", _is_whole),
-    "stride": ("a whole number of pixels from 1 on", lambda value: _is_whole(value, 1)),
+    "long_side": ("a whole number of pixels, or 0", is_whole),
+    "window": ("a whole number of pixels, or 0", is_whole),
+    "stride": ("a whole number of pixels from 1 on", lambda value: is_whole(value, 1)),
     "attention": (f"one of {', '.join(ATTENTIONS)}", lambda value: value in ATTENTIONS),
-    "modulated_blocks": ("a whole number from 1 on", lambda value: _is_whole(value, 1)),
-    "global_bias": ("a number", _is_number),
+    "modulated_blocks": ("a whole number from 1 on", lambda value: is_whole(value, 1)),
+    "global_bias": ("a number", is_finite),
     "metric": (f"one of {', '.join(METRICS)}", lambda value: value in METRICS),
-    "paper_score": ("a number", _is_number),
+    "paper_score": ("a number", is_finite),
     "palette": (
         "a list of red,green,blue from 0 to 255",
         lambda value: _is_tuple(value, lambda colour: _are_whole(colour, 3, 255)),
@@ -235,12 +228,12 @@ _OF_LAYOUTS: _Kinds = {
     "label_suffix": ("a text such as .png", _is_text),
     "list": ("the name of a file", _is_text),
     "stems": ("a list of names", lambda value: _is_tuple(value, _is_text)),
-    "grey": ("a whole number", _is_whole),
+    "grey": ("a whole number", is_whole),
     "patch": (
         "two whole numbers of pixels",
         lambda value: _are_whole(value, 2) and min(value) >= 1,
     ),
-    "overlap": ("a whole number of pixels, or 0", _is_whole),
+    "overlap": ("a whole number of pixels, or 0", is_whole),
 }
 
 

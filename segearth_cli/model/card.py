@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,6 +12,7 @@ from typing import Any, TypeGuard, TypeVar
 from segearth_cli.errors import ModelError
 from segearth_cli.model.files import read_json
 from segearth_cli.options import ATTENTIONS, SENSORS, SceneOptions
+from segearth_cli.plain import is_finite, is_whole
 
 CARD = "segearth.json"
 _WORD = re.compile(r"[^\W_]+")
@@ -54,19 +54,19 @@ class ModelCard:
                 ("name", self.name, isinstance(self.name, str) and bool(self.name)),
                 ("sensor", self.sensor, self.sensor in SENSORS),
                 ("attention", self.attention, self.attention in ATTENTIONS),
-                ("modulated_blocks", self.modulated_blocks, _is_whole(self.modulated_blocks, 1)),
-                ("global_bias", self.global_bias, _is_number(self.global_bias)),
+                ("modulated_blocks", self.modulated_blocks, is_whole(self.modulated_blocks, 1)),
+                ("global_bias", self.global_bias, is_finite(self.global_bias)),
                 (
                     "logit_scale",
                     self.logit_scale,
-                    _is_number(self.logit_scale) and self.logit_scale > 0,
+                    is_finite(self.logit_scale) and self.logit_scale > 0,
                 ),
-                ("window", self.window, _is_whole(self.window, 0)),
-                ("stride", self.stride, _is_whole(self.stride, 1)),
+                ("window", self.window, is_whole(self.window, 0)),
+                ("stride", self.stride, is_whole(self.stride, 1)),
                 (
                     "speckle",
                     self.speckle,
-                    self.speckle == 0 or (_is_whole(self.speckle, 3) and self.speckle % 2 == 1),
+                    self.speckle == 0 or (is_whole(self.speckle, 3) and self.speckle % 2 == 1),
                 ),
                 ("gsd_m", self.gsd_m, self.gsd_m is None or _is_range(self.gsd_m)),
                 ("polarisation", self.polarisation, isinstance(self.polarisation, str)),
@@ -135,10 +135,6 @@ class ModelCard:
         return json.dumps({**content, **extra}, indent=2, ensure_ascii=False) + "\n"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_range(value: object) -> bool:
     return _is_pair(value) and 0 < value[0] <= value[1]
 
@@ -148,8 +144,4 @@ def _is_span(value: object) -> bool:
 
 
 def _is_pair(value: object) -> TypeGuard[tuple[float, float]]:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_finite, value))
