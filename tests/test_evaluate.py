@@ -320,8 +320,8 @@ def test_gem_claims_no_modulated_blocks(udd, tiny_model):
 
 
 def test_models_and_options_of_the_other_sensor_are_told(udd, tiny_model):
-    own = ("--dataset", "udd5", "--root", udd)
-    done = run(*own, "--model", "mini-sar", "--speckle", "7", "--sar-unit", "power", "--limit", "1")
+    own = ("--dataset", "udd5", "--root", udd, "--limit", "1", "--long-side", "56")
+    done = run(*own, "--model", "mini-sar", "--speckle", "7", "--sar-unit", "power")
     assert done.exit_code == 0, done.output
     assert "udd5 is read as an optical scene, and mini-sar was made for radar" in done.stderr
     assert "udd5 is no radar scene: read without a speckle filter" in done.stderr

@@ -424,15 +424,16 @@ def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(sources, tmp_pa
         return json.loads(done.stdout)
 
     # the first one also encodes the words, which are kept then
-    _, calls = killed([(str(tmp_path / name), None) for name in ("first", "whole")])
+    never = sys.maxsize
+    _, calls = killed([(str(tmp_path / name), never) for name in ("first", "whole")])
     whole = contents(tmp_path / "whole")
     pick = random.Random(20)
-    moments = [pick.randrange(1, calls) for _ in range(12)]
+    moments = [pick.randrange(1, calls) for _ in range(8)]
     # the last calls of a scene put its files into place
-    moments += [calls - pick.randrange(40, 500) for _ in range(12)]
+    moments += [calls - pick.randrange(40, 500) for _ in range(8)]
     folders = [tmp_path / f"killed {moment}" for moment in moments]
     ends = killed([(str(f), moment) for f, moment in zip(folders, moments, strict=True)])
-    assert sum(end == moment for end, moment in zip(ends, moments, strict=True)) >= 18
+    assert sum(end == moment for end, moment in zip(ends, moments, strict=True)) >= 12
     found = 0
     for left in folders:
         for name in names_in(left) if left.exists() else ():
@@ -440,7 +441,7 @@ def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(sources, tmp_pa
             if is_output and not name.startswith(PREFIX):
                 assert (left / name).read_bytes() == whole[name], name
                 found += 1
-    assert found > 20
+    assert found > 14
     killed([(str(folder), None) for folder in folders])
     for left in folders:
         assert contents(left) == whole

@@ -31,7 +31,7 @@ CLASSES = (
 WORDS = ("--classes", CLASSES, "--background", "other|background")
 CPU = ("--device", "cpu", "--precision", "fp32")
 CUTS = {"a": (0, 0), "b": (0, 800), "c": (700, 400)}  # first row and column
-SIDE = 360  # pixels
+SIDE = 300  # pixels
 
 
 def run(*args):
