@@ -38,6 +38,7 @@ from segearth_cli.reading import open_for_model
 from segearth_cli.results import Failure, Outcome, SegmentResult
 from segearth_cli.resume import is_complete
 from segearth_cli.segment import segment
+from segearth_cli.staging import Staging
 from segearth_cli.stdout import writing_to
 from segearth_cli.stream import (
     Panels,
@@ -65,9 +66,11 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
         SegEarthError: its machines cannot do the work, or not all in the same way.
     """
     options = jobs[0].options
-    with connected(how.address):
+    with connected(how.address), contextlib.ExitStack() as stack:
         room = cluster_room(options.model.device, options.threads)
-        orders = Orders.here(options, how.resume, len(jobs) == 1, room.cpus)
+        folders = {path.parent: path for path in output_paths(options)}
+        beside = [Staging(stack).beside(path) for path in folders.values()]
+        orders = Orders.here(options, how.resume, len(jobs) == 1, room.cpus, beside)
         in_panels = len(jobs) == 1 and output_paths(options)
         if not in_panels:
             room = replace(room, workers=min(room.workers, len(jobs)))
@@ -199,6 +202,8 @@ class Orders:
         resume, alone: see `SceneRunner`.
         threads: of the network on a CPU.
         folder: where the command was given.
+        beside: folders that the command has made beside the outputs, for all machines to see.
+        host: the command's machine.
         environment: variables that maps, and reading scenes, depend on.
         version: of segearth.
         levels: of the loggers, by name.
@@ -209,15 +214,33 @@ class Orders:
     alone: bool
     threads: int
     folder: str
+    beside: Sequence[Path]
+    host: str
     environment: Mapping[str, str]
     levels: Mapping[str, int]
     version: str = __version__
 
     @classmethod
-    def here(cls, options: SegmentOptions, resume: bool, alone: bool, threads: int) -> Orders:
-        """With folder, environment and levels of this process."""
-        levels = {name: logging.getLogger(name).level for name in LOGGERS}
-        return cls(options, resume, alone, threads, os.getcwd(), our_environment(), levels)
+    def here(
+        cls,
+        options: SegmentOptions,
+        resume: bool,
+        alone: bool,
+        threads: int,
+        beside: Sequence[Path],
+    ) -> Orders:
+        """With folder, name of the machine, environment and levels of this process."""
+        return cls(
+            options,
+            resume,
+            alone,
+            threads,
+            os.getcwd(),
+            beside,
+            socket.gethostname(),
+            our_environment(),
+            {name: logging.getLogger(name).level for name in LOGGERS},
+        )
 
 
 def our_environment() -> dict[str, str]:
@@ -264,6 +287,13 @@ class Worker:
                 f"{socket.gethostname()} has no folder {orders.folder}; run segearth in a folder "
                 "that all machines of the cluster share"
             ) from error
+        for folder in orders.beside:
+            if not folder.is_dir():
+                raise SegEarthError(
+                    f"{socket.gethostname()} does not see what {orders.host} writes into "
+                    f"{folder.parent}; all machines of the cluster must share the folder of the "
+                    "outputs"
+                )
         try:
             return Process.of(traits(orders.options))
         except SegEarthError as error:
@@ -306,14 +336,18 @@ def traits(options: SegmentOptions) -> dict[str, str]:
 
 @contextlib.contextmanager
 def working_file(place: Path) -> Iterator[BinaryIO]:
-    """A working file.
+    """A working file, which gets its name when it is whole.
+
+    A worker that was given up, as nobody reached its machine, may still be at the same one.
 
     Raises:
         OutputError: it cannot be written, as on a machine that does not see the folder.
     """
+    own = place.with_name(f"{place.name}-{socket.gethostname()}-{os.getpid()}")
     try:
-        with place.open("wb") as stream:
+        with own.open("wb") as stream:
             yield stream
+        own.replace(place)
     except OSError as error:
         raise OutputError(
             f"{socket.gethostname()} cannot write {place}: {error.strerror}; all machines of the "

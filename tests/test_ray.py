@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from segearth_cli.staging import PREFIX
 
 ray = pytest.importorskip("ray")
 
-from segearth_cli.cluster import shared_panels  # noqa: E402  (needs ray)
+from segearth_cli.cluster import Orders, Worker, shared_panels  # noqa: E402  (needs ray)
 from segearth_cli.pool import (  # noqa: E402
     Answer,
     Pool,
@@ -168,6 +169,21 @@ def test_panels_are_as_many_as_workers_share_evenly(width, window, fewest, worke
     parts = shared_panels(WindowGrid(3000, width, window, 112), fewest, workers)
     assert len(parts) == panels
     assert parts[-1].columns_wanted[1] == width
+
+
+def test_machines_that_do_not_share_a_folder_are_told(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Process, "of", dict)  # which asks Ray
+    beside = [tmp_path / "maps" / f"{PREFIX}m1-1-0"]
+    beside[0].mkdir(parents=True)
+    options = options_for(tiny_model, "maps/{stem}.tif")
+    orders = Orders.here(options, resume=False, alone=False, threads=1, beside=beside)
+    assert "precision" in Worker(orders).start().value
+    beside[0].rmdir()  # as on a machine that has another folder of that name
+    lost = Worker(replace(orders, host="m1")).start().value
+    assert f"does not see what m1 writes into {tmp_path / 'maps'};" in str(lost)
+    lost = Worker(replace(orders, folder=str(tmp_path / "nowhere"))).start().value
+    assert f"has no folder {tmp_path / 'nowhere'};" in str(lost)
 
 
 # --- on two nodes ------------------------------------------------------------------------------
