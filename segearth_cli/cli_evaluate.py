@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,11 +60,11 @@ from segearth_cli.stdout import print_json, print_table, table_form
 if TYPE_CHECKING:
     from segearth_cli.compare import CompareResult
     from segearth_cli.evaluate import EvaluateResult, Row
-    from segearth_cli.scores import Scores
+    from segearth_cli.scores import FileScores, Scores
 
 
 OF_MAPS = ("label", "classes", "label_values", "ignore", "column")
-OF_BOTH = ("dataset", "pred", "json", "csv", "markdown", "verbose", "quiet")
+OF_BOTH = ("dataset", "pred", "per_image", "json", "csv", "markdown", "verbose", "quiet")
 
 
 def evaluate_command(
@@ -137,6 +137,16 @@ def evaluate_command(
     batch_size: BatchSize = None,
     exact: Exact = False,
     threads: Threads = None,
+    per_image: Annotated[
+        bool,
+        map_option(
+            "--per-image", help="Scores of every image, or map, too: a row each in CSV or Markdown."
+        ),
+    ] = False,
+    maps: Annotated[
+        Path | None,
+        map_option(metavar="DIR", help="Write the map of each image of a dataset there."),
+    ] = None,
     json: Json = False,
     csv: Annotated[bool, map_option("--csv", help="Print a table as CSV on stdout.")] = False,
     markdown: Annotated[
@@ -209,6 +219,7 @@ def comparison_options(given: dict[str, Any]) -> CompareOptions:
         label_values=parse_label_values(given["label_values"]),
         ignore=parse_values(given["ignore"]),
         column=given["column"],
+        per_image=given["per_image"],
         progress=not given["quiet"],
     )
 
@@ -232,22 +243,25 @@ def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> No
     """How settings score on a dataset: classes of a single one, else a row each."""
     if form == "json":
         print_json(asdict(result), nan=None)
-    columns, rows = _comparison_table(result)
-    if form == "csv":  # for programs
-        print_table(form, [*columns, *SETTINGS], list(map(add, rows, _settings_rows(result))))
-    elif form == "markdown":
-        print_table(form, columns, rows)
+    elif form:
+        print_table(form, *_setting_table(result, FURTHER_COLUMNS if form == "csv" else ()))
     if quiet:
         return
     out = terminal.console()
     title = f"{result.dataset}: {counted(result.images, 'image')}"
     if len(result.rows) == 1:
-        out.print(_class_table(title, result.rows[0].scores))
-        score = result.rows[0].scores.of(result.metric)
-        out.print(Text(f"{_setting_of(result.rows[0])}: {result.metric} {terminal.percent(score)}"))
+        (row,) = result.rows
+        out.print(_class_table(title, row.scores))
+        score = row.scores.of(result.metric)
+        out.print(Text(f"{_setting_of(row)}: {result.metric} {terminal.percent(score)}"))
+        _show_worst(row.files)
     else:
-        few = len(columns) - len(result.rows[0].scores.classes)  # a terminal is narrow
-        out.print(terminal.table(title, columns[:few], [row[:few] for row in rows]))
+        columns = [*SETTING_COLUMNS, result.metric]  # a terminal is narrow
+        rows = [
+            [*_setting_cells(row), terminal.percent(row.scores.of(result.metric))]
+            for row in result.rows
+        ]
+        out.print(terminal.table(title, columns, rows))
     if result.paper_score is not None:
         out.print(Text(f"the paper's model: {result.metric} {result.paper_score}"))
     out.print(Text(f"in {result.seconds:.0f} s"))
@@ -257,10 +271,14 @@ def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> Non
     """How maps score against labels, class by class."""
     if form == "json":
         print_json(asdict(result), nan=None)
-    if form in ("csv", "markdown"):
+    elif form and result.files:
+        columns = ["map", *FILE_COLUMNS, "mIoU", *result.scores.names]
+        print_table(form, columns, [[one.file, *_file_cells(one)] for one in result.files])
+    elif form:
         print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
     if not quiet:
         terminal.console().print(_class_table(counted(result.maps, "map"), result.scores))
+        _show_worst(result.files)
 
 
 CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
@@ -282,28 +300,30 @@ def _class_table(title: str, scores: Scores) -> Table:
     return made
 
 
-def _comparison_table(result: EvaluateResult) -> tuple[list[str], list[list[str]]]:
-    """A row for each setting, with the IoU of every class."""
-    names = [scores.name for scores in result.rows[0].scores.classes]
-    columns = ["model", "attention", "upsampler", "lambda", "long side", result.metric, *names]
-    rows = [
-        [
-            row.model,
-            row.attention
-            + (f" x{row.modulated_blocks}" if (row.modulated_blocks or 0) > 1 else ""),
-            row.upsampler,
-            f"{row.global_bias:g}",
-            str(row.long_side or "own"),
-            terminal.percent(row.scores.of(result.metric)),
-            *(terminal.percent(scores.iou) for scores in row.scores.classes),
-        ]
-        for row in result.rows
-    ]
-    return columns, rows
+FILE_COLUMNS = ("pixels", "right")
+MOST_SHOWN = 10  # files, on a terminal
 
 
+def _file_cells(one: FileScores, metric: str = "mIoU") -> list[str]:
+    """How an image or a map scores alone, with the IoU of every class."""
+    scores = one.scores
+    shares = (scores.accuracy, scores.of(metric), *(of_class.iou for of_class in scores.classes))
+    return [str(scores.pixels), *map(terminal.percent, shares)]
+
+
+def _show_worst(files: Sequence[FileScores]) -> None:
+    """Those with the fewest right pixels, the worst first."""
+    labelled = [one for one in files if one.scores.pixels]
+    if labelled:
+        worst = sorted(labelled, key=lambda one: one.scores.accuracy)[:MOST_SHOWN]
+        columns = ["the worst first", *FILE_COLUMNS]
+        rows = [[one.file, *_file_cells(one)[: len(FILE_COLUMNS)]] for one in worst]
+        terminal.console().print(terminal.table("", columns, rows))
+
+
+SETTING_COLUMNS = ("model", "attention", "upsampler", "lambda", "long side")
 # what further columns of CSV are called, as in JSON
-SETTINGS = (
+FURTHER_COLUMNS = (
     "modulated_blocks",
     "threshold",
     "logit_scale",
@@ -317,10 +337,38 @@ SETTINGS = (
 )
 
 
-def _settings_rows(result: EvaluateResult) -> list[list[str]]:
-    """What else a row depends on; ``-`` where a setting has no meaning."""
-    values = [[getattr(row, name) for name in SETTINGS] for row in result.rows]
-    return [["-" if value is None else str(value) for value in row] for row in values]
+def _setting_table(
+    result: EvaluateResult, further: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """A row for each setting, or each image by it, with the IoU of every class.
+
+    ``further`` are settings that the last columns hold, ``-`` where one has no meaning.
+    """
+    metric, names = result.metric, result.rows[0].scores.names
+    rows = []
+    for row in result.rows:
+        setting = _setting_cells(row)
+        more = ["-" if (v := getattr(row, name)) is None else str(v) for name in further]
+        if row.files:
+            rows += [[one.file, *setting, *_file_cells(one, metric), *more] for one in row.files]
+        else:
+            shares = (row.scores.of(metric), *(scores.iou for scores in row.scores.classes))
+            rows.append([*setting, *map(terminal.percent, shares), *more])
+    scores = [*SETTING_COLUMNS, metric, *names]
+    if result.rows[0].files:
+        scores = ["image", *SETTING_COLUMNS, *FILE_COLUMNS, metric, *names]
+    return [*scores, *further], rows
+
+
+def _setting_cells(row: Row) -> list[str]:
+    blocks = f" x{row.modulated_blocks}" if (row.modulated_blocks or 0) > 1 else ""
+    return [
+        row.model,
+        row.attention + blocks,
+        row.upsampler,
+        f"{row.global_bias:g}",
+        str(row.long_side or "own"),
+    ]
 
 
 def _setting_of(row: Row) -> str:

@@ -17,7 +17,7 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.labels import is_vector
 from segearth_cli.names import counted, listed
 from segearth_cli.options import VECTOR_SUFFIXES, CompareOptions
-from segearth_cli.scores import Confusion, Scores
+from segearth_cli.scores import Confusion, FileScores, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class CompareResult:
     maps: int
     scores: Scores
     seconds: float
+    files: tuple[FileScores, ...]  # each map's, where they were asked for
 
 
 def compare(options: CompareOptions) -> CompareResult:
@@ -48,6 +49,7 @@ def compare(options: CompareOptions) -> CompareResult:
     coverage = Coverage()
     confusion: Confusion | None = None
     names: tuple[str, ...] = ()
+    files: list[FileScores] = []
     disable = None if options.progress else True
     for made, label in tqdm(pairs, unit="map", disable=disable, leave=False):
         own = classes_of(made, options)
@@ -57,14 +59,18 @@ def compare(options: CompareOptions) -> CompareResult:
             raise UsageError(
                 f"{made} has other classes than {pairs[0][0]}; measure maps of one kind at a time"
             )
+        counts = Confusion(len(names))
         for truth, predicted in beside_labels(made, label, own, options, coverage):
-            confusion.add(truth, predicted)
+            counts.add(truth, predicted)
+        confusion.merge(counts)
+        if options.per_image:
+            files.append(FileScores(made, counts.scores(names, own.unscored)))
     assert confusion is not None
     scores = confusion.scores(names, own.unscored)
     if scores.pixels == 0:
         raise SceneError("map and label have no pixel in common that both of them know")
     coverage.warn()
-    return CompareResult(len(pairs), scores, time.perf_counter() - started)
+    return CompareResult(len(pairs), scores, time.perf_counter() - started, tuple(files))
 
 
 def file_pairs(maps: str, labels: str) -> list[tuple[str, str]]:

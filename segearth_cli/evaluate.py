@@ -29,12 +29,14 @@ from segearth_cli.device import (
     use_threads,
 )
 from segearth_cli.errors import ModelError, UsageError
-from segearth_cli.geo.dataset_labels import check_labels, check_shapes, read_label
+from segearth_cli.geo.dataset_labels import check_labels, read_label
+from segearth_cli.geo.dataset_maps import DatasetMaps
 from segearth_cli.geo.datasets import Dataset, Sample, find_samples, pieces, read_dataset
+from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.folder import load_clip
-from segearth_cli.model.prompts import text_features
+from segearth_cli.model.prompts import class_colours, text_features
 from segearth_cli.model.segmenter import (
     NO_NUMBERS,
     ModelSettings,
@@ -47,7 +49,7 @@ from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.variants import variant_logits
 from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions, SceneOptions
-from segearth_cli.scores import Confusion, Scores
+from segearth_cli.scores import IGNORED, Confusion, FileScores, Scores
 from segearth_cli.segment import warn_of_radar_options, warn_of_sensor, warn_of_window
 
 
@@ -71,6 +73,7 @@ class Row:
     model_digest: str
     version: str  # of segearth
     scores: Scores
+    files: tuple[FileScores, ...]  # each image's, where they were asked for
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,9 @@ def measure(
         )
     every = [settings_of(name, dataset, options) for name in dict.fromkeys(options.models)]
     warn_of_mismatch(dataset, every, options)
+    maps = None if options.maps is None else maps_into(options.maps, dataset, samples)
+    if maps is not None and sum(map(len, every)) * len(options.long_sides or (0,)) > 1:
+        raise UsageError("--maps is of one setting; name one of all that are compared")
     check_labels(dataset, samples, options.progress)
     use_threads(options.scene.threads)
     rows: list[Row] = []
@@ -131,7 +137,7 @@ def measure(
         leave=False,
     ) as progress:
         for settings in every:
-            rows += rows_of(settings, dataset, samples, options, progress.update)
+            rows += rows_of(settings, dataset, samples, options, progress.update, maps)
             release_memory(pick_device(options.model.device))  # one model at a time is held
     return EvaluateResult(
         dataset=dataset.name,
@@ -181,6 +187,18 @@ def by_protocol(model: ModelOptions, dataset: Dataset) -> ModelOptions:
     return replace(model, window=window, stride=stride, modulated_blocks=blocks)
 
 
+def maps_into(folder: Path, dataset: Dataset, samples: Sequence[Sample]) -> DatasetMaps:
+    """Where the images' maps go, in the colours of the dataset's own labels if it has any.
+
+    Raises:
+        OutputError: a map is there already.
+    """
+    own = [*dataset.palette, *[None] * (len(dataset.classes) - len(dataset.palette))]
+    colours = tuple(class_colours(dataset.classes, own))
+    values = tuple(range(len(dataset.classes)))
+    return DatasetMaps(folder, samples, Legend(values, dataset.names, colours, IGNORED))
+
+
 def warn_of_mismatch(
     dataset: Dataset, every: list[list[ModelSettings]], options: EvaluateOptions
 ) -> None:
@@ -198,8 +216,11 @@ def rows_of(
     samples: Sequence[Sample],
     options: EvaluateOptions,
     done: Callable[[], object],
+    maps: DatasetMaps | None = None,
 ) -> list[Row]:
     """What one model's settings score; ``done`` is called after each image.
+
+    The map of each image by the last setting goes to ``maps``.
 
     Raises:
         SegEarthError: the model is damaged, an image or label cannot be read, or there is not
@@ -207,20 +228,32 @@ def rows_of(
     """
     sides = options.long_sides or (dataset.long_side,)
     variants = load_variants(every, dataset, options)
-    counts = {
-        place: Confusion(len(dataset.classes)) for place in product(sides, range(len(variants)))
-    }
+    keys = list(product(sides, range(len(variants))))
+    totals = {key: Confusion(len(dataset.classes)) for key in keys}
+    files: dict[tuple[int, int], list[FileScores]] = {key: [] for key in keys}
     scene = every[0].folder.card.radar_read(options.scene)
     for sample in samples:
-        for image, truth in read_pieces(sample, dataset, scene):
+        truth = read_label(sample, dataset)
+        made = np.full_like(truth, IGNORED)
+        counts = {key: Confusion(len(dataset.classes)) for key in keys}
+        for image, place in read_pieces(sample, dataset, scene):
+            own = truth[place]
             for side in sides:
-                classes = predicted(image, truth.shape, side, variants, dataset, options)
+                classes = predicted(image, own.shape, side, variants, dataset, options)
                 for number, found in enumerate(classes):
-                    counts[side, number].add(truth, found)
+                    counts[side, number].add(own, found)
+                    made[place] = found
+        for key, confusion in counts.items():
+            totals[key].merge(confusion)
+            if options.per_image:
+                scores = confusion.scores(dataset.names)
+                files[key].append(FileScores(str(sample.image), scores))
+        if maps is not None:
+            maps.write(sample, made)
         done()
     return [
-        row_of(every[number], side, dataset, options, confusion)
-        for (side, number), confusion in counts.items()
+        row_of(every[number], side, dataset, options, totals[side, number], files[side, number])
+        for side, number in keys
     ]
 
 
@@ -230,6 +263,7 @@ def row_of(
     dataset: Dataset,
     options: EvaluateOptions,
     confusion: Confusion,
+    files: Sequence[FileScores],
 ) -> Row:
     """A row of the table."""
     return Row(
@@ -249,6 +283,7 @@ def row_of(
         model_digest=settings.folder.digest(),
         version=__version__,
         scores=confusion.scores(dataset.names),
+        files=tuple(files),
     )
 
 
@@ -293,20 +328,18 @@ def load_variants(
 
 def read_pieces(
     sample: Sample, dataset: Dataset, options: SceneOptions
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    """An image, 3 x H x W in [0, 1], and its label, H x W, or piece by piece.
+) -> Iterator[tuple[NDArray[np.float32], tuple[slice, slice]]]:
+    """An image, 3 x H x W in [0, 1], and its place in the label; or piece by piece.
 
     Raises:
-        SceneError: either cannot be read, or they differ in size.
+        SceneError: it cannot be read.
     """
-    truth = read_label(sample, dataset)
     with open_scene(str(sample.image), replace(options, sensor=dataset.sensor)) as scene:
-        size = (scene.grid.height, scene.grid.width)
-        check_shapes(sample, size, truth.shape)
-        for rows, columns in pieces(*size, sample.layout):
+        for rows, columns in pieces(scene.grid.height, scene.grid.width, sample.layout):
             height, width = rows.stop - rows.start, columns.stop - columns.start
             image, _ = scene.read(rows.start, height, columns.start, width)
-            yield image, truth[rows, columns] if sample.layout.patch is not None else truth
+            is_whole = sample.layout.patch is None  # whose label may have another size
+            yield image, (slice(None), slice(None)) if is_whole else (rows, columns)
 
 
 @torch.inference_mode()

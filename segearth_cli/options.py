@@ -309,6 +309,8 @@ class EvaluateOptions:
     threshold: float | None = None
     model: ModelOptions = _AS_THE_AUTHORS
     scene: SceneOptions = field(default_factory=SceneOptions)
+    per_image: bool = False  # scores of every image, too
+    maps: Path | None = None  # folder that the images' maps are written into
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -357,6 +359,7 @@ class CompareOptions:
     label_values: tuple[tuple[int | str | None, int | str], ...] = ()
     ignore: tuple[int | str, ...] = ()  # values or names of the label that say nothing
     column: str | None = None  # of vector labels, that holds the classes
+    per_image: bool = False  # scores of every map, too
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -37,10 +37,23 @@ class Scores:
     pixels: int
     confusion: tuple[tuple[int, ...], ...] = field(repr=False)  # rows are true classes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return tuple(scores.name for scores in self.classes)
+
     def of(self, metric: str) -> float:
         """The score that a table is about: ``mIoU`` or ``foreground IoU``."""
         is_foreground = metric == "foreground IoU" and self.foreground_iou is not None
         return float(self.foreground_iou or 0.0) if is_foreground else self.miou
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """An image or a map of those that were measured, and how it scores alone."""
+
+    file: str
+    scores: Scores
 
 
 class Confusion:
@@ -59,6 +72,10 @@ class Confusion:
         known = (truth < classes) & (predicted < classes)
         pairs = truth[known].astype(np.int64) * classes + predicted[known]
         self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    def merge(self, other: Confusion) -> None:
+        """Count what another one has counted, of the same classes."""
+        self.counts += other.counts
 
     def scores(self, names: Sequence[str], unscored: Collection[int] = ()) -> Scores:
         """Every score of what was counted.

@@ -163,6 +163,23 @@ def test_folders_are_matched_by_stem(tmp_path, label):
     assert "has the stem of a label" in done.stderr
 
 
+def test_every_map_has_scores_of_its_own(tmp_path, label):
+    for folder in ("maps", "labels"):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            values = read(label).copy()
+            values[: 2 * number * (folder == "maps")] = 3
+            write(tmp_path / folder / f"{number}.tif", values, "other,road,water,tree")
+    own = ("--pred", tmp_path / "maps", "--label", tmp_path / "labels", "--per-image")
+    rows = run(*own, "--csv", "-q").stdout.splitlines()
+    assert rows[0] == "map,pixels,right,mIoU,other,road,water,tree"
+    assert rows[1] == f"{tmp_path}/maps/0.tif,96,100.0,100.0,100.0,100.0,100.0,100.0"
+    assert rows[2] == f"{tmp_path}/maps/1.tif,96,75.0,62.5,50.0,50.0,100.0,50.0"
+    assert "1.tif" in run(*own).stderr.split("the worst first")[1].splitlines()[1]
+    files = json.loads(run(*own, "--json", "-q").stdout)["files"]
+    assert [one["scores"]["accuracy"] for one in files] == [1.0, 0.75]
+
+
 def test_a_preview_beside_a_map_is_not_taken_for_one(tmp_path, label):
     for folder in ("maps", "labels"):
         (tmp_path / folder).mkdir()

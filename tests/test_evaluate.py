@@ -1,19 +1,23 @@
 """``evaluate --dataset``: every preset's layouts, scored as by hand, and the authors' numbers."""
 
+import io
 import json
 import os
 import shutil
 import weakref
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import rasterio
 import torch
 import torch.nn.functional as F
 from conftest import TINY, Reference
 from PIL import Image
+from scenes import write_scene
 from typer.testing import CliRunner
 
 from segearth_cli import __version__
@@ -32,7 +36,7 @@ from segearth_cli.model.segmenter import build_segmenter, model_settings
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions
 from segearth_cli.presets import read_presets
-from segearth_cli.scores import IGNORED
+from segearth_cli.scores import IGNORED, Confusion
 
 LAYOUTS = [
     (name, number)
@@ -317,6 +321,82 @@ def test_gem_claims_no_modulated_blocks(udd, tiny_model):
     assert [row["modulated_blocks"] for row in rows] == [2, None]
     table = run(*own, *both, "--csv").stdout.splitlines()
     assert [line.split(",")[1] for line in table] == ["attention", "segearth x2", "gem"]
+
+
+def test_every_image_has_scores_of_its_own(udd, tiny_model):
+    own = ("--dataset", "udd5", "--root", udd, "--model", tiny_model, "--per-image", "-q")
+    both = ("--global-bias", "0,0.3")
+    rows = json.loads(run(*own, *both, "--json").stdout)["rows"]
+    names = [sample.image for sample in find_samples(read_dataset("udd5"), udd)]
+    for row in rows:
+        assert [one["file"] for one in row["files"]] == [*map(str, names)]
+        counts = [np.array(one["scores"]["confusion"]) for one in row["files"]]
+        np.testing.assert_array_equal(sum(counts), row["scores"]["confusion"])
+    table = pandas.read_csv(io.StringIO(run(*own, *both, "--csv").stdout))
+    assert [*table.columns[:9]] == ["image", *"model attention upsampler lambda".split(),
+                                    "long side", "pixels", "right", "mIoU"]  # fmt: skip
+    assert table["image"].tolist() == [*map(str, names)] * 2
+    assert table["lambda"].tolist() == [0, 0, 0.3, 0.3]
+    every = [one["scores"] for row in rows for one in row["files"]]
+    assert table["pixels"].tolist() == [scores["pixels"] for scores in every]
+    assert table["right"].tolist() == [round(100 * scores["accuracy"], 1) for scores in every]
+    shown = run(*own[:-1]).stderr
+    worst = min(rows[1]["files"], key=lambda one: one["scores"]["accuracy"])
+    assert Path(worst["file"]).name in shown.split("the worst first")[1].splitlines()[1]
+
+
+@pytest.mark.parametrize(("name", "number"), [("udd5", 0), ("openearthmap", 0), ("potsdam", 0)])
+def test_maps_of_a_dataset_score_as_it_did(tmp_path, tiny_model, name, number):
+    root, maps = tmp_path / "data", tmp_path / "maps"
+    write_dataset(root, name, number, np.random.default_rng(0))
+    own = ("--dataset", name, "--root", root, "--model", tiny_model, "--maps", maps)
+    (row,) = json.loads(run(*own, "--json", "-q").stdout)["rows"]
+    dataset = read_dataset(name)
+    samples = find_samples(dataset, root)
+    confusion = Confusion(len(dataset.classes))
+    found = sorted(maps.rglob("*.tif"))
+    assert {path.stem for path in found} == {sample.image.stem for sample in samples}
+    for path in found:
+        (sample,) = (s for s in samples if s.image.stem == path.stem)
+        with rasterio.open(path) as src:
+            assert json.loads(src.tags()["CLASSES"]) == {
+                str(value): called for value, called in enumerate(dataset.names)
+            }
+            if dataset.palette:
+                colours = [src.colormap(1)[value][:3] for value in range(len(dataset.palette))]
+                assert colours == [*dataset.palette]
+            confusion.add(read_label(sample, dataset), src.read(1))
+    assert confusion.counts.tolist() == row["scores"]["confusion"]
+    again = run(*own)
+    assert again.exit_code == 1
+    assert "exists; name another folder for the maps" in again.stderr
+    several = run(*own[:-1], tmp_path / "more", "--global-bias", "0,0.3")
+    assert several.exit_code == 2
+    assert "--maps is of one setting" in several.stderr
+    assert not (tmp_path / "more").exists()
+
+
+def test_maps_lie_where_their_images_do(tmp_path, tiny_model):
+    write_dataset(tmp_path, "udd5", 0, np.random.default_rng(0))
+    (tmp_path / "own.toml").write_text(
+        'classes = ["vegetation", "building", "road", "vehicle", "other"]\n'
+        'images = "images"\nlabels = "val/gt"\nlabel_suffix = ".png"\n'
+    )
+    (tmp_path / "images").mkdir()
+    places = {}
+    for label in sorted((tmp_path / "val/gt").iterdir()):
+        with Image.open(label) as truth:
+            width, height = (2 * side for side in truth.size)  # twice as fine as its label
+        image = np.full((3, height, width), 90, np.uint8)
+        path = write_scene(tmp_path / "images" / f"{label.stem}.tif", image)
+        places[label.stem] = path
+    done = run("--dataset", tmp_path / "own.toml", "--root", tmp_path, "--model", tiny_model,
+               "--maps", tmp_path / "maps", "-q")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for stem, path in places.items():
+        with rasterio.open(path) as image, rasterio.open(tmp_path / f"maps/{stem}.tif") as made:
+            assert (2 * made.width, 2 * made.height) == (image.width, image.height)
+            assert (made.crs, made.bounds) == (image.crs, image.bounds)
 
 
 def test_models_and_options_of_the_other_sensor_are_told(udd, tiny_model):
