@@ -92,6 +92,26 @@ def test_shared_kernels_give_what_each_window_gives_alone(size, upsampler, blend
     assert (actual.argmax(0) != expected.argmax(0)).float().mean() < 3e-4
 
 
+@pytest.mark.parametrize(
+    ("precision", "size", "most", "flips"),
+    [("fp32", (340, 411), 1e-3, 5), ("fp32", (224, 448), 1e-3, 5), ("bf16", (340, 411), 4e-3, 15)],
+)
+def test_borders_that_windows_fade_out_towards_hardly_count(
+    monkeypatch, precision, size, most, flips
+):
+    image, model = picture(*size), segmenter(precision=precision)
+    grid = WindowGrid(*size, 224, 112, blend="smooth")
+
+    actual = image_logits(model, image, grid, size=4)
+
+    none = dict.fromkeys(cells.FADED, 0.0)  # windows as they are alone
+    monkeypatch.setattr(cells, "FADED", none)
+    expected = image_logits(model, image, grid, size=4)
+    assert 0 < (actual - expected).abs().max() < most
+    assert (actual - expected).abs().mean() < most / 100
+    assert (actual.argmax(0) != expected.argmax(0)).sum() <= flips
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("window", "stride"), [(64, 16), (64, 64), (64, 40), (0, 32), (48, 24)])
 def test_windows_that_share_nothing_are_added_one_by_one(window, stride):

@@ -4,7 +4,8 @@ A cell is half a window wide and high; up to four windows see it, each of which 
 of its quarters. Its kernels are computed once, with the pixels around it. Along a window's border,
 where the window sees its own reflection instead, they differ: there they are computed again, for
 the two windows that have that border (or the one that has both). The results are those of each
-window alone.
+window alone, but for borders that windows fade out towards: what little they count there has the
+kernels of the inside.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import compress, groupby, product
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segearth_cli.geo.tiling import WindowGrid
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from segearth_cli.model.mosaic import RollingSums
 
 SHARED = 2  # doublings, the last ones
+# share of a map that a window may have along its border, where it goes by the inside's kernels
+FADED = {torch.float32: 0.01, torch.bfloat16: 0.03}
 CELLS = 16  # at once
 WINDOWS = 16  # at once, in the doublings before
 
@@ -52,8 +57,11 @@ class Side:
     halves: tuple[int, ...]
 
 
+Sides = tuple[Side, ...]  # the inside first
+
+
 @lru_cache(maxsize=8)
-def sides(size: int, radius: int) -> tuple[Side, Side, Side]:
+def sides(size: int, radius: int) -> Sides:
     """Inside, a window's first border and its last, along a cell of ``size`` pixels."""
     tiles = size // TILE
     along = runs(8 * TILE, radius)
@@ -69,13 +77,14 @@ def sides(size: int, radius: int) -> tuple[Side, Side, Side]:
 
 
 def cell_sums(
-    kernels: TileKernels, image: Tensor, quarters: dict[Quarter, Tensor]
+    kernels: TileKernels, image: Tensor, along: tuple[Sides, Sides], quarters: dict[Quarter, Tensor]
 ) -> Iterator[tuple[Chunk, tuple[Quarter, ...], Tensor]]:
     """The features of cells' pixels after a doubling, for each window that sees them.
 
     Args:
         kernels: of the module that doubles.
         image: cells with ``radius`` pixels around them, B x H x W x 3.
+        along: what lies along the cells, down and across; see `sides`.
         quarters: the windows' coarse features of the cells, with a margin of ``reach``, by the
             quarter of the window that the cell is: B x h x w x C.
 
@@ -84,10 +93,7 @@ def cell_sums(
         later replaces what came before (`final_weights` counts nothing twice).
     """
     radius = kernels.radius
-    along = sides(image.shape[1] - 2 * radius, radius)
-    parts = sorted(
-        product(along, along), key=lambda pair: len(pair[0].halves) + len(pair[1].halves)
-    )
+    parts = sorted(product(*along), key=lambda pair: len(pair[0].halves) + len(pair[1].halves))
     for rows, columns in reversed(parts):  # the inside, then borders, then corners
         own = tuple(q for q in product(rows.halves, columns.halves) if q in quarters)
         if not own:
@@ -103,13 +109,16 @@ def cell_sums(
 
 
 def final_weights(
-    block: Block, along: tuple[Side, ...], quarters: Sequence[Quarter], weights: Sequence[Tensor]
+    block: Block,
+    along: tuple[Sides, Sides],
+    quarters: Sequence[Quarter],
+    weights: Sequence[Tensor],
 ) -> Tensor:
     """What windows count in the pixels of a block, nothing where a later block replaces them.
 
     Args:
         block: one of those of ``cell_sums``.
-        along: ``sides`` of the cell.
+        along: what lies along the cell, down and across.
         quarters: the windows, by the quarter of each that the cell is.
         weights: of a window's rows and of its columns.
 
@@ -117,22 +126,36 @@ def final_weights(
         Tiles down x across x pixels of a tile down x across x quarters.
     """
 
-    def along_side(run: Run, half: int, line: Tensor) -> Tensor:
+    def along_side(run: Run, others: Sides, half: int, line: Tensor) -> Tensor:
         own = line.chunk(2)[half].clone()
-        for side in along:
+        for side in others:
             if run.is_inner and not side.run.is_inner and half in side.halves:
                 side.run.by_tile(own).zero_()
         return run.by_tile(own)
 
-    runs_lines = ((block.rows, weights[0]), (block.columns, weights[1]))
+    runs = (block.rows, block.columns)
     parts = []
     for quarter in quarters:
-        down, across = (
-            along_side(run, half, line)
-            for half, (run, line) in zip(quarter, runs_lines, strict=True)
-        )
+        down, across = map(along_side, runs, along, quarter, weights)
         parts.append(down[:, None, :, None] * across[None, :, None, :])
     return torch.stack(parts, dim=-1)
+
+
+def border_shares(
+    weights: NDArray[np.float32], sums: NDArray[np.float32], first: int, depth: int
+) -> tuple[float, float]:
+    """What share windows have of a map beside their borders, at most.
+
+    Args:
+        weights: of a window along a side.
+        sums: of all windows along the scene's side.
+        first: the first pixel of a cell, where one window begins; another one ends with the cell.
+        depth: pixels that lie beside a border.
+    """
+    end = first + len(weights) // 2
+    low = weights[:depth] / sums[first : first + depth]
+    high = weights[-depth:] / sums[end - depth : end]
+    return float(low.max()), float(high.max())
 
 
 def shares_cells(grid: WindowGrid, fast: FastUpsampler) -> bool:
@@ -317,7 +340,7 @@ class Cells(CellRows[SharedRow]):
         self, fast: FastUpsampler, grid: WindowGrid, sums: RollingSums, own: range
     ) -> None:
         super().__init__(fast, grid, sums, own)
-        self._weights: dict[tuple[Block, tuple[Quarter, ...]], Tensor] = {}
+        self._weights: dict[tuple[Block, tuple[Sides, Sides], tuple[Quarter, ...]], Tensor] = {}
 
     def _start(self, row: WindowRow) -> SharedRow:
         results = {i - self._own[0] + 1: row.results.pop(i) for i in self._own if i in row.results}
@@ -363,7 +386,7 @@ class Cells(CellRows[SharedRow]):
         size, margin = self._grid.stride // 2, reach(after.radius)
         same_channels(upper, lower)
         # the last doubling looks at the cells around those that are asked for
-        for cells in self._wanted(upper, lower, CELLS, more=self._grid.stride):
+        for cells, along in self._batches(kernels, 1, upper, lower, more=self._grid.stride):
             sources: dict[Quarter, Tensor] = {}
             targets: dict[Quarter, Tensor] = {}
             for down, row in ((0, lower), (1, upper)):
@@ -373,7 +396,7 @@ class Cells(CellRows[SharedRow]):
                     inside = row.fine[:, margin:, margin:]
                     targets |= row.quarters(inside, down, cells, size, 0)
             image = self._image(kernels, 1, upper, lower, cells)
-            for chunk, own, sums in cell_sums(kernels, image, sources):
+            for chunk, own, sums in cell_sums(kernels, image, along, sources):
                 for index, quarter in enumerate(own):
                     chunk.write(targets[quarter], sums[:, index])
         if upper is not None:
@@ -382,7 +405,7 @@ class Cells(CellRows[SharedRow]):
     def _add(self, upper: SharedRow | None, lower: SharedRow | None) -> None:
         kernels, size = self._fast.kernels[-1], self._grid.stride
         same_channels(upper, lower)
-        for cells in self._wanted(upper, lower, CELLS):
+        for cells, along in self._batches(kernels, 0, upper, lower):
             sources: dict[Quarter, Tensor] = {}
             there: dict[Quarter, Tensor] = {}  # cells
             bias: dict[Quarter, Tensor] = {}  # cells x Q
@@ -398,9 +421,9 @@ class Cells(CellRows[SharedRow]):
             column = self._left + cells.start * size
             total = self._sums.part(self._top(upper, lower), column, size, len(image) * size)
             by_cell = total.unflatten(2, (len(image), size)).permute(2, 1, 3, 0)  # n h w Q
-            for chunk, own, sums in cell_sums(kernels, image, sources):
+            for chunk, own, sums in cell_sums(kernels, image, along, sources):
                 some = chunk.images
-                weights = self._final_weights(chunk.block, own)[chunk.rows].flatten(0, 3)
+                weights = self._final_weights(chunk.block, along, own)[chunk.rows].flatten(0, 3)
                 weights = weights * torch.stack([there[q][some] for q in own], dim=-1)[:, None]
                 coordinates = sums.unflatten(0, weights.shape[:2])
                 logits = self._fast.coordinates.blended(coordinates, weights)  # n Q pixels
@@ -408,13 +431,42 @@ class Cells(CellRows[SharedRow]):
                 logits.baddbmm_(own_bias, weights.mT, alpha=-1)
                 chunk.add(by_cell, logits.mT)
 
-    def _final_weights(self, block: Block, quarters: tuple[Quarter, ...]) -> Tensor:
+    def _batches(
+        self,
+        kernels: TileKernels,
+        halvings: int,
+        upper: SharedRow | None,
+        lower: SharedRow | None,
+        more: int = 0,
+    ) -> Iterator[tuple[slice, tuple[Sides, Sides]]]:
+        """Cells as of `_wanted` that are alike, with what lies along them, down and across.
+
+        That is the inside, and such borders of windows as count there.
+        """
+        stride, grid = self._grid.stride, self._grid
+        inside, *borders = sides(stride >> halvings, kernels.radius)
+
+        def along(side: int, first: int) -> Sides:
+            weights, sums = grid.window_weights[side], grid.weight_per_pixel[side]
+            shares = border_shares(weights, sums, first, kernels.radius << halvings)
+            return (inside, *compress(borders, (s > FADED[kernels.dtype] for s in shares)))
+
+        down = along(0, self._top(upper, lower))
+        for cells in self._wanted(upper, lower, CELLS, more):
+            every = range(cells.start, cells.stop)
+            for across, alike in groupby(every, lambda c: along(1, self._left + c * stride)):
+                first, *others = alike
+                yield slice(first, first + len(others) + 1), (down, across)
+
+    def _final_weights(
+        self, block: Block, along: tuple[Sides, Sides], quarters: tuple[Quarter, ...]
+    ) -> Tensor:
         """`final_weights` of the last doubling, kept."""
-        if (block, quarters) not in self._weights:
-            along = sides(self._grid.stride, self._fast.kernels[-1].radius)
+        key = (block, along, quarters)
+        if key not in self._weights:
             lines = [torch.from_numpy(c).to(self._sums.device) for c in self._grid.window_weights]
-            self._weights[block, quarters] = final_weights(block, along, quarters, lines)
-        return self._weights[block, quarters]
+            self._weights[key] = final_weights(*key, lines)
+        return self._weights[key]
 
     def _image(
         self,
