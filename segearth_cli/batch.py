@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.inputs import PLACEHOLDER, Input
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from segearth_cli.stream import Model
 
 STEM = "{stem}"
+AnySource: TypeAlias = "str | os.PathLike[str] | Input"
+
 DEFAULTS = BatchOptions()
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Job:
 
 
 def options_per_scene(
-    sources: Sequence[str | Input], options: SegmentOptions
+    sources: Sequence[AnySource], options: SegmentOptions
 ) -> list[SegmentOptions]:
     """The options of each scene; in its outputs ``{stem}`` and ``{parent}`` are the file's.
 
@@ -102,7 +104,7 @@ def _refuse_shared(inputs: Sequence[Input], every: Sequence[SegmentOptions]) -> 
 
 
 def jobs_of(
-    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = DEFAULTS
+    sources: Sequence[AnySource], options: SegmentOptions, how: BatchOptions = DEFAULTS
 ) -> list[Job]:
     """This part's scenes with their options, when nothing is wrong that can be known beforehand.
 
@@ -115,6 +117,8 @@ def jobs_of(
     check_options(options)
     if how.resume and STDOUT in options.outputs:
         raise UsageError("--resume finds nothing on stdout; give the polygons a file")
+    if isinstance(sources, str):
+        raise UsageError(f"sources is {sources!r}; it must be a list of names, or Path's")
     inputs = [Input.of(source) for source in sources]
     options = replace(options, replace_maps=how.resume)
     every = options_per_scene(inputs, options)
@@ -134,7 +138,7 @@ def jobs_of(
 
 
 def segment_all(
-    sources: Sequence[str | Input], options: SegmentOptions, how: BatchOptions = DEFAULTS
+    sources: Sequence[AnySource], options: SegmentOptions, how: BatchOptions = DEFAULTS
 ) -> Generator[Outcome, None, None]:
     """Segment the scenes, see `jobs_of` and `segment_jobs`.
 

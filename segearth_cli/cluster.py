@@ -151,6 +151,9 @@ class RemoteModel:
         settings = model_settings(folder, job.options.model, pool.traits["precision"])
         return cls(job, pool, settings, vocabulary, class_legend(vocabulary))
 
+    def check(self, options: SegmentOptions) -> None:
+        """Nothing to refuse: it was made of the job's own options."""
+
     def panels(self, scene: Scene, options: SegmentOptions, folder: Path) -> Panels:
         """Some for every worker, computed at the same time."""
         grid = window_grid(scene, self.settings)

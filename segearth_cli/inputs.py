@@ -51,9 +51,12 @@ class Input:
     is_asset: bool = field(default=False, compare=False)
 
     @classmethod
-    def of(cls, source: str | Input) -> Input:
+    def of(cls, source: str | os.PathLike[str] | Input) -> Input:
         """The input of a scene's name (see `names`)."""
-        return source if isinstance(source, Input) else cls(source, stem_of(source))
+        if isinstance(source, Input):
+            return source
+        name = os.fspath(source)
+        return cls(name, stem_of(name))
 
     def named(self, pattern: str) -> str:
         """An output's name for this scene."""

@@ -1,4 +1,7 @@
-"""Every options dataclass: validated once, in ``__post_init__``; imports nothing heavy."""
+"""Every options dataclass: validated once, in ``__post_init__``; imports nothing heavy.
+
+Messages call a setting as the command line does: ``--min-area`` is ``min_area``.
+"""
 
 import math
 import os
@@ -7,6 +10,7 @@ from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
 from segearth_cli.names import is_path, plain_label, plain_name
+from segearth_cli.typed import Typed
 
 BLENDS = ("smooth", "mean")
 ATTENTIONS = ("segearth", "sclip", "clearclip", "maskclip", "gem", "vanilla")
@@ -41,7 +45,7 @@ def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Typed):
     """Which model runs and how; ``None`` means the model folder's own setting."""
 
     model: str = "auto"
@@ -60,6 +64,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that no model can run with."""
+        super().__post_init__()
         _one_of("--blend", self.blend, BLENDS)
         if self.attention is not None:
             _one_of("--attention", self.attention, ATTENTIONS)
@@ -98,7 +103,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneOptions:
+class SceneOptions(Typed):
     """How a raster is read. Lengths are in metres."""
 
     sensor: str = "auto"
@@ -119,6 +124,7 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no raster can be read by."""
+        super().__post_init__()
         _one_of("--sensor", self.sensor, SENSOR_CHOICES)
         _one_of("--sar-unit", self.sar_unit, SAR_UNITS)
         _require(
@@ -175,8 +181,8 @@ class SegmentOptions(SceneOptions):
         _require(bool(self.classes), "no classes: name some, for instance --classes building,road")
         for synonyms in (*self.classes, self.background or DEFAULT_BACKGROUND):
             _require(
-                isinstance(synonyms, tuple) and len(synonyms) > 0,
-                f"the class {synonyms!r} is no tuple of synonyms such as ('building', 'house')",
+                len(synonyms) > 0 and all(map(str.strip, synonyms)),
+                f"the class {synonyms!r} has a name without letters; leave it out",
             )
         _require(
             0.0 <= self.threshold <= 1.0,
@@ -190,6 +196,11 @@ class SegmentOptions(SceneOptions):
             len(self.colours) in (0, len(self.classes)),
             f"{len(self.colours)} colours for {len(self.classes)} classes; give one each, or none",
         )
+        for colour in filter(None, self.colours):
+            _require(
+                0 <= min(colour) and max(colour) <= 255,
+                f"the colour {colour} is none; red, green and blue are whole numbers from 0 to 255",
+            )
         _require(
             self.max_memory is None or self.max_memory >= 1,
             f"--max-memory is {self.max_memory} bytes; give a size such as 2GB",
@@ -247,7 +258,7 @@ ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
-class BatchOptions:
+class BatchOptions(Typed):
     """How many scenes are gone through."""
 
     resume: bool = False  # leave out what is complete and was made with the same settings
@@ -258,6 +269,7 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         """Refuse parts that there are not, and clusters that nobody asks."""
+        super().__post_init__()
         _one_of("--on-error", self.on_error, ON_ERROR)
         _one_of("--engine", self.engine, ENGINES)
         _require(
@@ -272,7 +284,7 @@ class BatchOptions:
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(Typed):
     """What ``bench`` times: a run of ``segment`` whose outputs are thrown away."""
 
     segment: SegmentOptions
@@ -283,6 +295,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be timed."""
+        super().__post_init__()
         _require(min(self.size) >= 1, f"--size {self.size[0]}x{self.size[1]} has no pixels")
 
 
@@ -290,7 +303,7 @@ _AS_THE_AUTHORS = ModelOptions(blend="mean")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(Typed):
     """A dataset that models are measured on; several values of a setting are compared.
 
     No value at all means the dataset's own, else the model folder's. ``model`` is how all of them
@@ -315,6 +328,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be measured with."""
+        super().__post_init__()
         for attention in self.attentions:
             replace(self.model, attention=attention)
         for global_bias in self.global_biases:
@@ -349,7 +363,7 @@ def _check_label_values(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(Typed):
     """Maps that are measured against labels."""
 
     maps: str  # a class raster, or a folder of them
@@ -364,6 +378,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that no class raster holds, and labels with two meanings."""
+        super().__post_init__()
         _check_label_values(self.label_values, self.ignore)
         for _, value in self.label_values:
             _require(
@@ -373,7 +388,7 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions:
+class TuneOptions(Typed):
     """Labelled scenes that ``tune`` chooses words, lambda and threshold by."""
 
     segment: SegmentOptions  # all words that may be used, and the settings to begin with
@@ -386,6 +401,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be chosen by."""
+        super().__post_init__()
         _require(bool(self.pairs), "name labelled scenes, for instance scene.tif=labels.gpkg")
         _at_least(("--samples", self.samples, 1))
         _check_label_values(self.label_values, self.ignore)
@@ -398,7 +414,7 @@ class TuneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(Typed):
     """What both trainings are told: where, how long, how fast."""
 
     output: Path
@@ -426,6 +442,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no run can be."""
+        super().__post_init__()
         _at_least(
             ("--steps", self.steps, 1),
             ("--epochs", self.epochs, 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 def segment(
-    source: str,
+    source: str | os.PathLike[str],
     options: SegmentOptions,
     load: Callable[[str], Classifier] | None = None,
     stdout: TextIO | None = None,
@@ -74,6 +75,7 @@ def segment(
         SegEarthError: what was expected to go wrong; nothing half-written is left behind.
     """
     started = time.perf_counter()
+    source = os.fspath(source)
     with contextlib.ExitStack() as stack:
         if opened:
             stack.enter_context(opened.scene)
@@ -92,6 +94,7 @@ def segment(
         work = staging.beside(*outputs[:1])
         places = {path: staging.beside(path) / path.name for path in outputs}
         model = load(scene.sensor) if load else load_model(options, scene.sensor)
+        model.check(options)
         warn_of_scene(scene, model.settings, options)
         record = describe(scene, model, options, found.digest)
         class_map = write_class_map(scene, model, work, options, record)

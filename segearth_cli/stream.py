@@ -29,7 +29,13 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.geo.writer import TILE
 from segearth_cli.model.mosaic import blended_logits
 from segearth_cli.model.prompts import BACKGROUND_COLOUR, Vocabulary, build_vocabulary
-from segearth_cli.model.segmenter import NO_NUMBERS, ModelSettings, Segmenter, load_segmenter
+from segearth_cli.model.segmenter import (
+    NO_NUMBERS,
+    ModelSettings,
+    Segmenter,
+    load_segmenter,
+    model_settings,
+)
 from segearth_cli.model.windows import MARGIN, Strip
 from segearth_cli.names import listed, shortened, title_of
 from segearth_cli.options import UNCLASSIFIED, SegmentOptions
@@ -74,6 +80,13 @@ class Classifier(Protocol):
     def legend(self) -> Legend:
         """What the map looks like."""
 
+    def check(self, options: SegmentOptions) -> None:
+        """Refuse options that it was not loaded for.
+
+        Raises:
+            UsageError: it looks for other words, or runs in another way.
+        """
+
     def panels(self, scene: Scene, options: SegmentOptions, folder: Path) -> Panels:
         """The scene's map in panels from the left, with each one's rows from the top.
 
@@ -89,6 +102,27 @@ class Model:
     settings: ModelSettings
     vocabulary: Vocabulary
     legend: Legend
+
+    def check(self, options: SegmentOptions) -> None:
+        """Refuse options that it was not loaded for.
+
+        Raises:
+            UsageError: it looks for other words, or runs in another way.
+        """
+        if build_vocabulary(options) != self.vocabulary:
+            raise UsageError(
+                f"the model was loaded for {', '.join(self.vocabulary.names)}, and the options "
+                "name other words or colours; load one for each choice of classes"
+            )
+        own = options.model
+        precision = own.precision_wanted
+        if precision == "auto":
+            precision = self.settings.precision
+        if model_settings(self.settings.folder, own, precision) != self.settings:
+            raise UsageError(
+                "the model was loaded with other settings than those of the options; load one for "
+                "each choice of them"
+            )
 
     def panels(self, scene: Scene, options: SegmentOptions, folder: Path) -> Panels:
         """As few as memory allows, computed one after the other."""
