@@ -18,7 +18,7 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.labels import blocks_of, open_labels, spread_places
-from segearth_cli.options import TuneOptions
+from segearth_cli.options import SegmentOptions, TuneOptions
 
 KNOWN = LabelMeaning(
     {0: "background", 1: "building", 2: "road"},
@@ -73,7 +73,7 @@ def test_what_is_said_of_a_raster_fits_its_names(tmp_path, scene, caplog):
     path = write_scene(tmp_path / "labels.tif", truth() + 4)
     with rasterio.open(path, "r+") as dst:
         dst.update_tags(CLASSES=json.dumps({"4": "house", "5": "road"}))
-    own = {"segment": None, "pairs": ((scene, path),)}
+    own = {"segment": SegmentOptions(classes=(("house",),)), "pairs": ((scene, path),)}
     twice = TuneOptions(**own, ignore=("House",), label_values=((4, 1),))
     with (
         pytest.raises(UsageError, match=r"give 4 of .* two meanings"),
@@ -179,7 +179,9 @@ def test_pixels_with_two_classes_say_nothing(tmp_path, scene, caplog):
     assert places.labelled == {2: int((truth() == 2).sum())}
     assert "11875 pixels have labels of several classes" in caplog.text
     caplog.clear()
-    silent = TuneOptions(segment=None, pairs=((scene, scene),), ignore=("road",))
+    silent = TuneOptions(
+        segment=SegmentOptions(classes=(("house",),)), pairs=((scene, scene),), ignore=("road",)
+    )
     with open_labels(str(tmp_path / "labels.gpkg"), grid_of(scene), KNOWN.explained(silent)) as of:
         assert all(not (rows.classes >= 0).any() for _, rows in blocks_of(of))
         assert all(rows.disputed == 0 for _, rows in blocks_of(of))
