@@ -365,6 +365,17 @@ def test_georeferenced_pairs_of_other_grids_are_brought_onto_one(tmp_path):
     assert first.grid == straight.grid
 
 
+def table_of_pairs(folder, text):
+    """A table of pairs, of which the first three are called a, b and c; link is the folder."""
+    for name in "abc":
+        write_scene(folder / f"{name}.tif")
+        write_radar(folder / f"{name}_vh.tif", blocks(1) / 10 - 30)
+    (folder / "link").symlink_to(folder)
+    table = folder / "pairs.csv"
+    table.write_text(text.format(**{name: f"{name}.tif,{name}_vh.tif" for name in "abc"}))
+    return str(table)
+
+
 def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     for name in ("a", "b", "c"):
         write_scene(tmp_path / f"{name}.tif")
@@ -386,6 +397,53 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     table.write_text("left,right\n")
     with pytest.raises(UsageError, match="columns optical and sar"):
         pair_sources(None, None, str(table), 0.1, SceneOptions())
+
+
+def test_headings_of_a_table_come_in_any_case_and_with_blanks(tmp_path):
+    table = table_of_pairs(tmp_path, " Optical,SAR , Split\n{a},train\n{b},val\n{c},\n")
+
+    sources = pair_sources(None, None, table, 0.1, SceneOptions())
+
+    assert [Path(place.sources[0]).name for place in sources.held_out] == ["b.tif"]
+    assert len(sources.train) == 2
+
+
+def test_a_pair_that_is_named_twice_is_taken_once(tmp_path, caplog):
+    rows = ("{a}", "{b}", "{a}", "{c}", f"{tmp_path}/a.tif,link/a_vh.tif", "{b}")
+    table = table_of_pairs(tmp_path, "optical,sar\n" + "\n".join(rows))
+
+    sources = pair_sources(None, None, table, 0.5, SceneOptions())
+
+    named = [Path(place.sources[0]).name for place in sources.train + sources.held_out]
+    assert sorted(named) == ["a.tif", "b.tif", "c.tif"]
+    assert caplog.text.count("named more than once, and taken once: ") == 1
+    assert f"link/a_vh.tif (it is {tmp_path}/a.tif and {tmp_path}/a_vh.tif)" in caplog.text
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("val", "train"), ("", "val")])
+def test_a_pair_to_train_on_and_to_hold_out_is_refused(tmp_path, splits):
+    rows = "{a},%s\nlink/a.tif,a_vh.tif,%s\n{b},val\n{c},train\n" % splits
+    table = table_of_pairs(tmp_path, f"optical,sar,split\n{rows}")
+
+    with pytest.raises(UsageError, match=r"a\.tif and .*a_vh\.tif is named twice.*one split"):
+        pair_sources(None, None, table, 0.1, SceneOptions())
+
+
+def test_a_folder_of_two_names_is_taken_once(tmp_path, monkeypatch, caplog):
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for number in range(4):
+        write_scene(tmp_path / "images" / "deep" / f"{number}.tif")
+    (tmp_path / "link").symlink_to("images")
+    monkeypatch.chdir(tmp_path)
+
+    for paths in (["images", f"{tmp_path}/images"], ["images", "link"], ["images", "images/deep"]):
+        caplog.clear()
+        sources = image_sources(paths, 0.25, SceneOptions())
+
+        found = [place.sources[0] for place in sources.train + sources.held_out]
+        assert sorted(found) == [f"images/deep/{number}.tif" for number in range(4)]
+        assert "named more than once, and taken once: " in caplog.text
+        assert "and 1 more" in caplog.text
 
 
 def test_a_table_may_name_urls_and_paths_of_gdal(tmp_path, caplog):

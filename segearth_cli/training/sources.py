@@ -6,6 +6,7 @@ import csv
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from segearth_cli.geo.grid import warp_target
 from segearth_cli.geo.pairs import head_grid, shared_grid
 from segearth_cli.geo.remote import is_remote
 from segearth_cli.inputs import SCENE_SUFFIXES, rasters_in
+from segearth_cli.names import listed, plain_name
 from segearth_cli.options import SceneOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", *SCENE_SUFFIXES)
@@ -119,7 +121,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
         if not inside:
             raise UsageError(f"there is no image in {path}; they end with {' '.join(SUFFIXES)}")
         found.extend(map(str, inside))
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _check_there(path: str, option: str = "") -> None:
@@ -139,7 +141,8 @@ def image_sources(paths: Sequence[str], held_out: float, options: SceneOptions) 
     Raises:
         UsageError: one is not there, or fewer than two are left.
     """
-    places, skipped = _matching([((path,), "") for path in find_images(paths)], options)
+    named: list[Named] = [((path,), "") for path in find_images(paths)]
+    places, skipped = _matching(_taken_once(named), options)
     return _split([place for place, _ in places], held_out, skipped, "images")
 
 
@@ -155,19 +158,51 @@ def pair_sources(
         options: how the optical images are read.
 
     Raises:
-        UsageError: folders or table cannot be read, or fewer than two pairs are left.
+        UsageError: folders or table cannot be read, a pair is both trained on and held out, or
+            fewer than two pairs are left.
     """
     named, lost = (
         _pairs_of_table(Path(table))
         if table is not None
         else _pairs_by_stem(str(optical), str(sar))
     )
-    places, unfit = _matching(named, options)
+    places, unfit = _matching(_taken_once(named), options)
     skipped = lost + unfit
     if not any(part == "val" for _, part in places):
         return _split([place for place, _ in places], held_out, skipped, "pairs")
     train = tuple(place for place, part in places if part != "val")
     return _checked(train, tuple(p for p, part in places if part == "val"), skipped, "pairs")
+
+
+def _taken_once(named: list[Named]) -> list[Named]:
+    """Images or pairs without those that come again, be it by another name.
+
+    Raises:
+        UsageError: a pair is both trained on and held out.
+    """
+    first: dict[tuple[str, ...], Named] = {}
+    again = []
+    for sources, part in named:
+        files = tuple(map(_file_meant, sources))
+        if files not in first:
+            first[files] = sources, part
+            continue
+        name, known = " and ".join(sources), " and ".join(first[files][0])
+        if (part == "val") != (first[files][1] == "val"):
+            raise UsageError(
+                f"the pair {name} is named twice, once to train on and once to hold out (val); "
+                "give it one split"
+            )
+        again.append(name if name == known else f"{name} (it is {known})")
+    if again:
+        logger.warning("named more than once, and taken once: %s", listed(again))
+    return list(first.values())
+
+
+def _file_meant(source: str) -> str:
+    """An image's file without links on the way to it; GDAL's own names as they are."""
+    path = source.removeprefix("file://")
+    return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def _matching(
@@ -223,7 +258,9 @@ def _pairs_of_table(path: Path) -> tuple[list[Named], list[str]]:
     """Pairs with the part that each is for (train, val or nothing), and what is skipped."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            reader.fieldnames = [plain_name(heading) for heading in reader.fieldnames or ()]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
         raise UsageError(f"cannot read the pairs of {path}: {reason}") from error
