@@ -86,6 +86,23 @@ def test_a_distilled_model_is_one_for_radar(distill_run, data, tiny_model, tmp_p
     assert "sar, bands 1" in ran.output
 
 
+def test_what_was_not_measured_on_is_said_in_the_report(arguments, data, tmp_path):
+    own = shutil.copytree(data, tmp_path / "data")
+    damaged = own / "rgb" / "1.tif"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    named = arguments(tmp_path / "run", "--steps", "1", "--held-out", "0.5", "--json")
+
+    result = run([argument.replace(str(data), str(own)) for argument in named])
+
+    assert result.exit_code == 0, result.output
+    facts = report(tmp_path / "run")
+    assert facts["data"]["held_out"] == ["3.tif"]
+    assert facts["skipped"] == json.loads(result.stdout)["skipped"]
+    (reason,) = facts["skipped"]
+    assert str(damaged) in reason
+    assert reason in " ".join(result.stderr.split())
+
+
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(arguments, data, tmp_path):
     output = tmp_path / "run"
     for more, message in (

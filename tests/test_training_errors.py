@@ -272,6 +272,23 @@ def test_pairs_that_are_not_named_or_twice(distill_run, data, tmp_path):
     assert_one_line(bands, 2, "no held-out image can be used", "--sar-bands: the scene has no band")
 
 
+def test_an_image_that_is_its_own_partner_is_refused(distill_run, data, tmp_path):
+    (tmp_path / "link").symlink_to(data / "rgb")
+    named = distill_run(tmp_path / "run", "--steps", "1")
+    named[named.index("--sar") + 1] = str(tmp_path / "link")
+
+    assert_one_line(run(named), 2, "rgb/0.tif", "link/0.tif are one file; name two, or say with")
+    one = run([*named, "--bands", "1,1,1", "--sar-bands", "2"])
+    assert one.exit_code == 0, one.output
+
+
+def test_a_batch_of_one_pair_gets_a_warning(distill_run, tmp_path):
+    for size in ("1", "2"):
+        done = run(distill_run(tmp_path / size, "--steps", "1", "--batch-size", size))
+        assert done.exit_code == 0, done.output
+        assert ("--batch-size 1 leaves nothing" in done.stderr) == (size == "1")
+
+
 def test_pairs_the_wrong_way_round_are_said(distill_run, data, tmp_path):
     ways = {"rgb": distill_run(tmp_path / "right", "--steps", "1")}
     ways["vh"] = distill_run(tmp_path / "wrong", "--steps", "1")

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from segearth_cli.geo.grid import warp_target
 from segearth_cli.geo.pairs import head_grid, shared_grid
 from segearth_cli.geo.remote import is_remote
 from segearth_cli.inputs import SCENE_SUFFIXES, rasters_in
-from segearth_cli.names import listed, plain_name
+from segearth_cli.names import listed, plain_name, public_name
 from segearth_cli.options import SceneOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", *SCENE_SUFFIXES)
@@ -86,7 +86,26 @@ class Sources:
 
     train: tuple[Place, ...]
     held_out: tuple[Place, ...]
-    skipped: tuple[str, ...]  # what does not match, one line each
+    skipped: tuple[str, ...]  # what does not match or cannot be read, one line each
+
+    def without(self, unusable: dict[Place, str]) -> Sources:
+        """The same, but for places held out of which something is wrong, which is said."""
+        _warn_of(unusable.values())
+        held_out = tuple(place for place in self.held_out if place not in unusable)
+        return replace(self, held_out=held_out, skipped=(*self.skipped, *unusable.values()))
+
+    @cached_property
+    def names_held_out(self) -> list[str]:
+        """Of each place held out the image, from the folder that all images have in common."""
+        sources = [place.sources[0] for place in self.train + self.held_out]
+        folders = [
+            os.path.dirname(os.path.abspath(name)) for name in filter(os.path.exists, sources)
+        ]
+        root = os.path.commonpath(folders) if folders else "."
+        return [
+            os.path.relpath(source, root) if os.path.exists(source) else public_name(source)
+            for source in sources[len(self.train) :]
+        ]
 
     @cached_property
     def digest(self) -> str:
@@ -147,7 +166,12 @@ def image_sources(paths: Sequence[str], held_out: float, options: SceneOptions) 
 
 
 def pair_sources(
-    optical: str | None, sar: str | None, table: str | None, held_out: float, options: SceneOptions
+    optical: str | None,
+    sar: str | None,
+    table: str | None,
+    held_out: float,
+    options: SceneOptions,
+    one_file: bool = False,
 ) -> Sources:
     """Pairs of images by equal stems or by a table, those that match; some of them held out.
 
@@ -156,16 +180,19 @@ def pair_sources(
         table: instead of them.
         held_out: share of the pairs, where the table does not say.
         options: how the optical images are read.
+        one_file: whether both images of a pair may be bands of one file.
 
     Raises:
-        UsageError: folders or table cannot be read, a pair is both trained on and held out, or
-            fewer than two pairs are left.
+        UsageError: folders or table cannot be read, a pair is both trained on and held out or one
+            file, or fewer than two pairs are left.
     """
     named, lost = (
         _pairs_of_table(Path(table))
         if table is not None
         else _pairs_by_stem(str(optical), str(sar))
     )
+    if not one_file:
+        _refuse_one_file(named)
     places, unfit = _matching(_taken_once(named), options)
     skipped = lost + unfit
     if not any(part == "val" for _, part in places):
@@ -197,6 +224,15 @@ def _taken_once(named: list[Named]) -> list[Named]:
     if again:
         logger.warning("named more than once, and taken once: %s", listed(again))
     return list(first.values())
+
+
+def _refuse_one_file(pairs: list[Named]) -> None:
+    for (own, other), _ in pairs:
+        if _file_meant(own) == _file_meant(other):
+            raise UsageError(
+                f"the optical image {own} and the radar image {other} are one file; name two, or "
+                "say with --bands and --sar-bands which of its bands are which"
+            )
 
 
 def _file_meant(source: str) -> str:
@@ -306,8 +342,7 @@ def _split(good: list[Place], share: float, skipped: list[str], kind: str) -> So
 def _checked(
     train: tuple[Place, ...], held_out: tuple[Place, ...], skipped: list[str], kind: str
 ) -> Sources:
-    for reason in skipped:
-        logger.warning("skipped: %s", reason)
+    _warn_of(skipped)
     if not train or not held_out:
         raise UsageError(
             f"only {len(train) + len(held_out)} of the {kind} can be used"
@@ -315,3 +350,8 @@ def _checked(
             + ": there must be at least one to train on and one to measure on"
         )
     return Sources(train, held_out, tuple(skipped))
+
+
+def _warn_of(skipped: Iterable[str]) -> None:
+    for reason in skipped:
+        logger.warning("skipped: %s", reason)

@@ -253,7 +253,10 @@ class UpsamplerTraining:
         if scene.sensor == "optical" and said == "auto" and looks_like_radar(first):
             logger.warning("%s looks like radar: if it is, say --sensor sar", first)
         self.crops = RandomCrops(self.sources.train, Opener(scene), options.crop, options.seed)
-        self.fixed = fixed_crops(self.sources.held_out, Opener(scene), options.crop, HELD_OUT_CROPS)
+        self.fixed, unusable = fixed_crops(
+            self.sources.held_out, Opener(scene), options.crop, HELD_OUT_CROPS
+        )
+        self.sources = self.sources.without(unusable)
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """NAdam."""
