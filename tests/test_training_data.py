@@ -240,8 +240,8 @@ def test_an_epoch_counts_the_pixels_that_are_read(tmp_path):
 def test_heads_are_read_once_and_values_looked_at_once(tmp_path, monkeypatch):
     scenes = [write_scene(tmp_path / f"{n}.tif", blocks().astype(np.uint16)) for n in range(3)]
     heads, looks = [], []
-    head, found = sources_module.head_grid, raster._found_reading
-    monkeypatch.setattr(sources_module, "head_grid", lambda s: heads.append(s) or head(s))
+    opened, found = sources_module.opened, raster._found_reading
+    monkeypatch.setattr(sources_module, "opened", lambda s: heads.append(s) or opened(s))
     monkeypatch.setattr(raster, "_found_reading", lambda *a: looks.append(1) or found(*a))
     monkeypatch.setattr("segearth_cli.training.data.OPEN_AT_ONCE", 1)
 
