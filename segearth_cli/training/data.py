@@ -192,7 +192,8 @@ def fixed_crops(
 ) -> tuple[list[Crop], dict[Place, str]]:
     """Crops to measure on: side by side over each image, thinned out to at most ``most``.
 
-    With them the places that cannot be used, and why; a place that is read in parts is none.
+    With them the places that cannot be used, and why: of which a crop cannot be read, or none holds
+    data.
 
     Raises:
         UsageError: not one can be used.

@@ -139,6 +139,22 @@ class Sources:
         return total.hexdigest()
 
 
+def ask_about_radar(sources: Sources) -> None:
+    """A warning where images that are to be read as optical ones look like radar."""
+    places = sources.train + sources.held_out
+    radar = [place.sources[0] for place in places if place.looks_like_radar]
+    if len(radar) == len(places):
+        logger.warning("%s looks like radar: if it is, say --sensor sar", radar[0])
+    elif radar:
+        logger.warning(
+            "among the %d images %d look like radar, %s first: if so, leave them out, or train on "
+            "them alone with --sensor sar",
+            len(places),
+            len(radar),
+            radar[0],
+        )
+
+
 def find_images(paths: Sequence[str]) -> list[str]:
     """The images in folders, and those named one by one.
 

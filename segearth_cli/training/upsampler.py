@@ -38,7 +38,7 @@ from segearth_cli.training.losses import (
 from segearth_cli.training.pictures import Colours, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
 from segearth_cli.training.report import TrainResult
-from segearth_cli.training.sources import Sources, image_sources
+from segearth_cli.training.sources import ask_about_radar, image_sources
 from segearth_cli.training.trainee import Scalars, Step
 
 PAD = 20  # pixels of reflection that a jitter may show
@@ -215,22 +215,6 @@ def scene_of(options: SceneOptions, card: ModelCard) -> SceneOptions:
                 "--sensor sar, or leave it out"
             )
     return replace(options, sensor=sensor)
-
-
-def ask_about_radar(sources: Sources) -> None:
-    """A warning where images that are to be read as optical ones look like radar."""
-    places = sources.train + sources.held_out
-    radar = [place.sources[0] for place in places if place.looks_like_radar]
-    if len(radar) == len(places):
-        logger.warning("%s looks like radar: if it is, say --sensor sar", radar[0])
-    elif radar:
-        logger.warning(
-            "among the %d images %d look like radar, %s first: if so, leave them out, or train on "
-            "them alone with --sensor sar",
-            len(places),
-            len(radar),
-            radar[0],
-        )
 
 
 class UpsamplerTraining:
