@@ -86,6 +86,23 @@ def test_a_distilled_model_is_one_for_radar(distill_run, data, tiny_model, tmp_p
     assert "sar, bands 1" in ran.output
 
 
+def test_what_was_not_measured_on_is_said_in_the_report(arguments, data, tmp_path):
+    own = shutil.copytree(data, tmp_path / "data")
+    damaged = own / "rgb" / "1.tif"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    named = arguments(tmp_path / "run", "--steps", "1", "--held-out", "0.5", "--json")
+
+    result = run([argument.replace(str(data), str(own)) for argument in named])
+
+    assert result.exit_code == 0, result.output
+    facts = report(tmp_path / "run")
+    assert facts["data"]["held_out"] == ["3.tif"]
+    assert facts["skipped"] == json.loads(result.stdout)["skipped"]
+    (reason,) = facts["skipped"]
+    assert str(damaged) in reason
+    assert reason in " ".join(result.stderr.split())
+
+
 def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(arguments, data, tmp_path):
     output = tmp_path / "run"
     for more, message in (
@@ -289,7 +306,27 @@ def test_radar_that_nobody_has_called_so_is_asked_about(upsampling, data, caplog
     assert of_radar.model.folder.card.sensor == "optical"  # a model that was named stays
     upsampling(model="auto", images=images, crop=112, scene=SceneOptions(sensor="sar"))
     assert "using the small built-in model mini-sar" in caplog.text
-    assert "looks like radar" not in caplog.text
+    assert "like radar" not in caplog.text
+
+
+def test_radar_among_optical_images_is_asked_about_once(upsampling, data, tmp_path, caplog):
+    for name, kind, number in (("a", "rgb", 0), ("b", "vh", 1), ("c", "rgb", 2), ("d", "vh", 3)):
+        shutil.copy(data / kind / f"{number}.tif", tmp_path / f"{name}.tif")
+
+    upsampling(images=(str(tmp_path),), held_out=0.25)  # c
+
+    assert caplog.text.count("like radar") == 1
+    assert f"among the 4 images 2 look like radar, {tmp_path}/b.tif first" in caplog.text
+
+
+def test_patches_that_a_stack_cannot_serve_are_one_line(upsampler_run, tmp_path):
+    output = tmp_path / "run"
+
+    result = run(upsampler_run(output, "--model", "mini", "--crop", "112", "--stack"))
+
+    assert result.exit_code == 2
+    assert "for mini's patches of 7 pixels; leave --stack out" in " ".join(result.output.split())
+    assert not output.exists()
 
 
 def test_an_upsampler_is_trained_on_radar(upsampler_run, data, tmp_path):

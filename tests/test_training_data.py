@@ -94,6 +94,45 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path):
         RandomCrops([whole(empty)], opener(), 64, 0)[0]
 
 
+def test_held_out_images_that_cannot_be_used_are_named(tmp_path, caplog):
+    for name in ("a", "b", "c"):
+        write_scene(tmp_path / f"{name}.tif", blocks(3, 128, 128))
+    cut_short(tmp_path / "b.tif")
+    empty = write_scene(tmp_path / "empty.tif", np.zeros((3, 128, 128), np.uint8), nodata=0)
+    held_out = tuple(whole(str(tmp_path / f"{name}.tif")) for name in ("b", "empty", "c"))
+    sources = Sources((whole(str(tmp_path / "a.tif")),), held_out, ())
+
+    crops, unusable = fixed_crops(held_out, opener(), 64, 100)
+    left = sources.without(unusable)
+
+    assert [crop.source.split()[0] for crop in crops] == [str(tmp_path / "c.tif")] * 4
+    assert left.held_out == held_out[2:]
+    assert len(left.skipped) == 2
+    assert "b.tif" in left.skipped[0]
+    assert left.skipped[1] == f"{empty} holds hardly any data"
+    assert caplog.text.count("skipped: ") == 2
+
+
+def cut_short(path):
+    """Of the pixels the last ones are missing, and the head is whole."""
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_images_held_out_are_named_from_the_folder_of_all(tmp_path, monkeypatch):
+    for name in ("x/a", "x/b", "y/z/a", "y/z/b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_scene(tmp_path / f"{name}.tif")
+    monkeypatch.chdir(tmp_path)
+
+    def names(*paths):
+        return image_sources(paths, 0.5, SceneOptions()).names_held_out
+
+    assert names("x", str(tmp_path / "y")) == ["x/b.tif", "y/z/b.tif"]
+    assert names("y") == ["b.tif"]
+    assert names("x/a.tif") == ["a.tif"]
+    assert names("y/z/a.tif", f"file://{tmp_path}/x/b.tif") == [f"file://{tmp_path}/x/b.tif"]
+
+
 def test_images_are_found_in_folders_and_some_held_out(tmp_path, tiny_model, caplog):
     folder = tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
@@ -124,7 +163,7 @@ def test_of_a_lone_scene_some_rows_are_held_out(tmp_path):
 
     sources = image_sources([scene], 0.1, SceneOptions())
     train = RandomCrops(sources.train, opener(), 32, 0)
-    held_out = fixed_crops(sources.held_out, opener(), 32, 100)
+    held_out, _ = fixed_crops(sources.held_out, opener(), 32, 100)
 
     assert [place.rows(200) for place in sources.train + sources.held_out] == [(0, 150), (150, 50)]
     assert len(train) == 150 * 130 // 32**2
@@ -170,7 +209,7 @@ def test_a_lone_image_of_two_rows_is_shared_out_and_one_of_a_single_row_is_refus
 
     assert [place.rows(2) for place in sources.train + sources.held_out] == [(0, 1), (1, 1)]
     assert RandomCrops(sources.train, opener(), 32, 0)[0].images[0].shape == (3, 32, 32)
-    assert len(fixed_crops(sources.held_out, opener(), 32, 2)) == 2
+    assert len(fixed_crops(sources.held_out, opener(), 32, 2)[0]) == 2
     scene = write_scene(tmp_path / "one.tif", blocks(3, 1, 130))
     with pytest.raises(UsageError, match="only 1 of the images"):
         image_sources([scene], 0.1, SceneOptions())
@@ -201,8 +240,8 @@ def test_an_epoch_counts_the_pixels_that_are_read(tmp_path):
 def test_heads_are_read_once_and_values_looked_at_once(tmp_path, monkeypatch):
     scenes = [write_scene(tmp_path / f"{n}.tif", blocks().astype(np.uint16)) for n in range(3)]
     heads, looks = [], []
-    head, found = sources_module.head_grid, raster._found_reading
-    monkeypatch.setattr(sources_module, "head_grid", lambda s: heads.append(s) or head(s))
+    opened, found = sources_module.opened, raster._found_reading
+    monkeypatch.setattr(sources_module, "opened", lambda s: heads.append(s) or opened(s))
     monkeypatch.setattr(raster, "_found_reading", lambda *a: looks.append(1) or found(*a))
     monkeypatch.setattr("segearth_cli.training.data.OPEN_AT_ONCE", 1)
 
@@ -365,6 +404,17 @@ def test_georeferenced_pairs_of_other_grids_are_brought_onto_one(tmp_path):
     assert first.grid == straight.grid
 
 
+def table_of_pairs(folder, text):
+    """A table of pairs, of which the first three are called a, b and c; link is the folder."""
+    for name in "abc":
+        write_scene(folder / f"{name}.tif")
+        write_radar(folder / f"{name}_vh.tif", blocks(1) / 10 - 30)
+    (folder / "link").symlink_to(folder)
+    table = folder / "pairs.csv"
+    table.write_text(text.format(**{name: f"{name}.tif,{name}_vh.tif" for name in "abc"}))
+    return str(table)
+
+
 def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     for name in ("a", "b", "c"):
         write_scene(tmp_path / f"{name}.tif")
@@ -386,6 +436,54 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     table.write_text("left,right\n")
     with pytest.raises(UsageError, match="columns optical and sar"):
         pair_sources(None, None, str(table), 0.1, SceneOptions())
+
+
+def test_headings_of_a_table_come_in_any_case_and_with_blanks(tmp_path):
+    table = table_of_pairs(tmp_path, " Optical,SAR , Split\n{a},train\n{b},val\n{c},\n")
+
+    sources = pair_sources(None, None, table, 0.1, SceneOptions())
+
+    assert [Path(place.sources[0]).name for place in sources.held_out] == ["b.tif"]
+    assert len(sources.train) == 2
+
+
+def test_a_pair_that_is_named_twice_is_taken_once(tmp_path, caplog):
+    rows = ("{a}", "{b}", "{a}", "{c}", f"{tmp_path}/a.tif,link/a_vh.tif", "{b}")
+    table = table_of_pairs(tmp_path, "optical,sar\n" + "\n".join(rows))
+
+    sources = pair_sources(None, None, table, 0.5, SceneOptions())
+
+    named = [Path(place.sources[0]).name for place in sources.train + sources.held_out]
+    assert sorted(named) == ["a.tif", "b.tif", "c.tif"]
+    assert caplog.text.count("named more than once, and taken once: ") == 1
+    assert f"link/a_vh.tif (it is {tmp_path}/a.tif and {tmp_path}/a_vh.tif)" in caplog.text
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("val", "train"), ("", "val")])
+def test_a_pair_to_train_on_and_to_hold_out_is_refused(tmp_path, splits):
+    first, second = splits
+    rows = ("{a}," + first, "link/a.tif,a_vh.tif," + second, "{b},val", "{c},train")
+    table = table_of_pairs(tmp_path, "optical,sar,split\n" + "\n".join(rows))
+
+    with pytest.raises(UsageError, match=r"a\.tif and .*a_vh\.tif is named twice.*one split"):
+        pair_sources(None, None, table, 0.1, SceneOptions())
+
+
+def test_a_folder_of_two_names_is_taken_once(tmp_path, monkeypatch, caplog):
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for number in range(4):
+        write_scene(tmp_path / "images" / "deep" / f"{number}.tif")
+    (tmp_path / "link").symlink_to("images")
+    monkeypatch.chdir(tmp_path)
+
+    for paths in (["images", f"{tmp_path}/images"], ["images", "link"], ["images", "images/deep"]):
+        caplog.clear()
+        sources = image_sources(paths, 0.25, SceneOptions())
+
+        found = [place.sources[0] for place in sources.train + sources.held_out]
+        assert sorted(found) == [f"images/deep/{number}.tif" for number in range(4)]
+        assert "named more than once, and taken once: " in caplog.text
+        assert "and 1 more" in caplog.text
 
 
 def test_a_table_may_name_urls_and_paths_of_gdal(tmp_path, caplog):

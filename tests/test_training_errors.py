@@ -7,6 +7,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from scenes import blocks, write_scene
 from trainings import run, weights
 
@@ -211,14 +213,46 @@ def test_the_environment_does_not_divide_gradients(upsampling, monkeypatch):
 
 
 def test_nothing_of_a_run_is_left_in_the_process(distill_run, tmp_path):
-    from accelerate.state import AcceleratorState, PartialState
-
     assert run(distill_run(tmp_path / "a", "--batch-size", "3", "--accumulate", "2")).exit_code == 2
     assert run(distill_run(tmp_path / "b", "--model", "nonesuch")).exit_code == 2
     assert run(distill_run(tmp_path / "c", "--steps", "1")).exit_code == 0
 
     assert not AcceleratorState._shared_state
     assert not PartialState._shared_state
+    assert not GradientState._shared_state
+
+
+@pytest.fixture
+def of_the_caller():
+    """An accelerator that whoever trains from Python has made before."""
+    yield Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=7)
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._shared_state.clear()
+
+
+UNABLE = ("--steps", "9", "--learning-rate", "1e30")  # fails in the middle
+
+
+@pytest.mark.parametrize("more", [("--steps", "1"), UNABLE])
+def test_an_accelerator_of_the_caller_is_as_before(of_the_caller, distill_run, tmp_path, more):
+    result = run(distill_run(tmp_path / "run", *more))
+
+    assert result.exit_code == (more == UNABLE), result.output
+    assert ("look at these images" in result.output) == (more == UNABLE)
+    assert (of_the_caller.device.type, of_the_caller.mixed_precision) == ("cpu", "bf16")
+    assert of_the_caller.gradient_accumulation_steps == 7
+    Accelerator(cpu=True, mixed_precision="bf16")  # another one of the same
+
+
+@pytest.mark.parametrize("more", [("--steps", "1"), UNABLE])
+def test_random_numbers_of_the_caller_go_on(distill_run, tmp_path, more):
+    for seed in (123, 456):
+        torch.manual_seed(seed)
+        expected = torch.rand(3)
+        torch.manual_seed(seed)
+        run(distill_run(tmp_path / str(seed), *more))
+
+        assert torch.equal(torch.rand(3), expected)
 
 
 def test_pairs_that_are_not_named_or_twice(distill_run, data, tmp_path):
@@ -236,6 +270,23 @@ def test_pairs_that_are_not_named_or_twice(distill_run, data, tmp_path):
         assert_one_line(run([*own, *pairs, *more]), 2, message)
     bands = run([*own, "--sar", sar, "--sar-bands", "9", *more])
     assert_one_line(bands, 2, "no held-out image can be used", "--sar-bands: the scene has no band")
+
+
+def test_an_image_that_is_its_own_partner_is_refused(distill_run, data, tmp_path):
+    (tmp_path / "link").symlink_to(data / "rgb")
+    named = distill_run(tmp_path / "run", "--steps", "1")
+    named[named.index("--sar") + 1] = str(tmp_path / "link")
+
+    assert_one_line(run(named), 2, "rgb/0.tif", "link/0.tif are one file; name two, or say with")
+    one = run([*named, "--bands", "1,1,1", "--sar-bands", "2"])
+    assert one.exit_code == 0, one.output
+
+
+def test_a_batch_of_one_pair_gets_a_warning(distill_run, tmp_path):
+    for size in ("1", "2"):
+        done = run(distill_run(tmp_path / size, "--steps", "1", "--batch-size", size))
+        assert done.exit_code == 0, done.output
+        assert ("--batch-size 1 leaves nothing" in done.stderr) == (size == "1")
 
 
 def test_pairs_the_wrong_way_round_are_said(distill_run, data, tmp_path):

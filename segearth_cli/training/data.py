@@ -187,8 +187,13 @@ class RandomCrops(Dataset[Crop]):
         return tuple((x.flip(2) if mirrored else x).contiguous() for x in turned)
 
 
-def fixed_crops(places: Sequence[Place], opener: Opener, crop: int, most: int) -> list[Crop]:
+def fixed_crops(
+    places: Sequence[Place], opener: Opener, crop: int, most: int
+) -> tuple[list[Crop], dict[Place, str]]:
     """Crops to measure on: side by side over each image, thinned out to at most ``most``.
+
+    With them the places that cannot be used, and why: of which a crop cannot be read, or none holds
+    data.
 
     Raises:
         UsageError: not one can be used.
@@ -201,9 +206,11 @@ def fixed_crops(places: Sequence[Place], opener: Opener, crop: int, most: int) -
             for top in range(first, first + max(1, rows - crop + 1), crop)
             for left in range(0, max(1, place.size[1] - crop + 1), crop)
         ]
-    found = []
-    problem = "their crops hold hardly any data; hold out others, or more of them"
+    found: dict[Place, list[Crop]] = {}
+    unusable: dict[Place, str] = {}
     for place, top, left in thinned(corners, most):
+        if place in unusable:
+            continue
         try:
             views = opener(place.sources)
             first, rows = place.rows(views[0].grid.height)
@@ -211,13 +218,20 @@ def fixed_crops(places: Sequence[Place], opener: Opener, crop: int, most: int) -
                 continue  # of control points the head tells the size roughly
             images, valid = cut(views, (top, first + rows), left, crop)
         except SceneError as error:
-            problem = str(error)
+            unusable[place] = str(error)
             continue
+        own = found.setdefault(place, [])
         if valid >= LEAST_VALID:
-            found.append(Crop(images, f"{views[0].source} {left},{top}"))
-    if not found:
+            own.append(Crop(images, f"{views[0].source} {left},{top}"))
+    crops = [crop for place, own in found.items() if place not in unusable for crop in own]
+    if not crops:
+        empty = "their crops hold hardly any data; hold out others, or more of them"
+        problem = next(iter(unusable.values()), empty)
         raise UsageError(f"no held-out image can be used: {problem}")
-    return found
+    for place, own in found.items():
+        if not own:
+            unusable.setdefault(place, f"{place.sources[0]} holds hardly any data")
+    return crops, unusable
 
 
 def thinned(things: Sequence[Any], most: int) -> Sequence[Any]:

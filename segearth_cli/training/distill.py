@@ -100,9 +100,20 @@ class Distillation:
         visual = copy.deepcopy(self.model.visual).requires_grad_(True)
         self.module = Student(visual, options.temperature, options.checkpointing).to(device)
         self.teacher = plain_encoder(self.model.visual).eval()
+        bands = {options.optical_scene.bands, options.sar_scene.bands}
         self.sources = pair_sources(
-            options.optical, options.sar, options.pairs, options.held_out, options.optical_scene
+            options.optical,
+            options.sar,
+            options.pairs,
+            options.held_out,
+            options.optical_scene,
+            one_file=all(bands) and len(bands) == 2,
         )
+        if options.batch_size == 1:
+            logger.warning(
+                "--batch-size 1 leaves nothing to tell a pair from: contrast is 0, and only token "
+                "and region teach; give 2 or more"
+            )
         first = self.sources.train[0].sources[0]
         if looks_like_radar(first):
             logger.warning(
@@ -117,12 +128,13 @@ class Distillation:
             options.seed,
             turns=True,
         )
-        self.fixed = fixed_crops(
+        self.fixed, unusable = fixed_crops(
             self.sources.held_out,
             Opener(*scenes),
             options.crop,
             HELD_OUT_CROPS,
         )
+        self.sources = self.sources.without(unusable)
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """AdamW, which keeps to the limit of the temperature."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
@@ -20,6 +20,7 @@ from segearth_cli.options import TrainOptions
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LONGEST_WAIT = timedelta(hours=12)
+STATES = (AcceleratorState, PartialState, GradientState)  # each one for the whole process
 PLUGINS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # they take weights apart
 
 package_logger = logging.getLogger("segearth_cli")
@@ -29,21 +30,48 @@ package_logger = logging.getLogger("segearth_cli")
 def started(options: TrainOptions) -> Iterator[Accelerator]:
     """This process's part of the run; nothing of it is left afterwards, whatever happens.
 
+    An `Accelerator` and the random numbers of whoever calls are as they were before.
+
     Raises:
         UsageError: the device is not there, the batch cannot be shared out, or accelerate is set
             up for something else.
     """
     level = package_logger.level
+    with states_kept():
+        try:
+            accelerator = start(options)
+            if not accelerator.is_main_process:  # the main process says it
+                package_logger.setLevel(logging.ERROR)
+            with random_numbers_kept(accelerator.device):
+                yield accelerator
+        finally:
+            package_logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def states_kept() -> Iterator[None]:
+    """Room for an `Accelerator` of one's own, beside what the process has of another one."""
+    kept = [dict(state._shared_state) for state in STATES]
+    is_joined = torch.distributed.is_initialized()
+    for state in STATES:
+        state._shared_state.clear()
     try:
-        accelerator = start(options)
-        if not accelerator.is_main_process:  # the main process says it
-            package_logger.setLevel(logging.ERROR)
-        yield accelerator
+        yield
     finally:
-        package_logger.setLevel(level)
-        if torch.distributed.is_initialized():
+        if torch.distributed.is_initialized() and not is_joined:
             torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
+        for state, before in zip(STATES, kept, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(before)
+
+
+@contextlib.contextmanager
+def random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Torch's own generators, of the CPU and of all GPUs, go on afterwards as if nothing was."""
+    with_gpus = device.type == "cuda" or torch.cuda.is_initialized()
+    gpus = range(torch.cuda.device_count() if with_gpus else 0)
+    with torch.random.fork_rng(gpus, device_type="cuda"):
+        yield
 
 
 def start(options: TrainOptions) -> Accelerator:

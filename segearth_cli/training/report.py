@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,8 +163,7 @@ class Report:
     def _write(self, run: Run) -> None:
         facts = self._facts_for_the_model(run)
         facts["settings"] = all_settings(self._options)
-        held_out = self._trainee.sources.held_out
-        facts["data"]["held_out"] = [Path(place.sources[0]).name for place in held_out]
+        facts["data"]["held_out"] = self._trainee.sources.names_held_out
         facts["skipped"] = self._skipped(run)
         text = json.dumps(facts, indent=2) + "\n"
         path = self._options.output / REPORT

@@ -6,18 +6,22 @@ import csv
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.geo.bands import sensor_by_facts
 from segearth_cli.geo.digest import source_digest
-from segearth_cli.geo.grid import warp_target
-from segearth_cli.geo.pairs import head_grid, shared_grid
+from segearth_cli.geo.grid import Grid, warp_target
+from segearth_cli.geo.pairs import shared_grid
 from segearth_cli.geo.remote import is_remote
+from segearth_cli.geo.source import band_facts, environment, file_grid, gdal_settings, opened
 from segearth_cli.inputs import SCENE_SUFFIXES, rasters_in
+from segearth_cli.names import listed, plain_name, public_name
 from segearth_cli.options import SceneOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", *SCENE_SUFFIXES)
@@ -49,12 +53,14 @@ class Place:
         sources: where the images are.
         size: height and width in pixels, as they are read.
         first, last: the rows, from and to these shares of the height.
+        looks_like_radar: whether its head says so; of pairs nobody asks.
     """
 
     sources: tuple[str, ...]
     size: tuple[int, int]
     first: float = 0.0
     last: float = 1.0
+    looks_like_radar: bool = False
 
     @classmethod
     def of(cls, sources: tuple[str, ...], options: SceneOptions) -> Place:
@@ -64,10 +70,13 @@ class Place:
             SceneError: they cannot be opened, do not match, or cannot be read by the options.
         """
         with leaving_out(sources):
-            grid = shared_grid(*sources)[0] if len(sources) == 2 else head_grid(sources[0])
+            if len(sources) == 2:
+                grid, is_radar = shared_grid(*sources)[0], False
+            else:
+                grid, is_radar = _head(sources[0])
             if options.gsd is not None:
                 grid = warp_target(grid, options.gsd, None)
-        return cls(sources, (grid.height, grid.width))
+        return cls(sources, (grid.height, grid.width), looks_like_radar=is_radar)
 
     def rows(self, height: int) -> tuple[int, int]:
         """The first row and the number of rows; two parts of an image share none."""
@@ -78,13 +87,40 @@ class Place:
         return first, end - first
 
 
+def _head(source: str) -> tuple[Grid, bool]:
+    """A file's grid, and whether it `looks_like_radar`: there may be many, so it is opened once."""
+    with environment(gdal_settings(source)), opened(source) as src:
+        grid, facts = file_grid(src, source), band_facts(src)
+    said = sensor_by_facts(facts)
+    return grid, said == "sar" or (said is None and "float" in facts.dtypes[0])
+
+
 @dataclass(frozen=True)
 class Sources:
     """Places to train on and places to measure on, and how they are opened."""
 
     train: tuple[Place, ...]
     held_out: tuple[Place, ...]
-    skipped: tuple[str, ...]  # what does not match, one line each
+    skipped: tuple[str, ...]  # what does not match or cannot be read, one line each
+
+    def without(self, unusable: dict[Place, str]) -> Sources:
+        """The same, but for places held out of which something is wrong, which is said."""
+        _warn_of(unusable.values())
+        held_out = tuple(place for place in self.held_out if place not in unusable)
+        return replace(self, held_out=held_out, skipped=(*self.skipped, *unusable.values()))
+
+    @cached_property
+    def names_held_out(self) -> list[str]:
+        """Of each place held out the image, from the folder that all images have in common."""
+        sources = [place.sources[0] for place in self.train + self.held_out]
+        folders = [
+            os.path.dirname(os.path.abspath(name)) for name in filter(os.path.exists, sources)
+        ]
+        root = os.path.commonpath(folders) if folders else "."
+        return [
+            os.path.relpath(source, root) if os.path.exists(source) else public_name(source)
+            for source in sources[len(self.train) :]
+        ]
 
     @cached_property
     def digest(self) -> str:
@@ -103,6 +139,22 @@ class Sources:
         return total.hexdigest()
 
 
+def ask_about_radar(sources: Sources) -> None:
+    """A warning where images that are to be read as optical ones look like radar."""
+    places = sources.train + sources.held_out
+    radar = [place.sources[0] for place in places if place.looks_like_radar]
+    if len(radar) == len(places):
+        logger.warning("%s looks like radar: if it is, say --sensor sar", radar[0])
+    elif radar:
+        logger.warning(
+            "among the %d images %d look like radar, %s first: if so, leave them out, or train on "
+            "them alone with --sensor sar",
+            len(places),
+            len(radar),
+            radar[0],
+        )
+
+
 def find_images(paths: Sequence[str]) -> list[str]:
     """The images in folders, and those named one by one.
 
@@ -119,7 +171,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
         if not inside:
             raise UsageError(f"there is no image in {path}; they end with {' '.join(SUFFIXES)}")
         found.extend(map(str, inside))
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _check_there(path: str, option: str = "") -> None:
@@ -139,12 +191,18 @@ def image_sources(paths: Sequence[str], held_out: float, options: SceneOptions) 
     Raises:
         UsageError: one is not there, or fewer than two are left.
     """
-    places, skipped = _matching([((path,), "") for path in find_images(paths)], options)
+    named: list[Named] = [((path,), "") for path in find_images(paths)]
+    places, skipped = _matching(_taken_once(named), options)
     return _split([place for place, _ in places], held_out, skipped, "images")
 
 
 def pair_sources(
-    optical: str | None, sar: str | None, table: str | None, held_out: float, options: SceneOptions
+    optical: str | None,
+    sar: str | None,
+    table: str | None,
+    held_out: float,
+    options: SceneOptions,
+    one_file: bool = False,
 ) -> Sources:
     """Pairs of images by equal stems or by a table, those that match; some of them held out.
 
@@ -153,21 +211,65 @@ def pair_sources(
         table: instead of them.
         held_out: share of the pairs, where the table does not say.
         options: how the optical images are read.
+        one_file: whether both images of a pair may be bands of one file.
 
     Raises:
-        UsageError: folders or table cannot be read, or fewer than two pairs are left.
+        UsageError: folders or table cannot be read, a pair is both trained on and held out or one
+            file, or fewer than two pairs are left.
     """
     named, lost = (
         _pairs_of_table(Path(table))
         if table is not None
         else _pairs_by_stem(str(optical), str(sar))
     )
-    places, unfit = _matching(named, options)
+    if not one_file:
+        _refuse_one_file(named)
+    places, unfit = _matching(_taken_once(named), options)
     skipped = lost + unfit
     if not any(part == "val" for _, part in places):
         return _split([place for place, _ in places], held_out, skipped, "pairs")
     train = tuple(place for place, part in places if part != "val")
     return _checked(train, tuple(p for p, part in places if part == "val"), skipped, "pairs")
+
+
+def _taken_once(named: list[Named]) -> list[Named]:
+    """Images or pairs without those that come again, be it by another name.
+
+    Raises:
+        UsageError: a pair is both trained on and held out.
+    """
+    first: dict[tuple[str, ...], Named] = {}
+    again = []
+    for sources, part in named:
+        files = tuple(map(_file_meant, sources))
+        if files not in first:
+            first[files] = sources, part
+            continue
+        name, known = " and ".join(sources), " and ".join(first[files][0])
+        if (part == "val") != (first[files][1] == "val"):
+            raise UsageError(
+                f"the pair {name} is named twice, once to train on and once to hold out (val); "
+                "give it one split"
+            )
+        again.append(name if name == known else f"{name} (it is {known})")
+    if again:
+        logger.warning("named more than once, and taken once: %s", listed(again))
+    return list(first.values())
+
+
+def _refuse_one_file(pairs: list[Named]) -> None:
+    for (own, other), _ in pairs:
+        if _file_meant(own) == _file_meant(other):
+            raise UsageError(
+                f"the optical image {own} and the radar image {other} are one file; name two, or "
+                "say with --bands and --sar-bands which of its bands are which"
+            )
+
+
+def _file_meant(source: str) -> str:
+    """An image's file without links on the way to it; GDAL's own names as they are."""
+    path = source.removeprefix("file://")
+    return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def _matching(
@@ -223,7 +325,9 @@ def _pairs_of_table(path: Path) -> tuple[list[Named], list[str]]:
     """Pairs with the part that each is for (train, val or nothing), and what is skipped."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            reader.fieldnames = [plain_name(heading) for heading in reader.fieldnames or ()]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
         raise UsageError(f"cannot read the pairs of {path}: {reason}") from error
@@ -269,8 +373,7 @@ def _split(good: list[Place], share: float, skipped: list[str], kind: str) -> So
 def _checked(
     train: tuple[Place, ...], held_out: tuple[Place, ...], skipped: list[str], kind: str
 ) -> Sources:
-    for reason in skipped:
-        logger.warning("skipped: %s", reason)
+    _warn_of(skipped)
     if not train or not held_out:
         raise UsageError(
             f"only {len(train) + len(held_out)} of the {kind} can be used"
@@ -278,3 +381,8 @@ def _checked(
             + ": there must be at least one to train on and one to measure on"
         )
     return Sources(train, held_out, tuple(skipped))
+
+
+def _warn_of(skipped: Iterable[str]) -> None:
+    for reason in skipped:
+        logger.warning("skipped: %s", reason)

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from segearth_cli.errors import UsageError
-from segearth_cli.geo.pairs import looks_like_radar
+from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
@@ -39,7 +38,7 @@ from segearth_cli.training.losses import (
 from segearth_cli.training.pictures import Colours, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
 from segearth_cli.training.report import TrainResult
-from segearth_cli.training.sources import image_sources
+from segearth_cli.training.sources import ask_about_radar, image_sources
 from segearth_cli.training.trainee import Scalars, Step
 
 PAD = 20  # pixels of reflection that a jitter may show
@@ -243,17 +242,25 @@ class UpsamplerTraining:
                 f"--kernel {options.kernel}; give {least * model.patch} or more"
             )
         upsampler = (JBUStack if options.stack else JBUOne)(model.channels, options.kernel // 2)
-        upsampler.steps(self.ratio)  # refuses patches that a stack is not made for
+        try:
+            upsampler.steps(self.ratio)
+        except ModelError as error:  # a stack is not made for all patches
+            raise UsageError(
+                f"--stack has four doublings, too many or too few for {model.folder.card.name}'s "
+                f"patches of {model.patch} pixels; leave --stack out"
+            ) from error
         start_plainly(upsampler)
         self.module = SimFeatUp(
             upsampler, model.channels, self.ratio, options.content_weight > 0
         ).to(device)
         self.sources = image_sources(options.images, options.held_out, scene)
-        first = self.sources.train[0].sources[0]
-        if scene.sensor == "optical" and said == "auto" and looks_like_radar(first):
-            logger.warning("%s looks like radar: if it is, say --sensor sar", first)
+        if scene.sensor == "optical" and said == "auto":
+            ask_about_radar(self.sources)
         self.crops = RandomCrops(self.sources.train, Opener(scene), options.crop, options.seed)
-        self.fixed = fixed_crops(self.sources.held_out, Opener(scene), options.crop, HELD_OUT_CROPS)
+        self.fixed, unusable = fixed_crops(
+            self.sources.held_out, Opener(scene), options.crop, HELD_OUT_CROPS
+        )
+        self.sources = self.sources.without(unusable)
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """NAdam."""
