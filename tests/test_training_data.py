@@ -240,8 +240,8 @@ def test_an_epoch_counts_the_pixels_that_are_read(tmp_path):
 def test_heads_are_read_once_and_values_looked_at_once(tmp_path, monkeypatch):
     scenes = [write_scene(tmp_path / f"{n}.tif", blocks().astype(np.uint16)) for n in range(3)]
     heads, looks = [], []
-    opened, found = sources_module.opened, raster._found_reading
-    monkeypatch.setattr(sources_module, "opened", lambda s: heads.append(s) or opened(s))
+    read_head, found = sources_module.read_head, raster._found_reading
+    monkeypatch.setattr(sources_module, "read_head", lambda s: heads.append(s) or read_head(s))
     monkeypatch.setattr(raster, "_found_reading", lambda *a: looks.append(1) or found(*a))
     monkeypatch.setattr("segearth_cli.training.data.OPEN_AT_ONCE", 1)
 
@@ -430,6 +430,9 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     assert len(sources.train) == 1
     assert "missing.tif: there is no such file" in caplog.text
     assert "line 5" in caplog.text
+    table.write_text("optical,sar,split\na.tif,a_vh.tif,train\nb.tif,b_vh.tif,\nc.tif,gone.tif,val\n")
+    with pytest.raises(UsageError, match="at least one to train on and one to measure on"):
+        pair_sources(None, None, str(table), 0.5, SceneOptions())  # holds out no others
     table.write_text("optical,sar,split\na.tif,a_vh.tif,test\n")
     with pytest.raises(UsageError, match="has the split 'test'"):
         pair_sources(None, None, str(table), 0.1, SceneOptions())

@@ -35,21 +35,15 @@ def open_pair(
     return first, second
 
 
-def head_grid(source: str) -> Grid:
-    """Return a file's grid; only its head is read. Raises SceneError for what is no raster."""
-    with environment(gdal_settings(source)), opened(source) as src:
-        return file_grid(src, source)
+def read_head(source: str) -> tuple[Grid, bool]:
+    """Return a file's grid, and whether it says that it is a radar image, or looks like one.
 
-
-def looks_like_radar(source: str) -> bool:
-    """Whether a file says that it is a radar image, or has one or two bands of floats as these.
-
-    Raises SceneError for what is no raster.
+    One or two bands of floats do. Only the head is read. Raises SceneError for what is no raster.
     """
     with environment(gdal_settings(source)), opened(source) as src:
-        facts = band_facts(src)
+        grid, facts = file_grid(src, source), band_facts(src)
     found = sensor_by_facts(facts)
-    return found == "sar" or (found is None and "float" in facts.dtypes[0])
+    return grid, found == "sar" or (found is None and "float" in facts.dtypes[0])
 
 
 def shared_grid(optical: str, sar: str) -> tuple[Grid, bool]:
@@ -58,7 +52,7 @@ def shared_grid(optical: str, sar: str) -> tuple[Grid, bool]:
     Only the files' heads are read. Raises SceneError for images that are not of one place: that
     do not touch on the ground or, when nothing places them there, differ in size.
     """
-    first, second = head_grid(optical), head_grid(sar)
+    (first, _), (second, _) = read_head(optical), read_head(sar)
     if first.crs is None or second.crs is None:
         if (first.width, first.height) != (second.width, second.height):
             raise SceneError(

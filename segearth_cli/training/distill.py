@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segearth_cli.geo.pairs import looks_like_radar
+from segearth_cli.geo.pairs import read_head
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
@@ -115,7 +115,7 @@ class Distillation:
                 "and region teach; give 2 or more"
             )
         first = self.sources.train[0].sources[0]
-        if looks_like_radar(first):
+        if read_head(first)[1]:
             logger.warning(
                 "%s is given as an optical image and looks like radar: are --optical and --sar the "
                 "right way round?",

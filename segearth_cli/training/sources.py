@@ -14,12 +14,10 @@ from functools import cached_property
 from pathlib import Path
 
 from segearth_cli.errors import SceneError, UsageError
-from segearth_cli.geo.bands import sensor_by_facts
 from segearth_cli.geo.digest import source_digest
-from segearth_cli.geo.grid import Grid, warp_target
-from segearth_cli.geo.pairs import shared_grid
+from segearth_cli.geo.grid import warp_target
+from segearth_cli.geo.pairs import read_head, shared_grid
 from segearth_cli.geo.remote import is_remote
-from segearth_cli.geo.source import band_facts, environment, file_grid, gdal_settings, opened
 from segearth_cli.inputs import SCENE_SUFFIXES, rasters_in
 from segearth_cli.names import listed, plain_name, public_name
 from segearth_cli.options import SceneOptions
@@ -53,7 +51,7 @@ class Place:
         sources: where the images are.
         size: height and width in pixels, as they are read.
         first, last: the rows, from and to these shares of the height.
-        looks_like_radar: whether its head says so; of pairs nobody asks.
+        looks_like_radar: by its head; of pairs nobody asks.
     """
 
     sources: tuple[str, ...]
@@ -73,7 +71,7 @@ class Place:
             if len(sources) == 2:
                 grid, is_radar = shared_grid(*sources)[0], False
             else:
-                grid, is_radar = _head(sources[0])
+                grid, is_radar = read_head(sources[0])
             if options.gsd is not None:
                 grid = warp_target(grid, options.gsd, None)
         return cls(sources, (grid.height, grid.width), looks_like_radar=is_radar)
@@ -85,14 +83,6 @@ class Place:
             for share in (self.first, self.last)
         )
         return first, end - first
-
-
-def _head(source: str) -> tuple[Grid, bool]:
-    """A file's grid, and whether it `looks_like_radar`: there may be many, so it is opened once."""
-    with environment(gdal_settings(source)), opened(source) as src:
-        grid, facts = file_grid(src, source), band_facts(src)
-    said = sensor_by_facts(facts)
-    return grid, said == "sar" or (said is None and "float" in facts.dtypes[0])
 
 
 @dataclass(frozen=True)
@@ -226,7 +216,7 @@ def pair_sources(
         _refuse_one_file(named)
     places, unfit = _matching(_taken_once(named), options)
     skipped = lost + unfit
-    if not any(part == "val" for _, part in places):
+    if not any(part == "val" for _, part in named):
         return _split([place for place, _ in places], held_out, skipped, "pairs")
     train = tuple(place for place, part in places if part != "val")
     return _checked(train, tuple(p for p, part in places if part == "val"), skipped, "pairs")
