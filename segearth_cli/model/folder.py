@@ -254,7 +254,7 @@ def _check_claim(folder: ModelFolder) -> None:
 def _check_patches(folder: ModelFolder) -> None:
     """Refuse another grid of patches than the weights have positions for.
 
-    open_clip would resize these, or fail to in half precision; here every window does it anyway.
+    open_clip would resize these, which fails in half precision; windows resize their own anyway.
 
     Raises:
         ValueError: it is another one.
