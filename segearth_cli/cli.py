@@ -223,8 +223,9 @@ def segment_command(
             "-o",
             "--output",
             metavar="OUT",
-            help="What to write, by suffix; repeatable. Class raster: .tif. Polygons: .gpkg "
-            ".geojson .geojsonl .fgb .parquet .shp, or - for GeoJSON lines on stdout. "
+            help="What to write, by suffix; repeatable. "
+            f"Class raster: {' '.join(RASTER_SUFFIXES)}. Polygons: {' '.join(VECTOR_SUFFIXES)}, "
+            "or - for GeoJSON lines on stdout. "
             "Preview: .png. With several inputs a pattern such as {stem}.gpkg.",
         ),
     ] = None,

@@ -17,7 +17,13 @@ from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.recorded import Record
 from segearth_cli.model.files import file_digest
 from segearth_cli.model.folder import ModelFolder
-from segearth_cli.model.prompts import class_text, parse_classes, preset_names, read_preset
+from segearth_cli.model.prompts import (
+    ClassChoice,
+    class_text,
+    parse_classes,
+    preset_names,
+    read_preset,
+)
 from segearth_cli.names import file_and_layer
 from segearth_cli.options import DEFAULT_BACKGROUND, ModelOptions, SegmentOptions
 from segearth_cli.parse import colour_text
@@ -95,10 +101,12 @@ def command_again(record: Record, output: str, place: Sequence[str]) -> str | No
     ``None`` where no command line says such classes: names with bars come from Python.
 
     Raises:
-        SegEarthError: the record was written by another version, and cannot be read.
+        SegEarthError: the record was written by another version, and cannot be read; or a preset
+            cannot.
     """
+    presets = {name: read_preset(name) for name in preset_names()}
     try:
-        class_words = _class_words(record["options"])
+        class_words = _class_words(record["options"], presets)
         options = option_words(record["options"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SegEarthError(
@@ -116,17 +124,18 @@ def no_option(source: str) -> str:
     return f"./{source}" if source.startswith("-") else source
 
 
-def _class_words(options: Record) -> list[str] | None:
-    """How the classes, their background and the threshold are said."""
+def _class_words(options: Record, presets: Mapping[str, ClassChoice]) -> list[str] | None:
+    """How the classes, their background and the threshold are said; some are those of presets."""
     classes = tuple(map(tuple, options["classes"]))
     colours = tuple(colour and tuple(colour) for colour in options["colours"])
     background = options["background"] and tuple(options["background"])
     usual = 0.0
-    presets = {name: read_preset(name) for name in preset_names()} if colours else {}
     known = [
         name
         for name, own in presets.items()
-        if (own.classes, own.colours) == (classes, colours) and background in (None, own.background)
+        if colours
+        and (own.classes, own.colours) == (classes, colours)
+        and background in (None, own.background)
     ]
     if known:
         words, usual = ["--preset", known[0]], presets[known[0]].threshold

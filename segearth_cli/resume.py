@@ -7,7 +7,7 @@ from pathlib import Path
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import read_record
 from segearth_cli.model.weights import found_model
-from segearth_cli.options import RASTER_SUFFIXES, SegmentOptions
+from segearth_cli.options import RASTER_SUFFIXES, SENSORS, SegmentOptions
 from segearth_cli.outputs import kind_of, output_paths
 from segearth_cli.record import same_settings, settings_record
 from segearth_cli.stac import item_time, parse_time
@@ -29,11 +29,14 @@ def is_complete(source: str, options: SegmentOptions) -> bool:
     first = records[0] if records else None
     if first is None or any(record is None for record in records):
         return False
+    sensor = first.get("sensor")
+    if sensor not in SENSORS:  # no record that segearth wrote
+        return False
     item, taken = options.stac_path, options.acquired
     if item and taken and item_time(Path(item)) != parse_time(taken):
         return False
     # which bands are looked at and what sensor they are of follows from source and options
-    folder = found_model(options.model.model, str(first.get("sensor")))
+    folder = found_model(options.model.model, sensor)
     precision = precision_here(options.model)
     settings = settings_record(options, folder, precision, source_digest(source))
     return all(record is not None and same_settings(record, settings) for record in records)

@@ -34,12 +34,13 @@ _DYING_SECONDS = 10  # that a process that was killed may take to end
 
 logger = logging.getLogger(__name__)
 
-_COMPANIONS = {
+COMPANIONS: dict[str, tuple[str, ...]] = {
     ".shp": (
         _RECORD,  # before the others: it tells whose they are
         *(f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")),
     ),
     ".geojsonl": (_RECORD,),
+    **dict.fromkeys((".geojson", ".fgb", ".parquet"), ()),
     ".gpkg": ("{name}-journal", "{name}-wal", "{name}-shm"),
     ".png": ("{name}.aux.xml",),
     **dict.fromkeys(RASTER_SUFFIXES, ("{name}.aux.xml", "{name}.ovr", "{name}.msk")),
@@ -51,7 +52,7 @@ def companions(path: Path) -> list[Path]:
 
     Left behind by an older one they would spoil it: a projection, an index, overviews.
     """
-    names = _COMPANIONS.get(path.suffix.lower(), ())
+    names = COMPANIONS.get(path.suffix.lower(), ())
     return [path.with_name(name.format(stem=path.stem, name=path.name)) for name in names]
 
 

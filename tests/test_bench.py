@@ -59,8 +59,8 @@ def test_an_architecture_runs_with_random_weights():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--arch", "ViT-X"], "'ViT-X' is no plain CLIP architecture"),
-        (["--arch", "coca_ViT-B-32"], "'coca_ViT-B-32' is no plain CLIP architecture"),
+        (["--arch", "ViT-X"], "'ViT-X' is no plain CLIP vision transformer"),
+        (["--arch", "coca_ViT-B-32"], "'coca_ViT-B-32' is no plain CLIP vision transformer"),
         (["--size", "big"], "--size 'big' is not WIDTHxHEIGHT"),
         (["--size", "0x5"], "has no pixels"),
         (["town.tif", "--size", "9x9"], "--size is of a synthetic scene"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import geopandas
@@ -19,7 +20,14 @@ from typer.testing import CliRunner
 
 from segearth_cli import __version__, terminal
 from segearth_cli.cli import app
-from segearth_cli.options import SegmentOptions
+from segearth_cli.options import (
+    DistillOptions,
+    EvaluateOptions,
+    ModelOptions,
+    SceneOptions,
+    SegmentOptions,
+    UpsamplerOptions,
+)
 from segearth_cli.results import SegmentResult
 
 ROOT = Path(__file__).parents[1]
@@ -373,6 +381,44 @@ def test_every_command_has_help(run, path):
     assert "Usage: " in result.stdout
     assert result.stderr == ""
     assert run.any(*path, "-h").stdout == result.stdout
+
+
+# what `flags.own` fills from a command's parameters by their names, and the parameters that the
+# command hands over itself: one that is in neither would do nothing
+FILLED = {
+    "segment": (
+        (SegmentOptions, ModelOptions),
+        "inputs output classes_file preset no_background datetime co asset shard resume on_error "
+        "engine address dry_run json verbose quiet",
+    ),
+    "bench": (
+        (ModelOptions,),
+        "scene size classes arch max_memory threads vector json verbose quiet",
+    ),
+    "evaluate": (
+        (EvaluateOptions, ModelOptions, SceneOptions),
+        "list_file pred label classes label_values ignore column long_side json csv markdown "
+        "verbose quiet",
+    ),
+    "tune": (
+        (SegmentOptions, ModelOptions),
+        "labelled classes_file no_background label_values ignore column samples json verbose quiet",
+    ),
+    "train-upsampler": ((UpsamplerOptions, SceneOptions), "gamma json quiet"),
+    "distill-sar": (
+        (DistillOptions,),
+        "bands stretch nodata sar_bands sar_stretch sar_nodata sar_unit speckle json quiet",
+    ),
+}
+OPTIONLESS = {"info", "models"}  # they fill no dataclass
+
+
+@pytest.mark.parametrize("name", sorted({own[0] for own in every_command() if own} - OPTIONLESS))
+def test_every_parameter_of_a_command_gets_somewhere(name):
+    filled, otherwise = FILLED[name]
+    known = {field.name for options in filled for field in fields(options)}
+    parameters = {own.name for own in get_command(app).commands[name].params}
+    assert parameters - known == set(otherwise.split())
 
 
 def test_version(run):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from model_server import TINY
+from safetensors.torch import load_file, save_file
 
 from segearth_cli.errors import ModelError, OutputError
 from segearth_cli.model.card import ModelCard
@@ -123,6 +124,41 @@ class TestFolder:
         with pytest.raises(ModelError, match="cannot be loaded") as caught:
             load_clip(open_model_folder(tiny_folder))
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("edited", [{"image_size": 64}, {"patch_size": 8}])
+    @pytest.mark.parametrize("is_half", [False, True])
+    def test_another_grid_of_patches_than_that_of_the_weights(
+        self, tiny_folder: Path, edited: dict[str, int], is_half: bool
+    ) -> None:
+        weights = tiny_folder / "open_clip_model.safetensors"
+        if is_half:
+            save_file({k: v.half() for k, v in load_file(weights).items()}, weights)
+        config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], **edited}}
+        (tiny_folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        said = r"make 16 patches, and the weights have positions for 4; .* must belong together"
+        with pytest.raises(ModelError, match=said):
+            load_clip(open_model_folder(tiny_folder))
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"mean": [120, 120, 120]},
+            {"mean": [0.5, 0.5, -0.1]},
+            {"mean": [0.5, 0.5]},
+            {"mean": "grey"},
+            {"std": [60.0, 60.0, 60.0]},
+            {"std": [0.2, 0, 0.2]},
+            {"std": [0.2, float("nan"), 0.2]},
+        ],
+    )
+    def test_a_scale_that_images_from_0_to_1_cannot_have(
+        self, tiny_folder: Path, wrong: dict[str, Any]
+    ) -> None:
+        content = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0] * 3, "std": [1] * 3, **wrong}}
+        (tiny_folder / "open_clip_config.json").write_text(json.dumps(content))
+        (name,) = wrong
+        with pytest.raises(ModelError, match=f"gives {name} as .* needs three numbers, of red, gr"):
+            load_clip(open_model_folder(tiny_folder))
 
     def test_counts_that_are_no_whole_numbers(self, tiny_folder: Path) -> None:
         path = tiny_folder / "open_clip_config.json"

@@ -11,6 +11,7 @@ from segearth_cli.errors import UsageError
 from segearth_cli.model.folder import load_clip, open_model_folder
 from segearth_cli.model.prompts import (
     BACKGROUND_COLOUR,
+    ClassChoice,
     build_vocabulary,
     choose_classes,
     class_colours,
@@ -25,6 +26,7 @@ from segearth_cli.model.prompts import (
 )
 from segearth_cli.options import SegmentOptions
 from segearth_cli.parse import parse_colours
+from segearth_cli.presets import read_presets
 
 
 def vocabulary(text, background=None, no_background=False):
@@ -180,6 +182,19 @@ def test_every_preset_gives_a_vocabulary():
         assert len(words.classes) == len(preset["classes"])
         without = {"ddhr-korea", "ddhr-sd", "ddhr-xa", "yeseg-sar"}
         assert words.has_background == (preset["name"] not in without)
+
+
+def test_a_preset_may_say_as_little_as_a_dataset_of_ones_own(monkeypatch):
+    words = {"name": "small", "classes": ["Background", ["building", "house"]]}
+    small = {**words, "images": "images", "labels": "labels"}
+    monkeypatch.setitem(read_presets(), "small", small)
+    classes = (("Background",), ("building", "house"))
+    assert read_preset("small") == ClassChoice(classes, background=("Background",))
+    monkeypatch.setitem(read_presets(), "small", {**small, "palette": [[1, 2, 3]]})
+    assert read_preset("small").colours == ((1, 2, 3), None)
+    monkeypatch.setitem(read_presets(), "small", {**small, "threshold": 2})
+    with pytest.raises(UsageError, match="small: threshold is 2; it must be a number from 0 to 1"):
+        read_preset("small")
 
 
 def test_a_preset_puts_its_background_first():

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from scenes import surroundings
 
+from segearth_cli.options import ATTENTIONS, OUTPUT_SUFFIXES
+from segearth_cli.presets import read_presets
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -44,6 +47,12 @@ def workplace(tmp_path_factory):
 def test_the_readme_shows_commands():
     assert len(console_commands()) >= 5
     assert "@@" not in README
+
+
+@pytest.mark.parametrize("names", [ATTENTIONS, OUTPUT_SUFFIXES, tuple(read_presets())])
+def test_the_readme_names_all_that_can_be_chosen(names):
+    found = {name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", README)}
+    assert found == set(names)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.recorded import READERS, read_record
 from segearth_cli.info import map_info
+from segearth_cli.presets import read_presets
 from segearth_cli.segment import segment
 
 KINDS = [kind for kind in READERS if kind not in (".tiff", ".stac.json")]
@@ -178,6 +179,16 @@ def test_a_record_of_another_version_is_said_not_guessed(tmp_path, source, tiny_
     with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dst:
         dst.update_tags(SEGEARTH_VERSION="9.9", SEGEARTH_OPTIONS='{"classes": 3}')
     with pytest.raises(SegEarthError, match=r"written by segearth 9\.9"):
+        map_info(path)
+
+
+def test_a_preset_that_is_broken_is_not_blamed_on_the_record(
+    tmp_path, source, tiny_model, monkeypatch
+):
+    path = tmp_path / "map.tif"
+    segment(source, options_for(tiny_model, path))
+    monkeypatch.setitem(read_presets(), "broken", {"name": "broken", "classes": 3})
+    with pytest.raises(SegEarthError, match=r"^broken "):
         map_info(path)
 
 

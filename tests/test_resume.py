@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import rasterio
 from rasterio.errors import RasterioIOError
 from scenes import (
     blocks,
@@ -152,6 +153,15 @@ def test_other_pixels_another_model_or_area_are_done_again(
     assert kinds(segment_all(sources, options, RESUME)) == [SegmentResult] * 3
     other = options_for(upsampled_model, out / "{stem}.tif", aoi=str(area))
     assert kinds(segment_all(sources, other, RESUME)) == [SegmentResult] * 3
+
+
+def test_a_record_of_a_sensor_that_there_is_not_says_nothing(sources, out, tiny_model):
+    options = options_for(tiny_model, out / "{stem}.tif")
+    list(segment_all(sources, options, RESUME))
+    with rasterio.open(out / "1.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dst:
+        dst.update_tags(SEGEARTH_SENSOR="radar")
+    expected = [Skipped, SegmentResult, Skipped]
+    assert kinds(segment_all(sources, options, RESUME)) == expected
 
 
 def test_files_that_segearth_did_not_make_are_never_replaced(sources, out, tiny_model):

@@ -2,11 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from segearth_cli.errors import UsageError
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.mosaic import image_logits
-from segearth_cli.model.segmenter import Segmenter
+from segearth_cli.model.prompts import Vocabulary
+from segearth_cli.model.segmenter import Segmenter, load_segmenter
 from segearth_cli.model.upsampler import build_upsampler
+from segearth_cli.options import ModelOptions
 
 SETUPS = {  # attention, upsampler, lambda
     "SegEarth+jbu_one+gba": ("segearth", "jbu_one", 0.3),
@@ -91,6 +94,22 @@ def test_images_of_any_size_are_padded_and_cut_back(reference, size):
 
     assert logits.shape == (1, 14, *size)
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.rand(3, 8, 8), torch.rand(1, 8, 8, 3), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)],
+)
+def test_what_are_no_images_is_refused(reference, images):
+    with pytest.raises(ValueError, match=r"the images are .*; give B x 3 x H x W floating point"):
+        segmenter(reference, "ClearCLIP")(images)
+
+
+def test_a_sensor_that_there_is_not_is_refused():
+    words = Vocabulary((("a",), ("b",)), False, ((0, 0, 0), (1, 1, 1)))
+    for model in ("auto", "mini"):
+        with pytest.raises(UsageError, match="no sensor 'radar'; choose one of optical, sar"):
+            load_segmenter(ModelOptions(model=model), words, "radar")
 
 
 def test_global_bias_takes_the_class_tokens_share_off_every_pixel(reference):

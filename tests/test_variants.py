@@ -6,12 +6,13 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
 from segearth_cli.geo.tiling import WindowGrid
-from segearth_cli.model.clip import ATTENTIONS, DenseEncoder
+from segearth_cli.model.clip import HEADS, DenseEncoder
 from segearth_cli.model.mosaic import image_logits
 from segearth_cli.model.points import point_cosines
 from segearth_cli.model.segmenter import Segmenter
 from segearth_cli.model.upsampler import JBUOne, JBUStack
 from segearth_cli.model.variants import variant_logits
+from segearth_cli.options import ATTENTIONS
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def segmenters():
     visual = VisionTransformer(64, 16, 48, 3, 3, 4.0, output_dim=32, act_layer=QuickGELU)
     text = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
     upsamplers = (None, JBUOne(32), JBUStack(32))
-    attentions = [*((name, 1) for name in ATTENTIONS), ("gem", 1), ("sclip", 2)]
+    attentions = [*((name, 1) for name in ATTENTIONS), ("sclip", 2)]
     settings = [*product(attentions, upsamplers[:1]), *product(attentions[:2], upsamplers[1:])]
     return [
         Segmenter(
@@ -38,6 +39,10 @@ def segmenters():
         .requires_grad_(False)
         for ((attention, blocks), upsampler), bias in product(settings, (0.0, 0.3))
     ]
+
+
+def test_every_attention_is_one_that_can_be_asked_for():
+    assert {*HEADS, "gem"} == {*ATTENTIONS}
 
 
 @pytest.mark.parametrize(

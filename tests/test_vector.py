@@ -37,13 +37,13 @@ from segearth_cli.geo.vector import (
     write_features,
     write_vector,
 )
+from segearth_cli.options import VECTOR_SUFFIXES
 
 UTM = CRS.from_epsg(32633)
 NAMES = ("background", "building", "road", "water")
 COLOURS = ((0, 0, 0), (230, 60, 60), (250, 200, 40), (40, 100, 240))
 LEGEND = Legend((0, 1, 2, 3), NAMES, COLOURS)
 COLUMNS = ["class_id", "class_name", "area_m2", "confidence", "source"]
-FORMATS = [".gpkg", ".geojson", ".geojsonl", ".fgb", ".parquet", ".shp"]
 RING = np.array(
     [
         [1, 1, 1, 1, 0],
@@ -317,7 +317,7 @@ def test_simplifying_without_a_crs_counts_in_pixels(tmp_path):
     assert shapely.equals_exact(pixels, metres, 1e-9).all()
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", VECTOR_SUFFIXES)
 @pytest.mark.parametrize("empty", [False, True])
 def test_every_format_can_be_read_back(tmp_path, suffix, empty):
     frame = make(tmp_path, np.zeros((3, 3)) if empty else RING)
@@ -350,7 +350,7 @@ def test_geoparquet_says_where_all_its_parts_lie(tmp_path):
     assert read(path).total_bounds.tolist() == frame.total_bounds.tolist()
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", VECTOR_SUFFIXES)
 def test_every_format_takes_polygons_without_a_crs_and_warns(tmp_path, suffix, caplog):
     frame = make(tmp_path, RING, Grid(5, 4, Affine.identity()))
     with warnings.catch_warnings():
@@ -434,6 +434,11 @@ def test_texts_that_a_shapefile_cuts_are_said(tmp_path, caplog):
     assert caplog.messages == ["map.shp: texts are cut after 254 bytes"]
 
 
+def test_a_shapefile_has_all_columns_under_their_whole_names(tmp_path):
+    write_vector([make(tmp_path, RING)], tmp_path / "map.shp", LEGEND)
+    assert read(tmp_path / "map.shp").columns.tolist() == [*COLUMNS, "geometry"]
+
+
 def test_what_lies_around_a_pole_is_not_cut(tmp_path):
     grid = Grid(5, 4, Affine(1e5, 0, -25e4, 0, -1e5, 2e5), CRS.from_epsg(3413))
     (path,) = write_vector([make(tmp_path, RING, grid)], tmp_path / "map.geojson", LEGEND)
@@ -455,7 +460,7 @@ def test_names_survive_quotes_emoji_and_sql(tmp_path):
     names = ("background", 'l\'eau, "bleue"', "🌳 <b>&amp;</b>", "'); DROP TABLE layer_styles;--")
     legend = Legend((0, 1, 2, 3), names, COLOURS)
     frame = make(tmp_path, np.array([[1, 2, 3]]), legend=legend)
-    for suffix in FORMATS:
+    for suffix in VECTOR_SUFFIXES:
         path = write_vector([frame], tmp_path / f"map{suffix}", legend)[0]
         assert sorted(read(path).class_name) == sorted(names[1:])
     assert style_of(tmp_path / "map.gpkg")[0] == dict(zip(names[1:], COLOURS[1:], strict=True))
@@ -512,7 +517,7 @@ def test_any_file_name_makes_a_geopackage_with_its_style(tmp_path, stem):
     assert style_of(path)[0]["water"] == COLOURS[3]
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", VECTOR_SUFFIXES)
 def test_a_file_that_exists_is_replaced(tmp_path, suffix):
     path = tmp_path / f"map{suffix}"
     write_vector([make(tmp_path, blobs(30, 30))], path, LEGEND)
@@ -520,7 +525,7 @@ def test_a_file_that_exists_is_replaced(tmp_path, suffix):
     assert len(read(path)) == 3
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", VECTOR_SUFFIXES)
 def test_a_write_that_fails_is_one_line_and_leaves_nothing(tmp_path, suffix):
     frame = make(tmp_path, blobs(150, 150))
     out = tmp_path / "out"
@@ -545,7 +550,7 @@ def test_local_and_geocentric_systems_are_refused_for_geojson_only(tmp_path, crs
     grid = Grid(5, 4, Affine(1, 0, 0, 0, -1, 0), CRS.from_user_input(crs))
     frame = make(tmp_path, RING, grid)
     assert frame.area_m2.max() == pytest.approx(12 * unit**2)
-    for suffix in FORMATS:
+    for suffix in VECTOR_SUFFIXES:
         if "json" in suffix:
             with pytest.raises(OutputError, match=r"write \.gpkg instead"):
                 write_vector([frame], tmp_path / f"map{suffix}", LEGEND)

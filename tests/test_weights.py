@@ -259,10 +259,10 @@ class TestPull:
         assert folder.path.is_relative_to(own_cache)
         model, _ = load_clip(folder)
         assert model.visual.output_dim == TINY["embed_dim"]
-        with pytest.raises(UsageError, match="'ViT-huge-test' is no plain CLIP architecture"):
+        with pytest.raises(UsageError, match="'ViT-huge-test' is no plain CLIP vision transformer"):
             resolve_model(f"ViT-huge-test:{checkpoint}")
-        for other in ("coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32"):
-            with pytest.raises(UsageError, match=f"'{other}' is no plain CLIP architecture"):
+        for other in ("coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32", "RN50"):
+            with pytest.raises(UsageError, match=f"'{other}' is no plain CLIP vision transformer"):
                 resolve_model(f"{other}:{checkpoint}")
         with pytest.raises(ModelError, match="is not a checkpoint of ViT-B-32"):
             resolve_model(f"ViT-B-32:{checkpoint}")
@@ -270,6 +270,85 @@ class TestPull:
             resolve_model("ViT-B-32:nowhere.pt")
         with pytest.raises(UsageError, match="name its architecture too, as ViT-B-16-quickgelu:"):
             resolve_model(str(checkpoint))
+
+    @pytest.mark.parametrize("prefix", ["", "model.", "clip_model.", "_orig_mod.model."])
+    @pytest.mark.parametrize("nests", [[], ["model"], ["state_dict"], ["model", "state_dict"]])
+    def test_weights_as_trainers_wrap_them(
+        self, tmp_path: Path, tiny_state: dict[str, Any], prefix: str, nests: list[str]
+    ) -> None:
+        import torch
+
+        sizes = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77)}
+        content: dict[str, Any] = {
+            f"{prefix}{name}": value for name, value in {**tiny_state, **sizes}.items()
+        }
+        for nest in nests:
+            content = {"epoch": 3, nest: content}
+        torch.save(content, tmp_path / "wrapped.pt")
+
+        model, _ = load_clip(resolve_model(f"ViT-tiny-test:{tmp_path / 'wrapped.pt'}"))
+
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, tiny_state[name])
+
+    @pytest.mark.parametrize(
+        ("without", "more", "said"),
+        [
+            (["visual.proj"], {}, "visual.proj is missing;"),
+            (["visual.proj", "ln_final.bias"], {}, "ln_final.bias and 1 other are missing;"),
+            ([], {"model.a": (1,), "b": (1,), "c": (2,)}, "b and 2 others are unknown;"),
+            ([], {"visual.proj": (32, 8)}, r"visual.proj is of another shape \(32x8, not 32x16\);"),
+            (
+                ["ln_final.bias"],
+                {"head": (1,), "visual.proj": (32, 8)},
+                "ln_final.bias is missing, head is unknown, visual.proj is of another shape",
+            ),
+        ],
+    )
+    def test_weights_that_do_not_fit_are_named(
+        self,
+        tmp_path: Path,
+        own_cache: Path,
+        tiny_state: dict[str, Any],
+        without: list[str],
+        more: dict[str, tuple[int, ...]],
+        said: str,
+    ) -> None:
+        import torch
+
+        state = {name: value for name, value in tiny_state.items() if name not in without}
+        torch.save(
+            {**state, **{name: torch.zeros(shape) for name, shape in more.items()}},
+            tmp_path / "other.pt",
+        )
+        with pytest.raises(ModelError, match=f"is not a checkpoint of ViT-tiny-test: {said}"):
+            resolve_model(f"ViT-tiny-test:{tmp_path / 'other.pt'}")
+        assert not own_cache.exists()
+
+    def test_a_checkpoint_without_the_scale_that_only_training_needs(
+        self, tmp_path: Path, tiny_state: dict[str, Any]
+    ) -> None:
+        import open_clip
+        import torch
+
+        state = {name: value for name, value in tiny_state.items() if name != "logit_scale"}
+        torch.save(state, tmp_path / "tiny.pt")
+        model, _ = load_clip(resolve_model(f"ViT-tiny-test:{tmp_path / 'tiny.pt'}"))
+        assert torch.equal(model.logit_scale, open_clip.CLIP(**TINY).logit_scale)
+
+    @pytest.mark.parametrize("content", [b"", b"words ", b"<!DOCTYPE html>", b"II*\0" + bytes(99)])
+    def test_a_file_that_is_no_checkpoint_at_all(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "page.pt").write_bytes(content)
+        with pytest.raises(ModelError, match=r"page\.pt is no checkpoint: torch did not write it"):
+            resolve_model(f"ViT-tiny-test:{tmp_path / 'page.pt'}")
+
+    @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1], {"model": {"lr": 0.1}}])
+    def test_a_checkpoint_without_weights(self, tmp_path: Path, content: Any) -> None:
+        import torch
+
+        torch.save(content, tmp_path / "empty.pt")
+        with pytest.raises(ModelError, match=r"empty\.pt holds no weights by name"):
+            resolve_model(f"ViT-tiny-test:{tmp_path / 'empty.pt'}")
 
     @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
     def test_weights_that_are_no_numbers(

@@ -34,8 +34,11 @@ class Rings:
         xy = self.xy.astype(np.float64)
         return np.asarray(shapely.from_ragged_array(GeometryType.POLYGON, xy, offsets))
 
-    def per_polygon(self, per_ring: NDArray[Any]) -> NDArray[Any]:
-        """Return shell minus holes [polygons] of a quantity of every ring [rings]."""
+    def shells_minus_holes(self, per_ring: NDArray[Any]) -> NDArray[Any]:
+        """Return what shells have less what their holes have [polygons], of every ring's [rings].
+
+        Signs, which tell only the way that a ring runs, are left out.
+        """
         signed = -np.abs(per_ring)
         signed[self.polygon_offsets[:-1]] *= -1
         return _sums(signed, self.polygon_offsets)
@@ -194,7 +197,7 @@ def confidence_sums(
         np.cumsum(layer, axis=1, out=integral[1:, 1:])
         np.cumsum(integral, axis=0, out=integral)
         steps = np.where(vertical, np.diff(integral[rows, columns].astype(np.int64)), 0)
-        sums.append(rings.per_polygon(_sums(np.append(steps, 0), rings.ring_offsets)))
+        sums.append(rings.shells_minus_holes(_sums(np.append(steps, 0), rings.ring_offsets)))
     return np.array(sums)
 
 

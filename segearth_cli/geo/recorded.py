@@ -1,8 +1,8 @@
 """Where each format keeps the record of how a map was made, and how it is read back.
 
-A record is a flat mapping of JSON values. Rasters and OGR layers carry it as tags
-(``SEGEARTH_VERSION``, ...), JSON and pictures as one object named ``segearth``; formats that have
-no place for it (shapefiles, lines of GeoJSON) have a file beside them.
+A record is a JSON object, some of whose values are objects too. Rasters and OGR layers carry a tag
+for each value (``SEGEARTH_VERSION``, ...), JSON and pictures all of it as an object named
+``segearth``; formats with no place for it (shapefiles, lines of GeoJSON) have a file beside them.
 """
 
 import json
@@ -34,15 +34,19 @@ _LONGEST = 64 << 20  # bytes of a file or line that may be a record: far more th
 
 def to_json(record: Mapping[str, Any]) -> str:
     """The record as a JSON object in one line."""
-    return json.dumps(plain(dict(record)), ensure_ascii=False)
+    return _dumped(dict(record))
 
 
 def to_tags(record: Mapping[str, Any]) -> dict[str, str]:
     """The record as texts by name, what rasters and layers can carry."""
     return {
-        PREFIX + name.upper(): value if name in _TEXTS else to_json({"": value})[5:-1]
+        PREFIX + name.upper(): value if name in _TEXTS else _dumped(value)
         for name, value in record.items()
     }
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False)
 
 
 def from_tags(tags: Mapping[str, str]) -> Record | None:

@@ -167,7 +167,7 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
         geod.polygon_area_perimeter(lon[start:stop], lat[start:stop])[0]
         for start, stop in pairwise(ends)
     ]
-    return rings.per_polygon(np.array(areas, np.float64))
+    return rings.shells_minus_holes(np.array(areas, np.float64))
 
 
 def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
@@ -200,11 +200,12 @@ def write_vector(
     path = Path(destination)
     require_vector_support(path)
     layer = _Layer(_layer_name(path.stem), legend, record or {})
-    parts = _Watched(frames, path.name)
+    write = WRITERS[path.suffix.lower()]
+    parts = _Watched(frames, path.name, as_geojson=write in (_write_geojson, _write_geojsonl))
     try:
         _remove(path)
         with closing(parts):
-            _WRITERS[path.suffix.lower()](parts, path, layer)
+            write(parts, path, layer)
     except (OSError, RuntimeError, ValueError, sqlite3.Error) as error:
         reason = _reason(error, path)
         _remove(path)
@@ -222,7 +223,7 @@ def write_features(frames: Frames, stream: TextIO) -> None:
 
     OSError of the stream passes through, so that a closed pipe can be told from a full disk.
     """
-    with closing(_Watched(frames, "the output")) as parts:
+    with closing(_Watched(frames, "the output", as_geojson=True)) as parts:
         for feature in _features(parts):
             stream.write(feature + "\n")
 
@@ -358,6 +359,7 @@ def _whole(frames: Frames) -> geopandas.GeoDataFrame:
 
 
 def _write_ogr(frames: Frames, path: Path, layer: str, driver: str, **options: Any) -> None:
+    """Write the only layer of a file; its type of geometry is Polygon."""
     made = moment()
     pyogrio.set_gdal_config_options(
         {"OGR_CURRENT_DATE": f"{made:%Y-%m-%dT%H:%M:%S.000Z}" if made else None}
@@ -371,14 +373,14 @@ def _write_ogr(frames: Frames, path: Path, layer: str, driver: str, **options: A
             pyogrio.write_dataframe(frame, path, append=index > 0, **where, **options)
             count += len(frame)
             options = {}  # they are the layer's
-    fids, _ = pyogrio.read_bounds(path, layer=layer)
+    fids, _ = pyogrio.read_bounds(path, layer=0)
     if len(fids) != count:
         raise OSError(f"only {len(fids)} of {count} polygons arrived")
     with TemporaryFile(dir=path.parent) as probe:  # GDAL keeps silent if the end did not fit,
         probe.write(bytes(_PROBE))  # and then nothing else does
 
 
-_WRITERS: dict[str, Callable[[Frames, Path, _Layer], None]] = {
+WRITERS: dict[str, Callable[[Frames, Path, _Layer], None]] = {
     ".gpkg": _write_gpkg,
     ".geojson": _write_geojson,
     ".geojsonl": _write_geojsonl,
@@ -428,12 +430,12 @@ def _layer_name(name: str) -> str:
 class _Watched:
     """Frames on their way into a file: an error may be of their making or of writing them.
 
-    Closing lets go of the files that they are made of.
+    Closing lets go of the files that they are made of. ``as_geojson``: they are written in degrees.
     """
 
-    def __init__(self, frames: Frames, name: str) -> None:
+    def __init__(self, frames: Frames, name: str, as_geojson: bool) -> None:
         self.are_being_made = False
-        self._frames = self._passed_on(frames, name)
+        self._frames = self._passed_on(frames, name, as_geojson)
 
     def __iter__(self) -> Iterator[geopandas.GeoDataFrame]:
         """Pass the frames on, and say so where they have no coordinate system."""
@@ -444,10 +446,9 @@ class _Watched:
         self._frames.close()
 
     def _passed_on(
-        self, frames: Frames, name: str
+        self, frames: Frames, name: str, as_geojson: bool
     ) -> Generator[geopandas.GeoDataFrame, None, None]:
         has_warned = False
-        is_json = Path(name).suffix.lower() in ("", ".geojson", ".geojsonl")  # none: on stdout
         self.are_being_made = True
         for frame in frames:
             self.are_being_made = False
@@ -455,7 +456,7 @@ class _Watched:
                 logger.warning(
                     "%s has no coordinate system: its coordinates are the scene's own%s",
                     name,
-                    ", and programs will take them for degrees (EPSG:4326)" if is_json else "",
+                    ", and programs will take them for degrees (EPSG:4326)" if as_geojson else "",
                 )
                 has_warned = True
             yield frame

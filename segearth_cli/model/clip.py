@@ -23,7 +23,8 @@ Heads = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v: B n N d -> B n N 
 
 GEM_DEPTH = 7
 
-ATTENTIONS: dict[str, Heads] = {
+# what the heads of the last block compute; gem is a path of its own
+HEADS: dict[str, Heads] = {
     "segearth": lambda q, k, v: attend(q, q, v) + attend(k, k, v) + attend(v, v, v),
     "sclip": lambda q, k, v: attend(q, q, v) + attend(k, k, v),
     "clearclip": lambda q, k, v: attend(q, q, v),
@@ -37,7 +38,7 @@ class DenseEncoder(nn.Module):
 
     Args:
         visual: the vision tower of an open_clip model.
-        attention: one of ``ATTENTIONS``, or ``gem``.
+        attention: one of ``options.ATTENTIONS``.
         modulated_blocks: how many of the last blocks contribute their modulated output; the
             contributions are summed. ``gem`` has a depth of its own and takes no notice.
         residual: keep the residual and the feed-forward of the modulated blocks.
@@ -120,7 +121,7 @@ class DenseEncoder(nn.Module):
 
     def _modulated(self, inputs: list[Tensor]) -> Tensor:
         """Sum of the modulated outputs of the last blocks, each on its normal input."""
-        heads = ATTENTIONS[self.attention]
+        heads = HEADS[self.attention]
         blocks = self.visual.transformer.resblocks
         outputs = [
             self._run(modulated_output, block, tokens, heads, self.residual)

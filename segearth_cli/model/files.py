@@ -27,7 +27,8 @@ UNLOADABLE = (
     LookupError,
     pickle.PickleError,
 )
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # beside the weights, OpenAI's
+SAVED = (b"PK", b"\x80")  # what files of torch.save begin with: archives, and pickles of old
+NESTS = ("state_dict", "model")  # what trainers call the weights among all that they save
 
 
 def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
@@ -44,6 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
+            _check_saved(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -52,20 +54,37 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
         ) from error
     except (SafetensorError, *UNLOADABLE) as error:
         raise ModelError(
-            f"{path} is not a checkpoint that torch or safetensors can read ({first_line(error)})"
+            f"{path} is not a checkpoint that torch or safetensors can read ({first_line(error)}); "
+            "get another copy"
         ) from error
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not content:
-        raise ModelError(f"{path} holds no weights by name; give a state_dict")
-    state = {
+    weights = {
         name.removeprefix("module."): value
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
+        for name, value in _innermost(content).items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
-    weights = {name: value for name, value in state.items() if name not in NOT_WEIGHTS}
+    if not weights:
+        raise ModelError(f"{path} holds no weights by name; give a state_dict")
     check_numbers(weights, path)
     return weights
+
+
+def _innermost(content: Any) -> dict[Any, Any]:
+    """What a checkpoint holds by name, or what trainers put into that as the weights."""
+    if not isinstance(content, dict):
+        return {}
+    nest = next((content[name] for name in NESTS if isinstance(content.get(name), dict)), None)
+    return content if nest is None else _innermost(nest)
+
+
+def _check_saved(path: Path) -> None:
+    """Refuse a file that torch never wrote: what its reader says of one helps nobody."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start.startswith(SAVED):
+        raise ModelError(
+            f"{path} is no checkpoint: torch did not write it, and it does not end with "
+            ".safetensors; give the file that holds the weights"
+        )
 
 
 def check_numbers(state: Mapping[str, "Tensor"], path: Path) -> None:

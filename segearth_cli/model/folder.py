@@ -21,6 +21,7 @@ from segearth_cli.model.files import (
     first_line,
     read_json,
 )
+from segearth_cli.plain import is_finite
 from segearth_cli.signals import signals_wait
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the first is preferred
+POSITIONS = "visual.positional_embedding"
 UPSAMPLER = "upsampler.safetensors"
 CHECKPOINT, REPORT = "checkpoint.pt", "training.json"  # of a training in that folder
 _COUNTS = frozenset(
@@ -207,7 +209,8 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
     """The folder's CLIP model, in evaluation mode on the CPU, and its tokenizer.
 
     Raises:
-        ModelError: weights and architecture do not fit together, or the file is damaged.
+        ModelError: weights and architecture do not fit together, the file is damaged, or mean and
+            standard deviation are those of no images in [0, 1].
     """
     import open_clip
     from safetensors import SafetensorError
@@ -216,6 +219,7 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
     source = f"local-dir:{folder.path}"
     handlers = list(logging.root.handlers)
     try:
+        _check_patches(folder)
         model = open_clip.create_model(source, require_pretrained=True, weights_only=True)
         tokenizer = open_clip.get_tokenizer(source)
     except (*UNLOADABLE, SafetensorError) as error:
@@ -228,6 +232,8 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
         # every later warning of ours would be printed twice.
         logging.root.handlers[:] = handlers
     check_numbers(model.state_dict(), folder.weights)
+    for name in ("mean", "std"):
+        _check_scale(name, model.visual.preprocess_cfg.get(name), folder)
     return model.eval(), tokenizer
 
 
@@ -242,6 +248,46 @@ def _check_claim(folder: ModelFolder) -> None:
         raise ModelError(
             f"{folder.config} describes a model of {parameters:,} parameters or more, and "
             f"{folder.weights.name} has {size:,} bytes; they must belong together"
+        )
+
+
+def _check_patches(folder: ModelFolder) -> None:
+    """Refuse another grid of patches than the weights have positions for.
+
+    open_clip would resize these, which fails in half precision; windows resize their own anyway.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    from safetensors import safe_open
+
+    if folder.weights.suffix != ".safetensors":
+        return
+    with safe_open(folder.weights, framework="pt") as weights:
+        if POSITIONS not in weights.keys():
+            return
+        known = weights.get_slice(POSITIONS).get_shape()[0] - 1
+    vision = folder.read_config()["model_cfg"]["vision_cfg"]
+    image, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    (down, across), (height, width) = (
+        side if isinstance(side, list) else (side, side) for side in (image, patch)
+    )
+    described = (down // height) * (across // width)
+    if described != known:
+        raise ValueError(
+            f"image_size {image} and patch_size {patch} make {described} patches, and the weights "
+            f"have positions for {known}"
+        )
+
+
+def _check_scale(name: str, values: Any, folder: ModelFolder) -> None:
+    """Refuse a mean or standard deviation that images in [0, 1] cannot have."""
+    are_three = isinstance(values, list | tuple) and len(values) == 3
+    in_range = are_three and all(is_finite(value) and 0 <= value <= 1 for value in values)
+    if not in_range or (name == "std" and 0 in values):
+        raise ModelError(
+            f"{folder.config} gives {name} as {values!r}; preprocess_cfg needs three numbers, of "
+            f"red, green and blue, {'above 0 and up to 1' if name == 'std' else 'from 0 to 1'}"
         )
 
 

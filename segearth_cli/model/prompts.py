@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segearth_cli.errors import UsageError
+from segearth_cli.geo.datasets import read_dataset
 from segearth_cli.names import listed, plain_name, shortened
 from segearth_cli.options import BACKGROUND_NAMES, DEFAULT_BACKGROUND, SegmentOptions
 from segearth_cli.presets import read_presets
@@ -337,19 +338,20 @@ def read_preset(name: str) -> ClassChoice:
     """Classes, background, colours and threshold of one of the authors' datasets.
 
     Raises:
-        UsageError: no preset has that name.
+        UsageError: no preset has that name, or it says something that no dataset has.
     """
-    known = read_presets()
-    if name not in known:
-        raise UsageError(f"no preset is named {name!r}; choose one of {', '.join(known)}")
-    preset = known[name]
-    classes = tuple(tuple(synonyms) for synonyms in preset["classes"])
-    fallback = classes[preset["background_index"]]  # of pixels under the threshold
+    if name not in preset_names():
+        known = ", ".join(preset_names())
+        raise UsageError(f"no preset is named {name!r}; choose one of {known}")
+    preset = read_dataset(name)
+    index = preset.background_index
+    fallback = () if index is None else preset.classes[index]  # of pixels under the threshold
+    without = (None,) * (len(preset.classes) - len(preset.palette))
     return ClassChoice(
-        classes,
-        background=fallback if BACKGROUND_NAMES.intersection(fallback) else None,
-        colours=tuple((red, green, blue) for red, green, blue in preset["palette"] or ()),
-        threshold=preset["threshold"],
+        preset.classes,
+        background=fallback if BACKGROUND_NAMES.intersection(map(str.casefold, fallback)) else None,
+        colours=(*preset.palette, *without) if preset.palette else (),
+        threshold=preset.threshold,
     )
 
 

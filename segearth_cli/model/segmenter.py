@@ -1,6 +1,5 @@
 """The Segmenter: windows in, logits per query out; scoring and Global Bias Alleviation (3.3)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,8 +94,8 @@ class Segmenter(nn.Module):
         self.exact = exact
         self.most_windows: int | None = None  # at once, where more were found not to fit
         self.register_buffer("text", text)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
         self.register_buffer("query_class", torch.tensor(query_class))
 
     @property
@@ -124,7 +123,16 @@ class Segmenter(nn.Module):
         Returns:
             B x Q x H x W: cosine of feature and query, less ``global_bias`` times the cosine of
             class token and query.
+
+        Raises:
+            ValueError: these are no such images.
         """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            shape = " x ".join(map(str, images.shape))
+            raise ValueError(
+                f"the images are {shape} of {images.dtype}; give B x 3 x H x W floating point "
+                "numbers in [0, 1]"
+            )
         return self.window_logits(self.normalised(images.to(self.device)))
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -218,7 +226,7 @@ def load_segmenter(
 
     Raises:
         ModelError: the model's files are missing, damaged, or do not fit together.
-        UsageError: no such model or device.
+        UsageError: no such model, sensor or device.
     """
     folder = resolve_model(options.model, sensor)
     device = pick_device(options.device)
@@ -259,7 +267,7 @@ def build_segmenter(
     The tower's layers are rounded to the settings' precision.
 
     Raises:
-        ModelError: the tower is no plain transformer, or says nothing about its images.
+        ModelError: the tower is no plain transformer.
     """
     encoder = DenseEncoder(visual, settings.attention, settings.modulated_blocks)
     if settings.precision in DTYPES:
@@ -268,8 +276,8 @@ def build_segmenter(
         encoder,
         upsampler,
         text,
-        mean=_per_channel(visual, settings.folder, "mean"),
-        std=_per_channel(visual, settings.folder, "std"),
+        mean=visual.preprocess_cfg["mean"],
+        std=visual.preprocess_cfg["std"],
         global_bias=settings.global_bias,
         logit_scale=settings.logit_scale,
         query_class=query_class,
@@ -277,22 +285,6 @@ def build_segmenter(
         exact=settings.exact,
     )
     return segmenter.eval().requires_grad_(False)
-
-
-def _per_channel(visual: Any, folder: ModelFolder, name: str) -> list[float]:
-    """The mean or standard deviation of the images that the encoder was trained on."""
-    values = visual.preprocess_cfg.get(name)
-    try:
-        red, green, blue = (float(value) for value in values)
-    except (TypeError, ValueError):
-        red = green = blue = math.nan
-    spread = 0.0 if name == "std" else -math.inf
-    if not all(spread < value < math.inf for value in (red, green, blue)):
-        raise ModelError(
-            f"{folder.config} gives {name} as {values!r}; preprocess_cfg needs three numbers, of "
-            "red, green and blue"
-        )
-    return [red, green, blue]
 
 
 def model_settings(folder: ModelFolder, options: ModelOptions, precision: str) -> ModelSettings:

@@ -20,6 +20,7 @@ from segearth_cli.model.card import ModelCard
 from segearth_cli.model.convert import encoder_parts, folder_of_file
 from segearth_cli.model.download import RemoteFile, fetch, mismatch
 from segearth_cli.model.folder import ModelFolder, open_model_folder, save_model_folder
+from segearth_cli.options import SENSORS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,7 @@ def resolve_model(name_or_path: str, sensor: str = "optical") -> ModelFolder:
         sensor: ``optical`` or ``sar``, of the scene.
 
     Raises:
-        UsageError: no such name.
+        UsageError: no such name or sensor.
         ModelError: the model is not in the cache, or a part of it is missing or damaged.
     """
     folder = found_model(name_or_path, sensor)
@@ -125,6 +126,8 @@ def resolve_model(name_or_path: str, sensor: str = "optical") -> ModelFolder:
 
 def found_model(name_or_path: str, sensor: str) -> ModelFolder:
     """What `resolve_model` returns, without a word about which one it is."""
+    if sensor not in SENSORS:
+        raise UsageError(f"there is no sensor {sensor!r}; choose one of {', '.join(SENSORS)}")
     if name_or_path == "auto":
         return _auto(sensor)
     folder = _find(name_or_path)
