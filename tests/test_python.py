@@ -144,3 +144,12 @@ def test_a_model_for_other_options_is_refused(tmp_path, tiny_model, change, mess
     segment(source, same, load=lambda sensor: model)
     record = read_record(tmp_path / "b.tif")
     assert record["options"]["threshold"] == 0.5
+
+
+def test_random_numbers_of_the_caller_go_on_as_if_nothing_was(tmp_path, tiny_model):
+    source = write_scene(tmp_path / "scene.tif")
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    segment(source, options_for(tiny_model, tmp_path / "a.tif"))
+    assert torch.equal(torch.rand(3), expected)

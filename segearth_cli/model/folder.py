@@ -213,6 +213,7 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
             standard deviation are those of no images in [0, 1].
     """
     import open_clip
+    import torch
     from safetensors import SafetensorError
 
     _check_claim(folder)
@@ -220,7 +221,8 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
     handlers = list(logging.root.handlers)
     try:
         _check_patches(folder)
-        model = open_clip.create_model(source, require_pretrained=True, weights_only=True)
+        with torch.random.fork_rng(devices=()):  # weights are random before they are read
+            model = open_clip.create_model(source, require_pretrained=True, weights_only=True)
         tokenizer = open_clip.get_tokenizer(source)
     except (*UNLOADABLE, SafetensorError) as error:
         raise ModelError(
