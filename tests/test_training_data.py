@@ -430,7 +430,9 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     assert len(sources.train) == 1
     assert "missing.tif: there is no such file" in caplog.text
     assert "line 5" in caplog.text
-    table.write_text("optical,sar,split\na.tif,a_vh.tif,train\nb.tif,b_vh.tif,\nc.tif,gone.tif,val\n")
+    table.write_text(
+        "optical,sar,split\na.tif,a_vh.tif,train\nb.tif,b_vh.tif,\nc.tif,gone.tif,val\n"
+    )
     with pytest.raises(UsageError, match="at least one to train on and one to measure on"):
         pair_sources(None, None, str(table), 0.5, SceneOptions())  # holds out no others
     table.write_text("optical,sar,split\na.tif,a_vh.tif,test\n")
