@@ -262,6 +262,8 @@ def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> No
             for row in result.rows
         ]
         out.print(terminal.table(title, columns, rows))
+        if result.rows[0].files and form is None:
+            out.print(Text("the images' scores: with --csv, --markdown or --json"))
     if result.paper_score is not None:
         out.print(Text(f"the paper's model: {result.metric} {result.paper_score}"))
     out.print(Text(f"in {result.seconds:.0f} s"))

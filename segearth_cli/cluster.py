@@ -68,8 +68,10 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
     options = jobs[0].options
     with connected(how.address), contextlib.ExitStack() as stack:
         room = cluster_room(options.model.device, options.threads)
-        folders = {path.parent: path for path in output_paths(options)}
-        beside = [Staging(stack).beside(path) for path in folders.values()]
+        beside: list[Path] = []
+        for path in {path.parent: path for path in output_paths(options)}.values():
+            with contextlib.suppress(OutputError):  # which the scene will say, if it is made at all
+                beside.append(Staging(stack).beside(path))
         orders = Orders.here(options, how.resume, len(jobs) == 1, room.cpus, beside)
         in_panels = len(jobs) == 1 and output_paths(options)
         if not in_panels:
@@ -205,7 +207,8 @@ class Orders:
         resume, alone: see `SceneRunner`.
         threads: of the network on a CPU.
         folder: where the command was given.
-        beside: folders that the command has made beside the outputs, for all machines to see.
+        beside: folders that the command has made beside the first scene's outputs, for all
+            machines to see.
         host: the command's machine.
         environment: variables that maps, and reading scenes, depend on.
         version: of segearth.

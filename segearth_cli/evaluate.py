@@ -29,7 +29,7 @@ from segearth_cli.device import (
     use_threads,
 )
 from segearth_cli.errors import ModelError, UsageError
-from segearth_cli.geo.dataset_labels import check_labels, read_label
+from segearth_cli.geo.dataset_labels import check_labels, check_shapes, read_label
 from segearth_cli.geo.dataset_maps import DatasetMaps
 from segearth_cli.geo.datasets import Dataset, Sample, find_samples, pieces, read_dataset
 from segearth_cli.geo.legend import Legend
@@ -236,7 +236,7 @@ def rows_of(
         truth = read_label(sample, dataset)
         made = np.full_like(truth, IGNORED)
         counts = {key: Confusion(len(dataset.classes)) for key in keys}
-        for image, place in read_pieces(sample, dataset, scene):
+        for image, place in read_pieces(sample, truth.shape, dataset, scene):
             own = truth[place]
             for side in sides:
                 classes = predicted(image, own.shape, side, variants, dataset, options)
@@ -327,15 +327,18 @@ def load_variants(
 
 
 def read_pieces(
-    sample: Sample, dataset: Dataset, options: SceneOptions
+    sample: Sample, shape: tuple[int, ...], dataset: Dataset, options: SceneOptions
 ) -> Iterator[tuple[NDArray[np.float32], tuple[slice, slice]]]:
     """An image, 3 x H x W in [0, 1], and its place in the label; or piece by piece.
 
     Raises:
-        SceneError: it cannot be read.
+        SceneError: it cannot be read, or is read as another part of the ground than a label of
+            that ``shape``.
     """
     with open_scene(str(sample.image), replace(options, sensor=dataset.sensor)) as scene:
-        for rows, columns in pieces(scene.grid.height, scene.grid.width, sample.layout):
+        size = (scene.grid.height, scene.grid.width)
+        check_shapes(sample, size, shape)
+        for rows, columns in pieces(*size, sample.layout):
             height, width = rows.stop - rows.start, columns.stop - columns.start
             image, _ = scene.read(rows.start, height, columns.start, width)
             is_whole = sample.layout.patch is None  # whose label may have another size

@@ -1,6 +1,6 @@
 """Every options dataclass: validated once, in ``__post_init__``; imports nothing heavy.
 
-Messages call a setting as the command line does: ``--min-area`` is ``min_area``.
+Messages about values call a setting as the command line does: ``--min-area`` is ``min_area``.
 """
 
 import math

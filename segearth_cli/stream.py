@@ -36,6 +36,7 @@ from segearth_cli.model.segmenter import (
     load_segmenter,
     model_settings,
 )
+from segearth_cli.model.weights import found_model
 from segearth_cli.model.windows import MARGIN, Strip
 from segearth_cli.names import listed, shortened, title_of
 from segearth_cli.options import UNCLASSIFIED, SegmentOptions
@@ -114,11 +115,18 @@ class Model:
                 f"the model was loaded for {', '.join(self.vocabulary.names)}, and the options "
                 "name other words or colours; load one for each choice of classes"
             )
-        own = options.model
+        own, folder = options.model, self.settings.folder
+        if own.model != "auto":
+            other = found_model(own.model, folder.card.sensor)
+            if other.path != folder.path and other.digest() != folder.digest():
+                raise UsageError(
+                    f"the model that was loaded is {self.settings.name}, and the options name "
+                    f"{own.model}"
+                )
         precision = own.precision_wanted
         if precision == "auto":
             precision = self.settings.precision
-        if model_settings(self.settings.folder, own, precision) != self.settings:
+        if model_settings(folder, own, precision) != self.settings:
             raise UsageError(
                 "the model was loaded with other settings than those of the options; load one for "
                 "each choice of them"

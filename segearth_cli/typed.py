@@ -60,7 +60,8 @@ def _taken(value: Any, kind: Any) -> Any:
         if len(kinds) == len(values):
             return tuple(map(_taken, values, kinds))
     elif kind in (str, Path) and isinstance(value, str | os.PathLike):
-        return kind(os.fspath(value))
+        # an Enum of texts calls itself otherwise
+        return kind(str.__str__(value) if isinstance(value, str) else os.fspath(value))
     elif isinstance(value, (int, float) if kind is float else origin or kind) and (
         kind is bool or not isinstance(value, bool)
     ):

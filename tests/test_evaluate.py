@@ -370,6 +370,8 @@ def test_maps_of_a_dataset_score_as_it_did(tmp_path, tiny_model, name, number):
     again = run(*own)
     assert again.exit_code == 1
     assert "exists; name another folder for the maps" in again.stderr
+    (tmp_path / "file").write_text("")
+    assert "file is a file; name a folder" in run(*own[:-1], tmp_path / "file").stderr
     several = run(*own[:-1], tmp_path / "more", "--global-bias", "0,0.3")
     assert several.exit_code == 2
     assert "--maps is of one setting" in several.stderr

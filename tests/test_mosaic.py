@@ -6,6 +6,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
+from segearth_cli.device import DTYPES
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model import cells
 from segearth_cli.model.cells import shares_cells
@@ -90,6 +91,10 @@ def test_shared_kernels_give_what_each_window_gives_alone(size, upsampler, blend
     expected = window_by_window(segmenter(upsampler, exact=True), image, grid)
     torch.testing.assert_close(actual, expected, atol=3e-4, rtol=0)
     assert (actual.argmax(0) != expected.argmax(0)).float().mean() < 3e-4
+
+
+def test_any_number_format_may_share_cells():
+    assert cells.FADED.keys() == {torch.float32, *DTYPES.values()}
 
 
 @pytest.mark.parametrize(

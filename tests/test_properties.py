@@ -78,7 +78,7 @@ def test_values_of_a_vocabulary_are_its_classes_in_order(tmp_path, classes):
 def test_a_command_says_exactly_these_classes_or_none_is_made(classes):
     asked = {"classes": classes, "colours": [], "background": ["background"], "threshold": 0.0}
     try:
-        said = _class_words(asked)
+        said = _class_words(asked, {})
     except UsageError:
         return
     if said is not None:

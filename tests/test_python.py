@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def test_numbers_of_numpy_lists_and_paths_become_pythons():
         model=ModelOptions(model="m", global_bias=0.5),
     )
     json.dumps({f.name: getattr(options, f.name) for f in fields(options) if f.name != "model"})
+    assert ModelOptions(attention=Enum("Own", {"ONE": "sclip"}, type=str).ONE).attention == "sclip"
     assert CompareOptions(maps=Path("a.tif"), labels="b.tif").maps == "a.tif"
     assert EvaluateOptions(dataset="udd5", root="there").root == Path("there")
     assert UpsamplerOptions(images=[Path("x")], output="out").output == Path("out")
@@ -128,6 +130,7 @@ def test_scenes_and_lists_of_them_may_be_paths(tmp_path, tiny_model):
         ({"stride": 16}, "other settings"),
         ({"precision": "bf16"}, "other settings"),
         ({"exact": True}, "other settings"),
+        ({"name": "mini"}, "the model that was loaded is tiny, and the options name mini"),
     ],
 )
 def test_a_model_for_other_options_is_refused(tmp_path, tiny_model, change, message):
@@ -135,7 +138,9 @@ def test_a_model_for_other_options_is_refused(tmp_path, tiny_model, change, mess
     options = options_for(tiny_model, tmp_path / "a.tif", precision="fp32")
     model = load_model(options, "optical")
     segment(source, options, load=lambda sensor: model)
-    others = options_for(tiny_model, tmp_path / "b.tif", **{"precision": "fp32", **change})
+    name = change.get("name", tiny_model)
+    change = {key: value for key, value in change.items() if key != "name"}
+    others = options_for(name, tmp_path / "b.tif", **{"precision": "fp32", **change})
     with pytest.raises(UsageError, match=message):
         segment(source, others, load=lambda sensor: model)
     assert not (tmp_path / "b.tif").exists()

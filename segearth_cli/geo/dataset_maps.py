@@ -30,10 +30,12 @@ class DatasetMaps:
         legend: what the maps' values mean.
 
     Raises:
-        OutputError: there is a map already.
+        OutputError: there is a map already, or a file in the folder's place.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], legend: Legend) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file; name a folder for the maps")
         self._legend = legend
         common = os.path.commonpath([sample.image.parent for sample in samples])
         self._places: dict[Path, Path] = {}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SHARED = 2  # doublings, the last ones
 # share of a map that a window may have along its border, where it goes by the inside's kernels
-FADED = {torch.float32: 0.01, torch.bfloat16: 0.03}
+FADED = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.03}
 CELLS = 16  # at once
 WINDOWS = 16  # at once, in the doublings before
 
