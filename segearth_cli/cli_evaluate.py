@@ -309,8 +309,17 @@ MOST_SHOWN = 10  # files, on a terminal
 def _file_cells(one: FileScores, metric: str = "mIoU") -> list[str]:
     """How an image or a map scores alone, with the IoU of every class."""
     scores = one.scores
-    shares = (scores.accuracy, scores.of(metric), *(of_class.iou for of_class in scores.classes))
-    return [str(scores.pixels), *map(terminal.percent, shares)]
+    return [
+        str(scores.pixels),
+        terminal.percent(scores.accuracy),
+        *_score_cells(scores, metric),
+    ]
+
+
+def _score_cells(scores: Scores, metric: str) -> list[str]:
+    """The score that the table is about, and the IoU of every class."""
+    shares = (scores.of(metric), *(of_class.iou for of_class in scores.classes))
+    return [*map(terminal.percent, shares)]
 
 
 def _show_worst(files: Sequence[FileScores]) -> None:
@@ -354,8 +363,7 @@ def _setting_table(
         if row.files:
             rows += [[one.file, *setting, *_file_cells(one, metric), *more] for one in row.files]
         else:
-            shares = (row.scores.of(metric), *(scores.iou for scores in row.scores.classes))
-            rows.append([*setting, *map(terminal.percent, shares), *more])
+            rows.append([*setting, *_score_cells(row.scores, metric), *more])
     scores = [*SETTING_COLUMNS, metric, *names]
     if result.rows[0].files:
         scores = ["image", *SETTING_COLUMNS, *FILE_COLUMNS, metric, *names]

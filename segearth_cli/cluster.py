@@ -68,10 +68,11 @@ def segment_on_cluster(jobs: Sequence[Job], how: BatchOptions) -> Generator[Outc
     options = jobs[0].options
     with connected(how.address), contextlib.ExitStack() as stack:
         room = cluster_room(options.model.device, options.threads)
+        staging = Staging(stack)
         beside: list[Path] = []
         for path in {path.parent: path for path in output_paths(options)}.values():
             with contextlib.suppress(OutputError):  # which the scene will say, if it is made at all
-                beside.append(Staging(stack).beside(path))
+                beside.append(staging.beside(path))
         orders = Orders.here(options, how.resume, len(jobs) == 1, room.cpus, beside)
         in_panels = len(jobs) == 1 and output_paths(options)
         if not in_panels:

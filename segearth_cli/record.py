@@ -133,11 +133,9 @@ def _class_words(options: Record, presets: Mapping[str, ClassChoice]) -> list[st
     known = [
         name
         for name, own in presets.items()
-        if colours
-        and (own.classes, own.colours) == (classes, colours)
-        and background in (None, own.background)
+        if (own.classes, own.colours) == (classes, colours) and background in (None, own.background)
     ]
-    if known:
+    if known and colours:
         words, usual = ["--preset", known[0]], presets[known[0]].threshold
         if presets[known[0]].background is not None and background is None:
             words.append("--no-background")

@@ -16,7 +16,7 @@ from segearth_cli.geo.cog import write_class_raster
 from segearth_cli.geo.datasets import Sample
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
-from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.pairs import read_head
 from segearth_cli.geo.writer import RowWriter
 from segearth_cli.staging import Staging, publish
 
@@ -66,9 +66,7 @@ class DatasetMaps:
 
 def map_grid(sample: Sample, classes: NDArray[np.uint8]) -> Grid:
     """The image's grid in pixels of its label's size."""
-    source = str(sample.image)
-    with environment(gdal_settings(source)), opened(source) as src:
-        grid = file_grid(src, source)
+    grid, _ = read_head(str(sample.image))
     height, width = classes.shape
     if (height, width) == (grid.height, grid.width):
         return grid
