@@ -8,6 +8,16 @@ CPU = torch.device("cpu")
 QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
+def run_on(name, monkeypatch, answers=(False, True)):
+    """Let torch say that this is such a processor."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        if answer is None:
+            monkeypatch.delattr(torch.cpu, question, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, question, lambda answer=answer: answer, raising=False)
+
+
 @pytest.mark.parametrize(
     ("answers", "name", "precision"),
     [
@@ -20,12 +30,7 @@ QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     ],
 )
 def test_auto_is_bf16_where_the_cpu_is_faster_with_it(answers, name, precision, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
-    for question, answer in zip(QUESTIONS, answers, strict=True):
-        if answer is None:
-            monkeypatch.delattr(torch.cpu, question, raising=False)
-        else:
-            monkeypatch.setattr(torch.cpu, question, lambda answer=answer: answer, raising=False)
+    run_on(name, monkeypatch, answers)
 
     assert pick_precision("auto", CPU) == precision
     assert pick_precision("fp32", CPU) == "fp32"
@@ -42,6 +47,31 @@ def test_bf16_gets_a_warning_where_it_is_slow(has_products, monkeypatch, caplog)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (0 if has_products else 1)
     assert not said or "give fp32" in said[0]
+
+
+@pytest.mark.parametrize("name", ["AMD EPYC", "Intel Xeon"])
+def test_float32_is_float32_whoever_multiplies(name, monkeypatch):
+    run_on(name, monkeypatch)
+    monkeypatch.setattr(device, "_onednn_is_as_exact", device._onednn_is_as_exact.__wrapped__)
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 96, 96, generator=random) for _ in range(2))
+    before = torch.get_float32_matmul_precision()  # which fails while torch has the leave to round
+
+    with device.float32_products(CPU), device.float32_products(CPU):
+        products = a @ b
+
+    torch.testing.assert_close(products, (a.double() @ b.double()).float(), rtol=1e-5, atol=1e-5)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_cpu_that_would_round_is_not_given_leave_to(monkeypatch):
+    run_on("AMD EPYC", monkeypatch)
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(  # what oneDNN does with AMX
+        torch.Tensor, "__matmul__", lambda a, b: product(a.bfloat16(), b.bfloat16()).float()
+    )
+
+    assert not device._onednn_is_as_exact.__wrapped__()
 
 
 @pytest.mark.parametrize(

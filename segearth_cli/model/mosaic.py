@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segearth_cli.device import float32_products
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.cells import CellRows, Cells, even_columns, shares_cells
 from segearth_cli.model.fast_upsampler import FastUpsampler
@@ -50,14 +51,16 @@ def blended_logits(
     ends = iter([*grid.rows[1:], grid.height])
     is_first = True
     for row in encoded_rows(strips, segmenter, grid, size, shares):
-        for adder in adders:
-            adder.push(row)
+        with float32_products(segmenter.device):
+            for adder in adders:
+                adder.push(row)
         progress(len(grid.columns))
         if not is_first:
             yield sums.finish(next(ends))
         is_first = False
-    for adder in adders:
-        adder.flush()
+    with float32_products(segmenter.device):
+        for adder in adders:
+            adder.flush()
     yield sums.finish(next(ends))
 
 

@@ -390,8 +390,10 @@ def encode_prompts(model: Any, tokenizer: Any, prompts: list[str]) -> Tensor:
     import torch
     import torch.nn.functional as F
 
+    from segearth_cli.device import float32_products
+
     device = next(model.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_products(device):
         batches = [
             F.normalize(encode_text(model, tokens.to(device)).float(), dim=-1)
             for tokens in tokenizer(prompts).split(TEXT_BATCH)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segearth_cli.device import (
     DTYPES,
     autocast,
+    float32_products,
     has_float64,
     memory_guard,
     pick_device,
@@ -175,7 +176,8 @@ class Segmenter(nn.Module):
         Returns:
             B x Q x H x W.
         """
-        cosines = self._upsampled(features, images)
+        with float32_products(self.device):
+            cosines = self._upsampled(features, images)
         size = images.shape[-2:]
         if cosines.shape[-2:] == size:
             return cosines
