@@ -25,7 +25,7 @@ from segearth_cli import evaluate as module
 from segearth_cli.cli import app
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.evaluate import evaluate
-from segearth_cli.geo.dataset_labels import read_label
+from segearth_cli.geo.dataset_labels import check_labels, read_label
 from segearth_cli.geo.datasets import find_samples, read_dataset
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.card import ModelCard
@@ -106,6 +106,29 @@ def test_labels_of_a_layout_are_understood(tmp_path, name, number):
     for sample in samples:
         assert sample.image.is_file()
         np.testing.assert_array_equal(read_label(sample, dataset), said[sample.label])
+
+
+def test_masks_of_one_bit_and_masks_of_0_and_1(tmp_path, caplog):
+    said = write_dataset(tmp_path, "inria", 1, np.random.default_rng(0))
+    dataset = read_dataset("inria")
+    samples = find_samples(dataset, tmp_path)
+    bits, bytes_ = {"nbits": 1}, {}
+    for creation, read, warnings in ((bits, said, 0), (bytes_, {}, 1)):
+        for label, truth in said.items():
+            height, width = truth.shape
+            profile = {"height": height, "width": width, "count": 1, "dtype": "uint8", **creation}
+            profile["transform"] = rasterio.Affine(1, 0, 5, 0, -1, 5)
+            with rasterio.open(label, "w", driver="GTiff", **profile) as dst:
+                dst.write(truth, 1)
+        caplog.clear()
+
+        check_labels(dataset, samples, progress=False)
+
+        assert len(caplog.records) == warnings
+        assert caplog.text.count("has a value of 128 or more, from where on") == warnings
+        for sample in samples:
+            expected = read.get(sample.label, np.zeros_like(said[sample.label]))
+            np.testing.assert_array_equal(read_label(sample, dataset), expected)
 
 
 @pytest.mark.parametrize("name", read_presets())

@@ -67,14 +67,16 @@ def test_equation_11():
     assert float(token_distance(optical, sar)) == pytest.approx(np.mean(1 - similar), rel=1e-5)
 
 
-@pytest.mark.parametrize(("side", "regions"), [(14, 7), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("side", "regions"), [(14, 7), (4, 2), (6, 1), (16, 7), (5, 5)])
 def test_equation_12(side, regions):
     optical, sar = torch.randn(3, 9, side, side), torch.randn(3, 9, side, side)
 
-    def means(x):
-        part = side // regions
-        blocks = x.double().numpy().reshape(3, 9, regions, part, regions, part)
-        return blocks.mean((3, 5)).transpose(0, 2, 3, 1).reshape(-1, 9)
+    def means(x):  # of parts that cover all, once
+        parts, ends = [x.double().numpy()], [-(-side * i // regions) for i in range(1, regions)]
+        for axis in (2, 3):
+            parts = [p for whole in parts for p in np.split(whole, ends, axis)]
+        assert sum(part[0, 0].size for part in parts) == side**2
+        return np.concatenate([part.mean((2, 3)) for part in parts])
 
     similar = np.diag(cosines(means(optical), means(sar)))
 

@@ -314,6 +314,17 @@ def test_undeclared_zeros_of_a_radar_product_are_nodata_and_said_to_be(tmp_path,
     assert read_all(path, nodata=-1.0)[1].all()
 
 
+@pytest.mark.parametrize("nodata", [-9999.0, np.nan])
+def test_the_mean_of_two_polarisations_needs_both(tmp_path, nodata):
+    decibels = pattern(2, dtype="float32") / -16 - 4
+    decibels[1, :, :9] = nodata
+    path = scene_of(tmp_path, decibels, nodata=nodata)
+    image, valid = read_all(path, sensor="sar", stretch="-25,0")
+    assert valid.all(axis=0).tolist() == [False] * 9 + [True] * 41
+    assert read_all(path, sensor="sar", bands=("1",))[1].all()
+    np.testing.assert_allclose(image[0, :, 9:], decibels[:, :, 9:].mean(0) / 25 + 1, atol=1e-5)
+
+
 def test_complex_scene_is_read_as_amplitude(tmp_path):
     values = np.full((1, 20, 20), 3 + 4j, np.complex64)
     values[0, :, 10:] = 30 + 40j

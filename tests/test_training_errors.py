@@ -185,6 +185,13 @@ def test_crops_too_small_for_the_kernel_are_refused(upsampler_run, tmp_path):
     assert enough.exit_code == 0, enough.output
 
 
+def test_crops_too_small_for_the_regions_are_refused(distill_run, tmp_path):
+    refused = run(distill_run(tmp_path / "run", "--crop", "32", "--regions", "3"))
+
+    assert_one_line(refused, 2, "--crop 32 is 2", "--regions 3; give a --crop of 48 or more")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_warm_up_is_shorter_than_the_run(arguments, tmp_path):
     for more in (
         ("--steps", "3", "--warmup-steps", "3"),

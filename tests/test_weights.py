@@ -16,6 +16,7 @@ from segearth_cli.errors import ModelError, OutputError, UsageError
 from segearth_cli.model import download as downloads
 from segearth_cli.model import weights
 from segearth_cli.model.download import RemoteFile
+from segearth_cli.model.files import read_checkpoint
 from segearth_cli.model.folder import load_clip
 from segearth_cli.model.weights import KnownModel, list_models, model_path, pull, resolve_model
 
@@ -341,6 +342,23 @@ class TestPull:
         (tmp_path / "page.pt").write_bytes(content)
         with pytest.raises(ModelError, match=r"page\.pt is no checkpoint: torch did not write it"):
             resolve_model(f"ViT-tiny-test:{tmp_path / 'page.pt'}")
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit")
+    def test_a_program_is_refused_and_how_to_take_its_weights_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        layer = torch.nn.Linear(2, 3)
+        torch.jit.script(layer).save(tmp_path / "clip.pt")
+
+        with pytest.raises(ModelError, match=r"clip\.pt is a TorchScript program") as refused:
+            resolve_model(f"ViT-tiny-test:{tmp_path / 'clip.pt'}")
+
+        said = str(refused.value)
+        monkeypatch.chdir(tmp_path)
+        exec(said[said.index("import torch;") : said.rindex('"')], {})
+        assert torch.equal(read_checkpoint(tmp_path / "weights.pt")["weight"], layer.weight)
 
     @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1], {"model": {"lr": 0.1}}])
     def test_a_checkpoint_without_weights(self, tmp_path: Path, content: Any) -> None:

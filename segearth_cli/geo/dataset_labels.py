@@ -36,7 +36,7 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
             pixel of any of them has a label.
     """
     strange: Counter[int] = Counter()
-    pixels = labelled = 0
+    pixels = labelled = masked = 0
     bar = tqdm(
         samples, unit="label", desc="labels", disable=None if progress else True, leave=False
     )
@@ -45,6 +45,15 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
         check_shapes(sample, _size_of(str(sample.image)), truth.shape)
         pixels += truth.size
         labelled += int(np.count_nonzero(truth != IGNORED))
+        masked += int(sample.layout.grey is None or truth.any())
+    if not masked:
+        logger.warning(
+            "no mask in %s has a value of %s or more, from where on pixels are %s; where 1 is "
+            "meant, set grey = 1",
+            samples[0].label.parent,
+            samples[0].layout.grey,
+            dataset.names[1],
+        )
     if strange:
         _warn_of_colours(strange, pixels, dataset)
     if not labelled:
@@ -112,12 +121,14 @@ def read_label(
     source = str(sample.label)
     with environment(gdal_settings(source)), opened(source) as src:
         nodata = src.nodata
+        is_bit = src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"  # 0 and 1, black and white
         try:
             bands = src.read()
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {source}: {damage(error)}") from error
     if sample.layout.grey is not None:
-        mask: NDArray[np.uint8] = (bands.mean(axis=0) >= sample.layout.grey).astype(np.uint8)
+        least = 1 if is_bit else sample.layout.grey
+        mask: NDArray[np.uint8] = (bands.mean(axis=0) >= least).astype(np.uint8)
         return mask
     if len(bands) >= COLOURS_FROM:
         return _of_colours(bands[:3], dataset, source, strange)

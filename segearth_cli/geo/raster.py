@@ -149,7 +149,9 @@ class Scene:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return image and valid of a window, decimated to a shape."""
         raw, valid = self._patiently(lambda region: region.read(window, shape))
-        image, holds_data = sensors.prepare(raw, np.any(valid, axis=0), self.scaling)
+        # a colour without red is one; the mean of two polarisations needs both
+        covered: NDArray[np.bool_] = (np.all if self.sensor == "sar" else np.any)(valid, axis=0)
+        image, holds_data = sensors.prepare(raw, covered, self.scaling)
         return image, holds_data & self._region.inside(window, shape)
 
     def _patiently(self, read: Callable[[Region], Sample]) -> Sample:

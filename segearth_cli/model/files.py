@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,14 +78,24 @@ def _innermost(content: Any) -> dict[Any, Any]:
 
 
 def _check_saved(path: Path) -> None:
-    """Refuse a file that torch never wrote: what its reader says of one helps nobody."""
+    """Refuse a file that torch never wrote, and programs: what its reader says helps nobody."""
     with path.open("rb") as file:
         start = file.read(2)
+        is_archive = zipfile.is_zipfile(file)
     if not start.startswith(SAVED):
         raise ModelError(
             f"{path} is no checkpoint: torch did not write it, and it does not end with "
             ".safetensors; give the file that holds the weights"
         )
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if is_program:  # as OpenAI publishes CLIP
+            save = f"torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt')"
+            raise ModelError(
+                f"{path} is a TorchScript program, which could do anything; if you trust it, save "
+                f'its weights alone, python -c "import torch; {save}", and give weights.pt'
+            )
 
 
 def check_numbers(state: Mapping[str, "Tensor"], path: Path) -> None:

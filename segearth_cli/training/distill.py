@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segearth_cli.errors import UsageError
 from segearth_cli.geo.pairs import read_head
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.card import ModelCard
@@ -100,6 +101,13 @@ class Distillation:
         visual = copy.deepcopy(self.model.visual).requires_grad_(True)
         self.module = Student(visual, options.temperature, options.checkpointing).to(device)
         self.teacher = plain_encoder(self.model.visual).eval()
+        patch = self.teacher.patch_size
+        if options.crop // patch < options.regions:
+            raise UsageError(
+                f"--crop {options.crop} is {options.crop // patch} patches a side, too few for "
+                f"--regions {options.regions}; give a --crop of {options.regions * patch} or more, "
+                "or fewer regions"
+            )
         bands = {options.optical_scene.bands, options.sar_scene.bands}
         self.sources = pair_sources(
             options.optical,

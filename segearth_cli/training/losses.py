@@ -66,6 +66,20 @@ def token_distance(optical: Tensor, sar: Tensor) -> Tensor:
 
 
 def region_distance(optical: Tensor, sar: Tensor, regions: int) -> Tensor:
-    """1 - cosine of the mean features of regions x regions parts (eq. 12): N x D x h x w both."""
-    first, second = (F.adaptive_avg_pool2d(features, regions) for features in (optical, sar))
-    return 1 - F.cosine_similarity(first, second, dim=1).mean()
+    """1 - cosine of the mean features of regions x regions parts (eq. 12): N x D x h x w both.
+
+    The parts do not overlap: where they cannot all be alike some are a patch larger.
+    """
+
+    def means(features: Tensor) -> Tensor:
+        down, across = (_parts(side, regions, features) for side in features.shape[-2:])
+        return down @ features @ across.mT
+
+    return 1 - F.cosine_similarity(means(optical), means(sar), dim=1).mean()
+
+
+def _parts(side: int, count: int, like: Tensor) -> Tensor:
+    """What takes the mean of each of ``count`` parts of a side: count x side."""
+    part = torch.arange(side, device=like.device) * count // side
+    is_own = (part == torch.arange(count, device=like.device)[:, None]).to(like.dtype)
+    return is_own / is_own.sum(dim=1, keepdim=True)
