@@ -20,6 +20,7 @@ from segearth_cli.errors import SceneError, SegEarthError, UsageError
 from segearth_cli.names import files_named, is_path, public_name, stack_files, stack_name
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
+_OF_PRODUCT = re.compile(r"_MTL\.txt$|^MTD_MSI.*\.xml$")  # Landsat's, Sentinel-2's
 _INDEX_SUFFIXES = (".shp", ".fgb", ".gpkg")
 _JSON_SUFFIXES = (".json", ".geojson")
 _LOCATION = "location"  # the field in which GDAL's tile indexes name files
@@ -195,6 +196,13 @@ def _in_folder(folder: Path) -> list[Input]:
         raise SceneError(
             f"{folder}: it is a folder without scenes, which end with {' '.join(SCENE_SUFFIXES)}; "
             "name other rasters themselves, as in ls *.jpg | segearth segment -"
+        )
+    product = next((path for path in folder.rglob("*") if _OF_PRODUCT.search(path.name)), None)
+    if product is not None:
+        logger.warning(
+            "%s tells of a scene whose bands are files: each becomes a map of its own, in grey; "
+            'name its picture in colour, or its bands, as {"red": "..._B04.jp2", ...}',
+            product,
         )
     return [Input.of(str(path)) for path in scenes]
 

@@ -5,7 +5,9 @@ Messages about values call a setting as the command line does: ``--min-area`` is
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
@@ -102,6 +104,14 @@ class ModelOptions(Typed):
         return "fp32" if self.exact else self.precision
 
 
+def no_box(bbox: tuple[float, float, float, float]) -> str:
+    """What is wrong with a ``--bbox`` whose sides are in another order."""
+    return (
+        f"--bbox {','.join(f'{value:.10g}' for value in bbox)} is no box: give "
+        "left,bottom,right,top, with left below right (but across 180 degrees) and bottom below top"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions(Typed):
     """How a raster is read. Lengths are in metres."""
@@ -123,7 +133,10 @@ class SceneOptions(Typed):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no raster can be read by."""
+        """Refuse what no raster can be read by; bands may be given as numbers."""
+        if isinstance(self.bands, Iterable) and not isinstance(self.bands, str | bytes | dict):
+            numbers = (str(b) if isinstance(b, Integral) else b for b in self.bands)
+            object.__setattr__(self, "bands", tuple(numbers))
         super().__post_init__()
         _one_of("--sensor", self.sensor, SENSOR_CHOICES)
         _one_of("--sar-unit", self.sar_unit, SAR_UNITS)
@@ -138,11 +151,9 @@ class SceneOptions(Typed):
         )
         if self.bbox is not None:
             left, bottom, right, top = self.bbox
-            _require(
-                -math.inf < left < right < math.inf and -math.inf < bottom < top < math.inf,
-                f"--bbox {left:.10g},{bottom:.10g},{right:.10g},{top:.10g} is no box: give "
-                "left,bottom,right,top, with left below right and bottom below top",
-            )
+            is_turned = right < left and -180 <= right and left <= 180  # maybe of degrees
+            is_wide = -math.inf < left < right < math.inf or is_turned
+            _require(is_wide and -math.inf < bottom < top < math.inf, no_box(self.bbox))
         _require(
             self.bbox is None or self.aoi is None, "--bbox and --aoi exclude each other; give one"
         )

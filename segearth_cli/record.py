@@ -130,14 +130,16 @@ def _class_words(options: Record, presets: Mapping[str, ClassChoice]) -> list[st
     colours = tuple(colour and tuple(colour) for colour in options["colours"])
     background = options["background"] and tuple(options["background"])
     usual = 0.0
+    own_choice = (classes, colours, background)
     known = [
         name
         for name, own in presets.items()
-        if (own.classes, own.colours) == (classes, colours) and background in (None, own.background)
+        for way in (own, own.without_background())
+        if (way.classes, way.colours, way.background) == own_choice
     ]
     if known and colours:
         words, usual = ["--preset", known[0]], presets[known[0]].threshold
-        if presets[known[0]].background is not None and background is None:
+        if presets[known[0]].background != background:
             words.append("--no-background")
     else:
         text = class_text(classes)

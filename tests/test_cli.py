@@ -247,6 +247,7 @@ def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
         (["--bbox", "1,2,3"], "--bbox '1,2,3' is not four numbers"),
         (["--bbox", "1,5 2,5"], "--bbox '1,5 2,5' is not four numbers"),
         (["--bbox", "3 4 1 2"], "--bbox 3,4,1,2 is no box: give left,bottom,right,top"),
+        (["--bbox", "3 1 1 2"], "--bbox 3,1,1,2 is no box: give left,bottom,right,top"),
         (["--bbox", "1,2,3 [EPSG:4326]"], "--bbox '1,2,3 [EPSG:4326]' is not four numbers"),
         (["--bbox", "1,3,2,4 [EPSG:1]", "--bbox-crs", "EPSG:1"], "names its coordinate system"),
         (["--bbox", "0,0,inf,inf"], "--bbox 0,0,inf,inf is no box"),

@@ -214,6 +214,10 @@ def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, lab
     assert done.exit_code == 2
     known = "0 other, 1 road, 2 water, 3 tree; say --label-values -1=CLASS or --ignore -1"
     assert f"holds -1, which is none of the classes {known}" in done.stderr
+    values[2:4] = -7
+    done = run("--pred", label, "--label", write_scene(tmp_path / "more.tif", values[None]))
+    assert "more.tif holds -7, -1, which are none of the classes" in done.stderr
+    assert "or --ignore -7,-1" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -262,7 +266,7 @@ def test_values_that_nobody_knows_are_refused(tmp_path, label):
     beyond = run("--pred", made, "--label", plain, "--label-values", "1=9,*=0")
 
     assert strange.exit_code == beyond.exit_code == 2
-    assert f"{plain} holds 2, which is none of the classes 0 rest, 1 road" in strange.stderr
+    assert f"{plain} holds 2, 3, which are none of the classes 0 rest, 1 road" in strange.stderr
     assert "there is no class 9; there are 0 rest, 1 road" in beyond.stderr
     odd = write(tmp_path / "odd.tif", read(label), '{"x": "road"}')
     assert "a tag CLASSES that names no classes" in run("--pred", odd, "--label", plain).stderr

@@ -87,6 +87,19 @@ def test_what_only_looks_like_a_raster_is_left_out(place):
     ]
 
 
+@pytest.mark.parametrize("name", ["LC08_L2SP_194026_MTL.txt", "MTD_MSIL2A.xml"])
+def test_a_folder_of_a_scene_whose_bands_are_files_is_said_to_be(place, caplog, name):
+    folder = Path("product/bands")
+    folder.mkdir(parents=True)
+    for band in ("B02", "B03"):
+        write_scene(folder / f"{band}.tif")
+    sources_of("product")
+    assert not caplog.records
+    Path("product", name).touch()
+    assert len(sources_of("product")) == 2
+    assert f"{name} tells of a scene whose bands are files" in caplog.text
+
+
 def test_a_folder_without_scenes_is_one_line(place):
     Path("empty").mkdir()
     with pytest.raises(SceneError, match="empty: it is a folder without scenes"):

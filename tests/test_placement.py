@@ -83,6 +83,21 @@ def test_a_box_across_the_antimeridian(tmp_path, west, kept):
     assert (round((left - west) / 0.1), round((right - west) / 0.1)) == kept
 
 
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32660"])
+def test_a_box_may_begin_beyond_its_end_as_geojson_has_it(tmp_path, crs):
+    transform = Affine(0.1, 0, 179, 0, -0.1, 6)
+    if crs != "EPSG:4326":
+        transform = Affine(10_000, 0, 700_000, 0, -10_000, 660_000)  # from 178.8 E on
+    path = make(tmp_path / "scene.tif", pattern()[:, :60, :50], crs=crs, transform=transform)
+    turned, counted = ((179.5, 1, right, 5) for right in (-179.7, 180.3))
+    grids = []
+    for box in (turned, counted):
+        with open_scene(path, options(bbox=box, bbox_crs="EPSG:4326")) as scene:
+            grids.append(scene.grid)
+    assert grids[0] == grids[1]
+    assert grids[0].width < 50
+
+
 @pytest.mark.parametrize("turn", [-360, 0, 360])
 @pytest.mark.parametrize("crs", [None, "EPSG:4326"])
 def test_degrees_of_a_box_may_count_on_around_the_earth(tmp_path, turn, crs):
@@ -321,7 +336,10 @@ def test_rotated_grid_is_kept_and_can_be_straightened(tmp_path):
 
 def test_scene_without_crs_works_in_pixels_with_a_warning(tmp_path, caplog):
     path = make(tmp_path / "plain.png", pattern(), driver="PNG", crs=None)
+    with open_scene(path, options(bbox=(5.0, -30.0, 15.0, -10.0))) as scene:
+        as_shown = scene.grid
     with open_scene(path, options(bbox=(5.0, 10.0, 15.0, 30.0))) as scene:
+        assert scene.grid == as_shown
         assert scene.grid.crs is None
         assert scene.grid.pixel_area_m2 is None
         assert (scene.grid.width, scene.grid.height) == (10, 20)

@@ -172,6 +172,26 @@ def test_a_background_where_there_can_be_none_is_refused():
         choose_classes(None, None, "loveda", "ocean")
 
 
+@pytest.mark.parametrize("text", ['building|"river, wide",road', 'water| "a, b"'])
+def test_quotes_after_a_bar_are_refused(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    for words in ((text, None), (None, tmp_path / "classes.txt")):
+        with pytest.raises(UsageError, match="quotes after a bar; they go around a whole class"):
+            choose_classes(*words, None, None)
+    names = (('the "old" town', '"quoted"'), ("a, b",))
+    assert parse_classes(class_text(names)) == names
+
+
+def test_a_preset_can_do_without_its_background():
+    whole = choose_classes(None, None, "loveda", None)
+    choice = choose_classes(None, None, "loveda", None, no_background=True)
+    assert whole.background == ("background",)
+    assert choice.background is None
+    assert choice.classes == whole.classes[1:]
+    assert choice.colours == whole.colours[1:]
+    assert choice.threshold == whole.threshold
+
+
 def test_every_preset_gives_a_vocabulary():
     text = resources.files("segearth_cli").joinpath("presets.json").read_text()
     for preset in json.loads(text):

@@ -64,6 +64,8 @@ def test_numbers_of_numpy_lists_and_paths_become_pythons():
     )
     json.dumps({f.name: getattr(options, f.name) for f in fields(options) if f.name != "model"})
     assert ModelOptions(attention=Enum("Own", {"ONE": "sclip"}, type=str).ONE).attention == "sclip"
+    for bands in ([4, 3, 2], np.array([4, 3, 2]), ("4", "3", 2)):
+        assert SceneOptions(bands=bands).bands == ("4", "3", "2")
     assert CompareOptions(maps=Path("a.tif"), labels="b.tif").maps == "a.tif"
     assert EvaluateOptions(dataset="udd5", root="there").root == Path("there")
     assert UpsamplerOptions(images=[Path("x")], output="out").output == Path("out")

@@ -314,6 +314,63 @@ def test_undeclared_zeros_of_a_radar_product_are_nodata_and_said_to_be(tmp_path,
     assert read_all(path, nodata=-1.0)[1].all()
 
 
+def test_radar_is_read_as_its_scale_and_offset_have_it(tmp_path):
+    decibels = np.random.default_rng(0).normal(-14, 4, (2, 40, 40)).round(2)
+    stored = (decibels * 100 + 500).round().astype(np.int16)
+    stored[:, :3] = -32768
+    path = scene_of(tmp_path, stored, nodata=-32768, descriptions=("VV", "VH"))
+    with rasterio.open(path, "r+") as dst:
+        dst.scales, dst.offsets = (0.01, 0.01), (-5.0, -5.0)
+    for more in ({}, {"bands": ("VH",)}, {"dst_crs": "EPSG:32633"}):
+        image, valid = read_all(path, stretch="-40,10", speckle=0, **more)
+        expected = decibels[1:] if more.get("bands") else decibels
+        np.testing.assert_allclose(image[0, 3:], expected.mean(0)[3:] / 50 + 0.8, atol=1e-4)
+        assert (~valid).sum() == 3 * 40
+    with open_scene(path, options()) as scene:
+        assert scene.scaling.decibels == 0  # decibels already
+
+
+@pytest.mark.parametrize(("values", "warnings"), [((0, 255), 0), (range(256), 1)])
+def test_a_measurement_that_is_declared_as_alpha_is_said_to_be(tmp_path, caplog, values, warnings):
+    array = pattern(4)
+    array[3] = np.random.default_rng(0).choice(list(values), array[3].shape)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    path = scene_of(tmp_path, array, colours=colours)
+    _, valid = read_all(path)
+    assert (valid == (array[3] > 0)).all()
+    assert caplog.text.count("gdal_edit -colorinterp_4 undefined") == warnings
+
+
+def test_measured_values_of_a_stretch_are_told_as_they_are_stored(tmp_path, caplog):
+    path = scene_of(tmp_path, pattern(3, dtype="uint16") + 2000)
+    with rasterio.open(path, "r+") as dst:
+        dst.scales, dst.offsets = (1e-4,) * 3, (-0.1,) * 3
+    read_all(path, stretch="0,0.3")
+    assert "lie beyond 0 to 0.3; as they are stored these are --stretch 1000,4000" in caplog.text
+
+
+@pytest.mark.parametrize("tag", ["Scale", "unit", "note"])
+def test_amplitudes_may_be_named_by_tags(tmp_path, tag):
+    amplitude = np.random.default_rng(0).uniform(0.05, 1, (1, 40, 40)).astype(np.float32)
+    path = scene_of(tmp_path, amplitude, descriptions=("VV",), tags={tag: "Amplitude"})
+    with open_scene(path, options()) as scene:
+        assert scene.scaling.decibels == (10 if tag == "note" else 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("winter.tif", -20.0, "read as radar, in decibels; if it is none, say --sensor optical"),
+        ("reflectance.tif", 0.2, "an optical image, in grey; if it is radar, say --sensor sar"),
+        ("scene_VH.tif", 0.2, "scene_VH.tif is read as radar by its name; if it is none"),
+    ],
+)
+def test_a_sensor_that_is_guessed_is_said(tmp_path, caplog, name, values, said):
+    noise = np.random.default_rng(0).normal(values, 0.05, (1, 40, 40)).astype(np.float32)
+    read_all(make(tmp_path / name, noise))
+    assert said in caplog.text
+
+
 @pytest.mark.parametrize("nodata", [-9999.0, np.nan])
 def test_the_mean_of_two_polarisations_needs_both(tmp_path, nodata):
     decibels = pattern(2, dtype="float32") / -16 - 4

@@ -5,6 +5,7 @@ from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.bands import (
     BandFacts,
     choose_bands,
+    is_named_as_radar,
     named_bands,
     sensor_by_facts,
     sensor_by_values,
@@ -16,6 +17,7 @@ from segearth_cli.geo.sensors import (
     parse_stretch,
     prepare,
     scaling_of,
+    unit_of_radar,
 )
 
 
@@ -39,6 +41,7 @@ RGB = ("red", "green", "blue")
         (("red edge", "red", "green", "blue"), (2, 3, 4)),
         (("B", "G", "R"), (3, 2, 1)),
         (("r", "g", "b", "nir"), (1, 2, 3)),
+        (("coastal_blue", "blue", "green_i", "green", "yellow", "red", "nir"), (6, 4, 2)),
         (("B02_10m", "B03_10m", "B04_10m"), (3, 2, 1)),
         (("Near Infra-Red", "Red", "Green", "Blue"), (2, 3, 4)),
         (("SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"), (3, 2, 1)),  # Landsat 5
@@ -100,6 +103,7 @@ def test_bands_by_number_and_name():
         (facts("VV", "VH", dtype="float32"), "sar"),
         (facts("Sigma0_VH_db", dtype="float32"), "sar"),
         (facts("HH", "HV", "HH/HV"), "sar"),
+        (facts("VV", "VH", "VV_VH_ratio", colours=RGB, dtype="uint8"), "sar"),
         (facts("", dtype="complex64"), "sar"),
         (facts("", tags={"TIFFTAG_IMAGEDESCRIPTION": "Sentinel-1A IW GRD HR L1"}), "sar"),
         (facts("", tags={"POLARISATION": "HH"}), "sar"),
@@ -112,6 +116,51 @@ def test_bands_by_number_and_name():
 )
 def test_sensor_is_recognised(scene, expected):
     assert sensor_by_facts(scene) == expected
+
+
+def test_a_radar_of_many_bands_by_its_tags_is_said_to_be(caplog):
+    tags = {"PRODUCT_DESCRIPTION": "RADARSAT-2 quad"}
+    assert sensor_by_facts(facts(*[""] * 4, tags=tags)) == "sar"
+    assert "4 bands without names of polarisations" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("nir", "red", "green"), "bands 1,2,3 are used as red, green and blue, and are called"),
+        (("B8", "B4", "B3"), "called B8, B4, B3; choose with --bands"),
+        (("B3", "B2", "B1"), ""),  # Landsat 5
+        (("", "", ""), ""),
+    ],
+)
+def test_false_colours_are_said_to_be(names, said, caplog):
+    assert choose_bands(facts(*names, colours=RGB), (), "optical") == (1, 2, 3)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.records)
+
+
+def test_polarisations_may_be_named_as_snap_names_them():
+    scene = facts("Sigma0_VV_db", "Sigma0_VH_db")
+    assert named_bands(scene, ("VH", "vv")) == (2, 1)
+    with pytest.raises(UsageError, match="no band 'HH'"):
+        named_bands(scene, ("HH",))
+    with pytest.raises(UsageError, match="no band 'VV'"):  # which of them?
+        named_bands(facts("Sigma0_VV", "Gamma0_VV"), ("VV",))
+
+
+@pytest.mark.parametrize(
+    ("name", "bands", "colours", "is_radar"),
+    [
+        ("N10E105_20_sl_HV_F02DAR.tif", 1, (), True),
+        ("ICEYE_GRD_SM_12345.tif", 1, (), True),
+        ("S1A_IW_VV_VH.tif", 2, (), True),
+        ("dop20_HH_2020.tif", 3, RGB, False),  # Hamburg
+        ("town.tif", 1, (), False),
+        ("shh.tif", 1, (), False),
+    ],
+)
+def test_names_of_radar_products(name, bands, colours, is_radar):
+    assert is_named_as_radar(facts(*[""] * bands, colours=colours), name) == is_radar
 
 
 def test_sar_takes_polarisations_not_their_ratio():
@@ -133,6 +182,8 @@ def test_decibels_are_recognised_by_their_values():
     assert sensor_by_values(decibels - 9000, valid) == "optical"  # elevations below nodata
     assert sensor_by_values(decibels.astype(np.int16), valid) == "optical"
     assert sensor_by_values(decibels, ~valid) == "optical"
+    decibels[:, :, :20] = 0  # an undeclared collar
+    assert unit_of_radar(decibels, valid, "float32") == "decibels"
 
 
 def test_stretch_is_read():

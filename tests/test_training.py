@@ -475,7 +475,7 @@ def test_a_distilled_model_keeps_what_its_teacher_said_and_its_filter(
     assert run(own).exit_code == 0
 
     card = open_model_folder(output).card
-    assert card.speckle == 5
+    assert (card.speckle, card.polarisation, card.radar_db) == (5, "", None)
     assert card.extra["trained_on"] == "much"
     assert card.extra["distillation"]["steps_done"] == 1
     filters = {}
@@ -492,6 +492,26 @@ def test_a_distilled_model_keeps_what_its_teacher_said_and_its_filter(
     assert "is read as an optical scene, and radar was made for radar" in (
         " ".join(optical.output.split())
     )
+
+
+def test_a_distilled_model_is_read_as_its_radar_was(distill_run, data, tmp_path):
+    own, output = shutil.copytree(data, tmp_path / "data"), tmp_path / "radar"
+    for path in (own / "vh").iterdir():
+        with rasterio.open(path) as src:
+            profile, vh = src.profile, src.read(1)
+        with rasterio.open(path, "w", **profile | {"count": 2}) as dst:
+            dst.write(np.stack([vh + 7, vh]))
+            dst.descriptions = ("Sigma0_VV_db", "Sigma0_VH_db")
+    more = ("--sar-bands", "VV", "--sar-stretch=-25,0", "--steps", "1")
+    words = [a.replace(str(data), str(own)) for a in distill_run(output, *more)]
+    assert run(words).exit_code == 0
+
+    card = open_model_folder(output).card
+    assert (card.polarisation, card.radar_db) == ("VV", (-25, 0))
+    scene = str(own / "vh" / "0.tif")
+    words = ["--classes", "water", "--model", str(output), "-o", str(tmp_path / "x.tif")]
+    plan = run(["segment", scene, *words, "--dry-run"])
+    assert "read as sar, bands 1, scaled from -25..0" in " ".join(plan.output.split())
 
 
 def test_nodata_of_both_views_can_be_said(distill_run, data, tmp_path):

@@ -381,7 +381,7 @@ def bad_labels(folder, scene):
         "plain.gpkg": ("which column holds the classes: --column (kind)", 2),
         "layers.gpkg": ("several layers (a, b)", 1),
         "text.csv": ("has no coordinates", 1),
-        "values.tif": ("holds 3, which is none of the classes 0 background, 1 building", 2),
+        "values.tif": ("holds 3, 4, 5, which are none of the classes 0 background, 1 building", 2),
         "real.tif": ("holds 0.5, and classes are whole numbers", 1),
         "small.tif": ("not both are placed on the ground", 1),
         "missing.tif": ("there is no such file", 1),

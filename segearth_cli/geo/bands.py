@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from segearth_cli.errors import SceneError, UsageError
 
 _POLARISATION = re.compile(r"(?<![a-z])(vv|vh|hh|hv)(?![a-z])", re.IGNORECASE)
-_COLOUR_WORDS = tuple(
-    re.compile(rf"(?<![a-z])(?<!infra[ _-]){word}(?![a-z])(?![ _-]*edge)", re.IGNORECASE)
+_COLOUR_WORDS = {
+    word: re.compile(rf"(?<![a-z])(?<!infra[ _-]){word}(?![a-z])(?![ _-]*edge)", re.IGNORECASE)
     for word in ("red", "green", "blue")
-)
+}
+_INFRARED_FROM = 5  # among the numbers of Sentinel-2's and Landsat's bands
+_INFRARED = re.compile(r"(?<![a-z])(nir|swir|infra[ _-]?red)", re.IGNORECASE)
+_UNIT_TAGS = re.compile(r"unit|scale|calibration|radiometr|quantity", re.IGNORECASE)
 _BAND_CODE = re.compile(r"(?<![a-z0-9])b0?(\d{1,2})(?![a-z0-9])", re.IGNORECASE)
 _LANDSAT_4 = {1, 2, 3, 4, 5, 7}  # to 7, without the thermal band
 _SAR_TAG_NAMES = ("POLARISATION", "POLARISATIONS", "POLARIZATION", "POLARIZATIONS", "SAR_MODE")
@@ -38,12 +41,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BandFacts:
-    """What a file says about its bands, one entry per band; ``colours`` are GDAL's names."""
+    """What a file says about its bands, one entry per band; ``colours`` are GDAL's names.
+
+    Measured is stored value x scale + offset, in units.
+    """
 
     dtypes: tuple[str, ...]
     descriptions: tuple[str, ...]
     colours: tuple[str, ...]
     tags: Mapping[str, str]
+    scales: tuple[tuple[float, float], ...] = ()  # scale and offset
+    units: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -63,6 +71,16 @@ class BandFacts:
     def data(self) -> tuple[int, ...]:
         """The 1-based bands that hold measurements."""
         return tuple(index for index in range(1, self.count + 1) if index != self.alpha)
+
+    def scale_of(self, band: int) -> tuple[float, float]:
+        """Scale and offset of a 1-based band."""
+        return self.scales[band - 1] if self.scales else (1.0, 0.0)
+
+    def say_amplitude(self, bands: tuple[int, ...]) -> bool:
+        """Whether the bands are said to hold amplitudes."""
+        said = [value for name, value in self.tags.items() if _UNIT_TAGS.search(name)]
+        said += [text[b - 1] for text in (self.descriptions, self.units) if text for b in bands]
+        return any("amplitude" in text.lower() for text in said)
 
     def are_complex(self, bands: tuple[int, ...]) -> bool:
         """Whether some of the bands hold complex numbers."""
@@ -86,9 +104,11 @@ class BandFacts:
 
     def _by_word(self) -> tuple[int, ...]:
         """Red, green and blue that are called so."""
+        names = {self.descriptions[index - 1].strip().lower(): index for index in self.data}
         found = [
-            next((i for i in self.data if word.search(self.descriptions[i - 1])), 0)
-            for word in _COLOUR_WORDS
+            names.get(colour)  # before coastal blue and green I
+            or next((i for i in self.data if word.search(self.descriptions[i - 1])), 0)
+            for colour, word in _COLOUR_WORDS.items()
         ]
         return tuple(found) if all(found) and len(set(found)) == 3 else ()
 
@@ -110,6 +130,11 @@ class BandFacts:
             for index in reversed(self.data)
             if (code := _BAND_CODE.search(self.descriptions[index - 1]))
         }
+
+    def names_infrared(self, bands: tuple[int, ...]) -> bool:
+        """Whether some of the bands are called infrared, or by a number that no colour has."""
+        beyond = {index for number, index in self._codes().items() if number >= _INFRARED_FROM}
+        return any(b in beyond or _INFRARED.search(self.descriptions[b - 1]) for b in bands)
 
     @property
     def _names(self) -> str:
@@ -160,6 +185,8 @@ def named_bands(facts: BandFacts, wanted: tuple[str, ...], prefix: str = "") -> 
             indexes.append(int(text))
         elif text.lower() in names and text:
             indexes.append(names.index(text.lower()) + 1)
+        elif len(polarised := facts.polarised(text.upper())) == 1:  # of Sigma0_VV_db
+            indexes.extend(polarised)
         else:
             known = ", ".join(d for d in facts.descriptions if d)
             raise UsageError(
@@ -169,18 +196,43 @@ def named_bands(facts: BandFacts, wanted: tuple[str, ...], prefix: str = "") -> 
     return tuple(indexes)
 
 
+def polarisation_of(names: tuple[str, ...]) -> str:
+    """The one polarisation that bands are named by; empty where it is none, or several."""
+    found = {name.upper() for text in names for name in _POLARISATION.findall(text)}
+    return found.pop() if len(found) == 1 else ""
+
+
 def sensor_by_facts(facts: BandFacts, wanted: tuple[int, ...] = ()) -> str | None:
-    """Return ``"sar"`` or ``"optical"`` where the file's own words settle it, else None."""
+    """Return ``"sar"`` or ``"optical"`` where the file's own words settle it, else None.
+
+    Pictures of radar bands have colours, too: a band's name says more.
+    """
     polarised = facts.polarised()
     if wanted and set(wanted) <= set(polarised):
         return "sar"
     if facts.are_complex(facts.data):
         return "sar"
-    if facts.by_description() or facts.by_colour() or "palette" in facts.colours:
+    if facts.by_description() or "palette" in facts.colours:
         return "optical"
-    if polarised or _tags_say_sar(facts.tags):
+    if polarised:
+        return "sar"
+    if facts.by_colour():
+        return "optical"
+    if _tags_say_sar(facts.tags):
+        if len(facts.data) > 2:
+            logger.warning(
+                "read as radar by what its tags say, though it has %d bands without names of "
+                "polarisations; if it is none, say --sensor optical",
+                len(facts.data),
+            )
         return "sar"
     return "optical" if len(facts.data) > 2 else None
+
+
+def is_named_as_radar(facts: BandFacts, name: str) -> bool:
+    """Whether a file of one or two grey bands has a name as radar products have."""
+    is_grey = len(facts.data) <= 2 and not facts.by_colour()
+    return is_grey and bool(_POLARISATION.search(name) or _SAR_TAG_WORDS.search(name))
 
 
 def sensor_by_values(raw: NDArray[Any], valid: NDArray[np.bool_]) -> str:
@@ -229,7 +281,14 @@ def choose_bands(
             "bands 4, 3, 2 are taken as red, green and blue, as of Landsat 8 and Sentinel-2; of "
             "Landsat 4 to 7 say --bands with those numbered 3, 2, 1"
         )
-    return found or facts.by_colour() or _first_bands(facts, sensor)
+    bands = found or facts.by_colour() or _first_bands(facts, sensor)
+    if not found and len(bands) == 3 and facts.names_infrared(bands):
+        logger.warning(
+            "bands %s are used as red, green and blue, and are called %s; choose with --bands",
+            ",".join(map(str, bands)),
+            ", ".join(facts.descriptions[band - 1] for band in bands),
+        )
+    return bands
 
 
 def _first_bands(facts: BandFacts, sensor: str | None) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> An
 def translated(
     values: NDArray[Any],
     known: NDArray[np.bool_],
-    meaning: Callable[[int], int | None],
+    meanings: Callable[[list[int]], list[int | None]],
     unknown: int,
     path: str,
 ) -> NDArray[np.int16]:
@@ -117,7 +117,7 @@ def translated(
     Args:
         values: of any shape.
         known: of the same, where there is a value.
-        meaning: is asked once for every value that occurs.
+        meanings: is asked once, for all values that occur.
         unknown: for the others.
         path: of the values, for messages.
 
@@ -130,6 +130,6 @@ def translated(
     if strange is not None:
         raise SceneError(f"{path} holds {strange:.10g}, and classes are whole numbers")
     out = np.full(values.shape, unknown, np.int16)
-    meanings = [meaning(int(value)) for value in found.tolist()]
-    out[known] = np.array([unknown if m is None else m for m in meanings], np.int16)[codes]
+    classes = meanings([int(value) for value in found.tolist()])
+    out[known] = np.array([unknown if c is None else c for c in classes], np.int16)[codes]
     return out

@@ -21,6 +21,7 @@ from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.options import no_box
 
 _SAME = 1e-3  # pixels: grids that differ by less are one
 _EDGE = 1e-4  # pixels: how far a box may miss a pixel's edge by rounding
@@ -255,13 +256,20 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
 
     ``box_crs`` None means the grid's own. Raises SceneError with the grid's bounds when they do
     not meet or nothing relates the two systems, UsageError for a CRS of the box on a grid that has
-    none.
+    none, and for a left beyond the right that is not in degrees.
     """
     if box_crs is not None and grid.crs is None:
         raise UsageError(
             "--bbox-crs cannot be used: the scene has no coordinate system"
             + ("" if grid.is_in_pixels else "; say which with --src-crs")
         )
+    of_box = box_crs or grid.crs
+    if box[2] < box[0]:  # across the antimeridian, as GeoJSON has it
+        if of_box is None or not of_box.is_geographic:
+            raise UsageError(no_box(box))
+        box = (box[0], box[1], box[2] + _TURN, box[3])
+    if grid.is_in_pixels and box[3] <= 0:  # as GIS show it, and maps of it have it
+        box = (box[0], -box[3], box[2], -box[1])
     bounds = grid.bounds
     shown = bounds
     if box_crs is not None and grid.crs is not None and box_crs != grid.crs:

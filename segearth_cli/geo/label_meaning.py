@@ -110,7 +110,7 @@ class LabelMeaning:
 
     def of_raster(
         self, named: Mapping[int, str], nodata: float | None, path: str
-    ) -> Callable[[int], int | None]:
+    ) -> Callable[[list[int]], list[int | None]]:
         """Values for those of a raster, as a function that refuses what nobody has explained.
 
         They are the options', else those of the same name where the raster names its own; where
@@ -134,18 +134,19 @@ class LabelMeaning:
         if nodata is not None and float(nodata).is_integer():
             codes[int(nodata)] = None
 
-        def value_of(code: int) -> int | None:
-            if code in codes or self.rest is not None:
-                return codes.get(code, self.rest)
-            if code in named:
-                unknown = [name for code, name in named.items() if code not in codes]
-                raise self._refusal(unknown, path)
-            raise UsageError(
-                f"{path} holds {code}, which is none of the classes {self.shown}; say "
-                f"--label-values {code}=CLASS or --ignore {code}"
-            )
+        def classes_of(found: list[int]) -> list[int | None]:
+            unknown = sorted(set(found) - codes.keys()) if self.rest is None else []
+            if any(code in named for code in unknown):
+                raise self._refusal([own for code, own in named.items() if code not in codes], path)
+            if unknown:
+                raise UsageError(
+                    f"{path} holds {listed([*map(str, unknown)])}, which "
+                    f"{'is' if len(unknown) == 1 else 'are'} none of the classes {self.shown}; say "
+                    f"--label-values {unknown[0]}=CLASS or --ignore {','.join(map(str, unknown))}"
+                )
+            return [codes.get(code, self.rest) for code in found]
 
-        return value_of
+        return classes_of
 
     def _said_of(self, named: Mapping[int, str], path: str) -> dict[int, int | None]:
         """What the options say of a raster's values by number; beside a map names must be its own.

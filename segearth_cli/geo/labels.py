@@ -190,14 +190,14 @@ class RasterLabels:
         path: of the raster.
         named: what it calls its values.
         aligned: the open raster on the grid.
-        value_of: the class of its values; see `LabelMeaning.of_raster`.
+        classes_of: of its values; see `LabelMeaning.of_raster`.
         grid: the scene's.
     """
 
     path: str
     named: Mapping[int, str]
     aligned: Any
-    value_of: Callable[[int], int | None]
+    classes_of: Callable[[list[int]], list[int | None]]
     grid: Grid
 
     def read(self, first: int, rows: int) -> LabelRows:
@@ -208,7 +208,7 @@ class RasterLabels:
             known = self.aligned.dataset_mask(window=window) > 0
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {self.path}: {reason(error)}") from error
-        classes = translated(values, known, self.value_of, UNKNOWN, self.path)
+        classes = translated(values, known, self.classes_of, UNKNOWN, self.path)
         return LabelRows(classes, classes != UNKNOWN)
 
 
@@ -223,7 +223,7 @@ def raster_labels(
         UsageError: see `LabelMeaning.of_raster`.
     """
     named, nodata = class_names(path)
-    value_of = meaning.of_raster(named, nodata, path)
+    classes_of = meaning.of_raster(named, nodata, path)
     _warn_of_unused(meaning.unused(named.values()), path)
     with ExitStack() as stack:
         stack.enter_context(environment(gdal_settings(path)))
@@ -231,7 +231,7 @@ def raster_labels(
         check_kind(src, path)
         own = file_grid(src, path) if grid is None else grid
         aligned = src if grid is None else on_grid(src, path, grid, "the scene", stack)
-        yield RasterLabels(path, named, aligned, value_of, own)
+        yield RasterLabels(path, named, aligned, classes_of, own)
 
 
 def _warn_of_unused(said: Collection[str], path: str) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segearth_cli.geo.bands import BandFacts
-from segearth_cli.geo.region import Sample
+from segearth_cli.geo.region import Region, Sample
 
 _SHARE = 0.01  # of the pixels: fewer of one value are not worth a word
 _ODD = 1e-4  # of the pixels: so few may have any value
 _GAP = 0.01  # of the range of nearly all: between 0 that is missing data and the darkest pixels
 _STEPS = 3  # of the data's own: a gap is wider
+_LOOKED_AT = 256  # pixels a side of an alpha band
+_MOST_BETWEEN = 0.5  # share of an alpha band that is neither transparent nor opaque
 _CODES = (-9999.0, -32767.0, -32768.0, -999.0)  # by which programs usually mark missing data
 
 logger = logging.getLogger(__name__)
@@ -143,6 +145,26 @@ def warn_about_values(
             100 * _SHARE,
             source,
             prefix,
+        )
+
+
+def warn_of_alpha(region: Region, band: int) -> None:
+    """Say so where what is declared as alpha, 1-based, looks like a measurement.
+
+    GDAL calls the fourth of four byte bands alpha unless it is told otherwise.
+    """
+    height, width = (
+        min(int(side), _LOOKED_AT) for side in (region.window.height, region.window.width)
+    )
+    values = region.dataset.read(region.alpha, window=region.window, out_shape=(height, width))
+    between = (values > values.min()) & (values < values.max())
+    if between.mean() > _MOST_BETWEEN:
+        logger.warning(
+            "band %d of %s is declared as alpha and has many values, as near infrared has: pixels "
+            "of 0 there count as nodata; if it is no alpha, gdal_edit -colorinterp_%d undefined",
+            band,
+            region.source,
+            band,
         )
 
 

@@ -19,6 +19,7 @@ from segearth_cli.geo.aoi import region_asked
 from segearth_cli.geo.bands import (
     BandFacts,
     choose_bands,
+    is_named_as_radar,
     named_bands,
     sensor_by_facts,
     sensor_by_values,
@@ -27,6 +28,7 @@ from segearth_cli.geo.grid import Grid, parse_crs
 from segearth_cli.geo.missing import (
     stray_value,
     warn_about_values,
+    warn_of_alpha,
     warn_of_idle_nodata,
     without,
 )
@@ -46,6 +48,7 @@ from segearth_cli.geo.source import (
     warped,
 )
 from segearth_cli.geo.speckle import LeeFilter
+from segearth_cli.names import title_of
 from segearth_cli.options import SceneOptions
 
 _MOST_BEYOND = 0.25  # of the values, that a stretch cuts off
@@ -230,7 +233,7 @@ def _open_once(
                 logger.warning("%s names classes of its values, and is read as an image", source)
             crs = parse_crs(options.src_crs, "--src-crs") if options.src_crs else None
             grid = file_grid(src, source, crs)
-            known = _known_sensor(facts, options)
+            known = _known_sensor(facts, options, source, prefix)
             if known == "sar" and radar is not None:
                 options = radar()
             bands = choose_bands(facts, options.bands, known, prefix, options.polarisation)
@@ -238,7 +241,9 @@ def _open_once(
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
-            virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, nodata)
+            virtual, channels, alpha = picked_bands(
+                src, source, grid, facts, bands, nodata, measured=known == "sar"
+            )
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
         dataset = resources.enter_context(opened(source, virtual))
         own = grid
@@ -257,13 +262,19 @@ def _open_once(
             sensor = known or sensor_by_values(*counted)
             if known is None and sensor == "sar" and radar is not None:
                 options = radar()
-            if known is None and sensor == "optical" and sample[0].dtype.kind == "f":
+            if known is None and sample[0].dtype.kind == "f":
+                is_radar = sensor == "sar"
                 logger.warning(
-                    "%s does not say what its floats are: read as an optical image, in grey; if "
-                    "it is radar, say --%ssensor sar",
+                    "%s does not say what its floats are: read as %s; if it is %s, say "
+                    "--%ssensor %s",
                     source,
+                    "radar, in decibels" if is_radar else "an optical image, in grey",
+                    "none" if is_radar else "radar",
                     prefix,
+                    "optical" if is_radar else "sar",
                 )
+            if facts.alpha is not None and alpha is not None:
+                warn_of_alpha(region, facts.alpha)
             doubtful = options.nodata is None and (silent or sensor == "sar")
             warn_about_values(sample, stray, facts, bands, source, assumed, doubtful, prefix)
             full = int(bits) if bits else None
@@ -301,28 +312,39 @@ def _found_reading(
         stretch, sensor, dtype, sample, unit, bits, prefix, options.radar_db
     )
     if sensor == "optical":
-        _warn_about_stretch(stretch, sample, region.source, prefix)
+        _warn_about_stretch(stretch, sample, region.source, facts.scale_of(bands[0]), prefix)
     return Reading(bands, scaling, speckle)
 
 
-def _warn_about_stretch(stretch: sensors.Stretch, sample: Sample, source: str, prefix: str) -> None:
-    """Say so where values that were given look like the percentiles of another program."""
+def _warn_about_stretch(
+    stretch: sensors.Stretch,
+    sample: Sample,
+    source: str,
+    scale: tuple[float, float],
+    prefix: str,
+) -> None:
+    """Say so where values that were given look like measured ones, and the stored ones have a
+    ``scale`` and offset, or like the percentiles of another program.
+    """
     if stretch.kind != "values" or not 0 <= stretch.low < stretch.high <= 100:
         return
     raw, valid = sample
     values = raw[valid]
     beyond = float(((values < stretch.low) | (values > stretch.high)).mean()) if values.size else 0
-    if beyond > _MOST_BEYOND:
-        logger.warning(
-            "%.0f %% of the values of %s lie beyond %g to %g; percentiles are --%sstretch p%g,%g",
-            100 * beyond,
-            source,
-            stretch.low,
-            stretch.high,
-            prefix,
-            stretch.low,
-            stretch.high,
-        )
+    if beyond <= _MOST_BEYOND:
+        return
+    hint = f"percentiles are --{prefix}stretch p{stretch.low:g},{stretch.high:g}"
+    if scale != (1.0, 0.0):
+        low, high = sorted((value - scale[1]) / scale[0] for value in (stretch.low, stretch.high))
+        hint = f"as they are stored these are --{prefix}stretch {low:.10g},{high:.10g}"
+    logger.warning(
+        "%.0f %% of the values of %s lie beyond %g to %g; %s",
+        100 * beyond,
+        source,
+        stretch.low,
+        stretch.high,
+        hint,
+    )
 
 
 def _radar_unit(
@@ -336,8 +358,7 @@ def _radar_unit(
     """Return what radar values are; ``auto`` for 8 bit, which somebody else has scaled."""
     if dtype == "uint8":
         return said
-    named = (facts.descriptions[b - 1].lower() for b in bands)
-    says_amplitude = facts.are_complex(bands) or any("amplitude" in name for name in named)
+    says_amplitude = facts.are_complex(bands) or facts.say_amplitude(bands)
     if said == "auto":
         return sensors.unit_of_radar(*sample, dtype, says_amplitude)
     doubt = sensors.doubt_of_unit(said, *sample, dtype, says_amplitude)
@@ -369,10 +390,16 @@ def _settled(
     return replace(region, channels=1), bands[:1], (sample[0][:1], sample[1][:1])
 
 
-def _known_sensor(facts: BandFacts, options: SceneOptions) -> str | None:
+def _known_sensor(facts: BandFacts, options: SceneOptions, source: str, prefix: str) -> str | None:
     if options.sensor != "auto":
         return options.sensor
     wanted = named_bands(facts, options.bands)
     if len(wanted) == 3:
         return "optical"
-    return sensor_by_facts(facts, wanted)
+    known = sensor_by_facts(facts, wanted)
+    if known is None and is_named_as_radar(facts, title_of(source)):
+        logger.warning(
+            "%s is read as radar by its name; if it is none, say --%ssensor optical", source, prefix
+        )
+        return "sar"
+    return known

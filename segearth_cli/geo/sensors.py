@@ -154,9 +154,10 @@ def unit_of_radar(
     """Return what radar values are: ``decibels``, ``amplitude`` or ``power``.
 
     ``raw`` and ``valid`` [B, H, W]. Values mostly below zero are decibels; integers, and what
-    ``says_amplitude``, are amplitudes (digital numbers).
+    ``says_amplitude``, are amplitudes (digital numbers). Zeros do not count: they may be undeclared
+    nodata.
     """
-    values = raw[valid & np.isfinite(raw)]
+    values = raw[valid & np.isfinite(raw) & (raw != 0)]
     step = max(1, values.size // _MOST_LOOKED_AT)
     if values.size and np.median(values[::step]) < 0:
         return "decibels"
@@ -172,9 +173,8 @@ def doubt_of_unit(
 ) -> str | None:
     """Return what radar values look like, if not what they are said to be.
 
-    ``unit`` and what follows is as in `unit_of_radar`. Zeros do not count: they may be undeclared
-    nodata. Raises UsageError for a unit that the values cannot have: power or amplitude where at
-    most a tenth of them is above 0.
+    ``unit`` and what follows is as in `unit_of_radar`. Raises UsageError for a unit that the values
+    cannot have: power or amplitude where at most a tenth of them is above 0.
     """
     counted = valid & np.isfinite(raw) & (raw != 0)
     if not counted.any():

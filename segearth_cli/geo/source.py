@@ -139,6 +139,8 @@ def band_facts(src: Any) -> BandFacts:
         descriptions=tuple(description or "" for description in src.descriptions),
         colours=tuple(colour.name for colour in src.colorinterp),
         tags=src.tags(),
+        scales=tuple(zip(src.scales, src.offsets, strict=True)),
+        units=tuple(unit or "" for unit in src.units),
     )
 
 
@@ -270,10 +272,12 @@ def picked_bands(
     facts: BandFacts,
     bands: tuple[int, ...],
     nodata: float | None,
+    measured: bool = False,
 ) -> tuple[VirtualRaster, int, int | None]:
     """Return the chosen bands as a virtual raster, their number, and its alpha band.
 
     A colour table is expanded, complex values become amplitudes, a mask becomes an alpha band.
+    ``measured`` applies the scales and offsets that the file declares; ``nodata`` is as stored.
     """
     virtual = VirtualRaster(_gdal_name(src, source), grid)
     if facts.colours[bands[0] - 1] == "palette" and len(bands) == 1:
@@ -287,6 +291,9 @@ def picked_bands(
         missing = src.nodatavals[band - 1] if nodata is None else nodata
         if facts.dtypes[band - 1].startswith("complex"):
             virtual.add_amplitude(band, facts.dtypes[band - 1], missing)
+            continue
+        if measured and facts.scale_of(band) != (1.0, 0.0):
+            virtual.add_scaled(band, *facts.scale_of(band), missing)
             continue
         if missing is None and np.dtype(dtype).kind == "f":
             missing = math.nan

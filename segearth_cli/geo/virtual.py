@@ -109,6 +109,18 @@ class VirtualRaster:
             mask = ET.SubElement(ET.SubElement(band, "MaskBand"), "VRTRasterBand", _MASK)
             self._source(mask, "SimpleSource", f"mask,{source_band}", path)
 
+    def add_scaled(
+        self, source_band: int, scale: float, offset: float, nodata: float | None
+    ) -> None:
+        """Add what a band measures, float32: value x scale + offset; ``nodata`` is its own."""
+        band = self._band("Float32")
+        ET.SubElement(band, "NoDataValue").text = _number(math.nan)
+        source = self._source(band, "ComplexSource", source_band)
+        ET.SubElement(source, "ScaleOffset").text = _number(offset)
+        ET.SubElement(source, "ScaleRatio").text = _number(scale)
+        if nodata is not None:
+            ET.SubElement(source, "NODATA").text = _number(nodata)
+
     def add_amplitude(self, source_band: int, dtype: str, nodata: float | None = None) -> None:
         """Add the absolute value of a complex band, float32; ``nodata`` is the band's own."""
         band = self._band("Float32", subClass="VRTDerivedRasterBand")

@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -38,6 +39,7 @@ Colour = tuple[int, int, int]
 
 BACKGROUND_COLOUR: Colour = (0, 0, 0)
 TEXT_BATCH = 256
+_QUOTE_AFTER_BAR = re.compile(r'\|\s*"(?!")')
 
 # Colours that maps of these things usually have; the first word of a class decides.
 USUAL_COLOURS: dict[str, Colour] = {
@@ -154,6 +156,7 @@ def parse_classes(text: str) -> tuple[tuple[str, ...], ...]:
         UsageError: a class or a synonym is empty, or quotes do not go around a class.
     """
     origin, line = f"--classes {text!r}", " ".join(text.splitlines())
+    _check_quotes(line, origin)
     try:
         (row,) = csv.reader([line], skipinitialspace=True, strict=True) if line else [[""]]
     except csv.Error as error:
@@ -193,11 +196,22 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], ...]:
             f"{path} is no plain list of words, with {shortened(odd)!r}; write a class a line, its "
             "synonyms after commas, without numbers, colours, semicolons and headers"
         )
+    for line in classes:
+        _check_quotes(line, f"{path}: {line!r}")
     try:
         rows = [*csv.reader(classes, skipinitialspace=True, strict=True)]
     except csv.Error as error:
         raise UsageError(f"{path}: {error}; quotes go around a whole name, in one line") from error
     return tuple(_synonyms("|".join(words).split("|"), str(path)) for words in rows)
+
+
+def _check_quotes(line: str, origin: str) -> None:
+    """Refuse quotes after a bar, which CSV would take for a part of the word."""
+    if _QUOTE_AFTER_BAR.search(line):
+        raise UsageError(
+            f"{origin}: quotes after a bar; they go around a whole class, bars included, as in "
+            "'road,\"water|river, wide\"'"
+        )
 
 
 def _synonyms(words: list[str], origin: str) -> tuple[str, ...]:
@@ -259,6 +273,13 @@ class ClassChoice:
     colours: tuple[Colour | None, ...] = ()
     threshold: float = 0.0
 
+    def without_background(self) -> ClassChoice:
+        """The same, and every pixel gets one of the other classes."""
+        kept = [index for index, own in enumerate(self.classes) if own != self.background]
+        classes = tuple(self.classes[index] for index in kept)
+        colours = tuple(self.colours[index] for index in kept) if self.colours else ()
+        return replace(self, classes=classes, colours=colours, background=None)
+
     def coloured(self, said: Sequence[tuple[str, Colour]]) -> ClassChoice:
         """The same, with other colours for some classes by any of their names.
 
@@ -313,7 +334,7 @@ def choose_classes(
         raise UsageError(f"--background and {other} exclude each other; give one")
     if preset is not None:
         choice = read_preset(preset)
-        return replace(choice, background=None) if no_background else choice
+        return choice.without_background() if no_background else choice
     classes = parse_classes(text) if text is not None else read_classes(Path(str(file)))
     odd = [word for words in classes for word in words if ";" in word]
     if odd:

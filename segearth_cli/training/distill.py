@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segearth_cli.errors import UsageError
+from segearth_cli.geo.bands import polarisation_of
 from segearth_cli.geo.pairs import read_head
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import save_model_folder
 from segearth_cli.model.upsampler import read_upsampler_state
-from segearth_cli.options import DistillOptions
+from segearth_cli.options import DistillOptions, SceneOptions
 from segearth_cli.training.data import Batch, Opener, RandomCrops, fixed_crops
 from segearth_cli.training.loop import train
 from segearth_cli.training.losses import contrastive_loss, region_distance, token_distance
@@ -82,6 +83,17 @@ def plain_encoder(visual: nn.Module) -> DenseEncoder:
     return DenseEncoder(visual, "vanilla", residual=True)
 
 
+def _radar_seen(scene: SceneOptions) -> SceneOptions:
+    """The options of the radar images with the polarisation and decibels that they name."""
+    stretch = parse_stretch(scene.stretch, "sar-")
+    if scene.bands:
+        scene = replace(scene, polarisation=polarisation_of(scene.bands))
+    if stretch.kind != "auto":
+        span = (stretch.low, stretch.high) if stretch.kind == "values" else None
+        scene = replace(scene, radar_db=span)
+    return scene
+
+
 class Distillation:
     """The trainee of ``distill-sar``.
 
@@ -94,9 +106,8 @@ class Distillation:
     def __init__(self, options: DistillOptions, device: torch.device) -> None:
         self.options = options
         parse_stretch(options.optical_scene.stretch)
-        parse_stretch(options.sar_scene.stretch, "sar-")
         self.model = Pretrained(options, device)
-        self.sar_scene = self.model.folder.card.radar_read(options.sar_scene)
+        self.sar_scene = _radar_seen(self.model.folder.card.radar_read(options.sar_scene))
         scenes = (options.optical_scene, self.sar_scene)
         visual = copy.deepcopy(self.model.visual).requires_grad_(True)
         self.module = Student(visual, options.temperature, options.checkpointing).to(device)
