@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TextIO, TypeAlias
 
-from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.errors import NO_MEMORY, SegEarthError, UsageError
 from segearth_cli.inputs import PLACEHOLDER, Input
 from segearth_cli.options import BatchOptions, SegmentOptions
 from segearth_cli.results import Failure, Outcome, Plan, SegmentResult, Skipped
@@ -254,6 +254,8 @@ def outcome_of(job: Job, make: Callable[[], SegmentResult | None], alone: bool) 
         return result or Skipped(job.source, job.options.written, time.perf_counter() - started)
     except SegEarthError as error:
         return Failure(job.source, error, time.perf_counter() - started)
+    except MemoryError:
+        return Failure(job.source, SegEarthError(NO_MEMORY), time.perf_counter() - started)
     except BrokenPipeError:  # the reader of stdout has gone: nobody wants the others
         raise
     except Exception as error:

@@ -20,7 +20,7 @@ from segearth_cli.cli_info import info_command
 from segearth_cli.cli_models import models_app
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
 from segearth_cli.cli_tune import tune_command
-from segearth_cli.errors import SegEarthError, Stopped, Terminated, UsageError
+from segearth_cli.errors import NO_MEMORY, SegEarthError, Stopped, Terminated, UsageError
 from segearth_cli.flags import (
     GIVEN,
     Address,
@@ -74,17 +74,15 @@ from segearth_cli.parse import (
     parse_pairs,
     parse_shard,
 )
-from segearth_cli.signals import handled_by
+from segearth_cli.signals import STOPPING, handled_by
 
 logger = logging.getLogger(__name__)
 
 PARTLY_FAILED = 3
-INTERRUPTED = 130
-TERMINATED = 143  # 128 + SIGTERM, as shells count
 
 
 def _terminate(number: int, frame: object) -> None:
-    raise Terminated
+    raise Terminated(number)
 
 
 # what typer raises for an unknown option, a value of the wrong kind, a missing argument
@@ -111,6 +109,7 @@ class ErrorBoundary(TyperGroup):
         stdout.speak_utf8()
         terminal.need_no_stderr()
         try:
+            _check_folder()
             status = super().main(*args, **{**more, "standalone_mode": False})
         except SegEarthError as error:
             terminal.print_error(str(error))
@@ -124,6 +123,9 @@ class ErrorBoundary(TyperGroup):
                 raise
             terminal.print_error(f"cannot write to stdout: {error.strerror}")
             status = 1
+        except MemoryError:
+            terminal.print_error(NO_MEMORY)
+            status = 1
         finally:
             stdout.let_go()
         sys.exit(status or 0)
@@ -131,8 +133,8 @@ class ErrorBoundary(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; turn its being stopped into exit codes."""
         try:
-            # a SIGTERM is a Ctrl-C: it unwinds the stack, so that temporary folders go
-            with handled_by(_terminate, signal.SIGTERM):
+            # they are a Ctrl-C: it unwinds the stack, so that temporary folders go
+            with handled_by(_terminate, *(n for n in STOPPING if n != signal.SIGINT)):
                 return super().invoke(ctx)
         except Stopped as stop:
             if str(stop):
@@ -140,9 +142,21 @@ class ErrorBoundary(TyperGroup):
             sys.exit(128 + stop.number)
         except KeyboardInterrupt as interrupt:
             terminal.print_error(str(interrupt) or "interrupted; nothing unfinished was written")
-            sys.exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
+            sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))  # as shells count
         except BrokenPipeError:  # the reader of stdout has gone: `| head`
             sys.exit(128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1)
+
+
+def _check_folder() -> None:
+    """Refuse to run in a folder that somebody has removed: libraries say less, or abort.
+
+    Raises:
+        SegEarthError: it is gone.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise SegEarthError("the current folder is gone; change to another one") from error
 
 
 def wrong_usage(error: Any, message: str) -> str:

@@ -2,6 +2,8 @@
 
 from signal import SIGINT
 
+NO_MEMORY = "there is not enough memory for this process; allow it more, or see --max-memory"
+
 
 class SegEarthError(Exception):
     """Root of every expected error; the command line prints it as one line and exits 1."""
@@ -45,4 +47,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: as Ctrl-C, but for the exit code (143)."""
+    """SIGTERM or SIGHUP came: as Ctrl-C, but for the exit code (143, 129)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number

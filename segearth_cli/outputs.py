@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record, read_record, to_tags
-from segearth_cli.names import file_and_layer, files_named, title_of
+from segearth_cli.names import file_and_layer, files_named, shortened, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.staging import companions, files_of, record_beside
 from segearth_cli.stdout import writing_to
@@ -109,20 +110,41 @@ def check_outputs(read: Collection[FileId], options: SegmentOptions) -> None:
         vector.require_vector_support(path)
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
+        check_length(path)
         files = files_of(path)
         for file in files:
-            stat = file.stat()
-            if (stat.st_dev, stat.st_ino) in read:
-                raise OutputError(f"{file} is to be read; write to another file")
+            with contextlib.suppress(OSError):  # of a link to nowhere
+                stat = file.stat()
+                if (stat.st_dev, stat.st_ino) in read:
+                    raise OutputError(f"{file} is to be read; write to another file")
         may_replace = options.overwrite or (options.replace_maps and is_ours(path))
         if files and not may_replace:
             raise OutputError(f"{files[0]} exists; use --overwrite to replace it")
+
+
+def check_length(path: Path) -> None:
+    """Refuse a name that is too long, with what may be added to it, for the file system.
+
+    Raises:
+        OutputError: it is.
+    """
+    for file in (path, *companions(path)):
+        try:
+            os.lstat(file)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise OutputError(
+                    f"the name {shortened(path.name)} is too long for {file.suffix} files here "
+                    f"({len(os.fsencode(file.name))} bytes); give a shorter one"
+                ) from error
 
 
 def is_ours(path: Path) -> bool:
     """Whether what lies at an output's place was made by segearth, or left when it was killed."""
     if path.is_file():
         return read_record(path) is not None
+    if os.path.lexists(path):  # a pipe, a device, a link to nowhere
+        return False
     left = [file for file in companions(path) if file.exists()]
     if path.suffix.lower() == ".shp":
         return not left or record_beside(path).is_file()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, handled in some other way for a while."""
+"""Ctrl-C, SIGTERM and a lost terminal, handled in some other way for a while."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int  # or one of signal's own
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def handled_by(handler: Handler, *numbers: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM, the first that comes, take effect at the end of the block."""
+    """The first of the signals that stop a run takes effect at the end of the block."""
     came: list[int] = []
     try:
         with handled_by(lambda number, frame: came.append(number), *STOPPING):

@@ -30,6 +30,7 @@ _RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were m
 
 _LOCK = "lock"
 _NO_LOCK = "nolock"
+_OLD_SECONDS = 24 * 3600  # without a change
 _DYING_SECONDS = 10  # that a process that was killed may take to end
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def shown(path: Path) -> Path:
 
 def files_of(path: Path) -> list[Path]:
     """The output and its companions, as far as they are there."""
-    return [file for file in (path, *companions(path)) if os.path.exists(file)]
+    return [file for file in (path, *companions(path)) if os.path.lexists(file)]
 
 
 class Staging:
@@ -154,12 +155,26 @@ def remove_abandoned(folder: Path, lost: Collection[tuple[str, int]] = ()) -> No
             owner = _owner(left)
             is_lost = owner in lost
             if not _is_abandoned(left, owner, is_lost):
+                _warn_if_old(left, owner[0])
                 continue
         except (OSError, ValueError, OverflowError):  # somebody works there, or nobody knows
             continue
         shutil.rmtree(left, ignore_errors=True)
         level = logging.INFO if is_lost else logging.WARNING
         logger.log(level, "removed %s, which a killed run left", left)
+
+
+def _warn_if_old(folder: Path, host: str) -> None:
+    """Name a folder of another machine, or of a container that is no more, in which nothing moves.
+
+    Raises:
+        OSError: it is gone.
+    """
+    files = [folder, *folder.rglob("*")]
+    if max(file.stat().st_mtime for file in files) < time.time() - _OLD_SECONDS:
+        logger.warning(
+            "%s is of a run on %s and a day old; remove it if none is at work there", folder, host
+        )
 
 
 def _is_abandoned(folder: Path, owner: tuple[str, int], is_lost: bool) -> bool:

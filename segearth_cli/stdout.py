@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
@@ -13,6 +14,8 @@ from typing import Any, TextIO
 
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.plain import plain
+
+_ODD = re.compile("[\ud800-\udfff]")
 
 
 def speak_utf8() -> None:
@@ -67,7 +70,9 @@ def print_json(record: dict[str, Any], nan: str | None = "nan") -> None:
     Raises:
         OutputError, BrokenPipeError: as `writing_to`.
     """
-    print_lines(json.dumps(plain(record, nan), ensure_ascii=False))
+    text = json.dumps(plain(record, nan), ensure_ascii=False)
+    # bytes of file names that are no UTF-8, as Python knows them
+    print_lines(_ODD.sub(lambda odd: f"\\u{ord(odd[0]):04x}", text))
 
 
 def table_form(as_json: bool, as_csv: bool, as_markdown: bool) -> str | None:

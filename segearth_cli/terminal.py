@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
@@ -33,11 +34,38 @@ OF_SCENES = tuple(f"segearth_cli.geo.{name}" for name in ("raster", "missing", "
 
 
 def need_no_stderr() -> None:
-    """Where stderr is closed, what would be said there is lost, and the work is done."""
+    """Where stderr is closed, full or its reader gone, what would be said there is lost, and the
+    work is done.
+    """
     if sys.stderr is None:
         while (free := os.open(os.devnull, os.O_RDWR)) < 2:  # no output may become stderr
             pass
         sys.stderr = open(free, "w", encoding="utf-8")
+    elif sys.stderr is sys.__stderr__ and isinstance(sys.stderr, TextIOWrapper):
+        out, own = open(sys.stderr.fileno(), "wb", closefd=False), sys.stderr
+        sys.stderr = Losable(out, own.encoding, own.errors, line_buffering=True)
+
+
+class Losable(TextIOWrapper):
+    """A stream that goes nowhere from when it takes no more."""
+
+    def write(self, text: str) -> int:
+        """Write, or lose the text."""
+        try:
+            return super().write(text)
+        except OSError:
+            self._let_go()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose what was not."""
+        try:
+            super().flush()
+        except OSError:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 def console() -> Console:
@@ -201,12 +229,12 @@ def show_outcomes(
                 else:
                     show_result(outcome, as_json, quiet)
     except KeyboardInterrupt as interrupt:
-        if scenes == 1:
-            raise
-        raise type(interrupt)(
-            f"interrupted; of {jobs} scenes {len(seen)} were gone through, and no other is left "
-            "half-written; the same command with --resume goes on"
-        ) from interrupt
+        if scenes > 1:
+            interrupt.args = (
+                f"interrupted; of {jobs} scenes {len(seen)} were gone through, and no other is "
+                "left half-written; the same command with --resume goes on",
+            )
+        raise
     if scenes > 1 and seen and not quiet:
         show_summary(seen, jobs)
     if jobs == 0:

@@ -84,11 +84,12 @@ def names_in(folder: Path) -> list[str]:
 
 
 def interruptible() -> None:
-    """Undo, in a new process, what shells do to those in the background: ignore Ctrl-C.
+    """Undo, in a new process, what shells and nohup do: ignore Ctrl-C, and a terminal's end.
 
     And what Ray does to its own: it blocks Ctrl-C.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 

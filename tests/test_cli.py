@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from segearth_cli import __version__, terminal
 from segearth_cli.cli import app
 from segearth_cli.options import (
+    OUTPUT_SUFFIXES,
     DistillOptions,
     EvaluateOptions,
     ModelOptions,
@@ -516,7 +517,9 @@ def test_a_stdout_that_is_full_is_one_line(scene, tiny_model, folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_model, folder, sent, code):
     scene = write_scene(tmp_path / "long.tif", blocks(1, 600, 600))
     args = ("-o", "new/map.tif", "-o", "map.gpkg", "--stride", "2", "--model", tiny_model, "-v")
@@ -592,6 +595,93 @@ def test_a_closed_stderr_is_done_without(tmp_path, scene, tiny_model):
     done = subprocess.run([sys.executable, "-c", closed, *asked], env=surroundings())
     assert done.returncode == 0
     assert read(tmp_path / "map.tif").shape == (100, 130)
+
+
+@pytest.mark.parametrize("kind", ["full", "reader gone"])
+def test_a_stderr_that_takes_nothing_is_done_without(tmp_path, scene, tiny_model, kind):
+    other = write_scene(tmp_path / "other.tif", blocks(1, 40, 50))
+    args = (scene, other, "--nodata", "999.5", "-o", "{stem}_map.tif", "--device", "cpu", "--json")
+    reading, writing = os.pipe() if kind == "reader gone" else (None, os.open("/dev/full", 1))
+    if reading is not None:
+        os.close(reading)
+    asked = command("segment", *args, "-v", "--model", tiny_model, *WORDS)
+    done = subprocess.run(asked, stdout=-1, stderr=writing, cwd=tmp_path, env=surroundings())
+    os.close(writing)
+    assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == ["done"] * 2
+    assert done.returncode == 0
+
+
+def test_a_folder_that_is_gone_is_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    start = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, sys.argv[1:])"
+    asked = [sys.executable, "-c", start, *command("models", "list")]
+    done = subprocess.run(asked, cwd=gone, capture_output=True, text=True, env=surroundings())
+    assert done.returncode == 1
+    assert only_line(done.stderr) == "error: the current folder is gone; change to another one"
+
+
+def test_too_little_memory_is_one_line(run, scene, folder, monkeypatch):
+    def none_left(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("segearth_cli.reading.open_source", none_left)
+    done = run(scene, "-o", "map.tif", "--json")
+    assert done.exit_code == 1
+    assert "not enough memory" in json.loads(done.stdout)["error"]
+    assert "not enough memory for this process" in only_line(done.stderr)
+    assert names_in(folder) == []
+
+
+def test_a_name_that_is_no_text_is_said_to_be_in_json_that_is(scene, tiny_model, tmp_path):
+    odd = tmp_path / os.fsdecode(b"sc\xe9ne.tif")
+    shutil.copy(scene, odd)
+    asked = command("segment", odd, "-o", tmp_path / "map.tif", "--model", tiny_model, *WORDS)
+    done = subprocess.run([*asked, "--json"], capture_output=True, env=surroundings())
+    assert done.returncode == 1
+    said = json.loads(done.stdout.decode("utf-8"))
+    assert said["source"] == str(odd)
+    assert "its name is not UTF-8, which GDAL needs; rename it" in said["error"]
+
+
+def test_a_pipe_is_no_scene(run, folder):
+    os.mkfifo("scene.tif")
+    done = run("scene.tif", "-o", "map.tif")
+    assert done.exit_code == 1
+    assert "cannot open scene.tif: it is a pipe, and GDAL needs a file" in only_line(done.stderr)
+
+
+def test_what_lies_at_an_outputs_place_and_is_no_file_stays(run, scene, folder):
+    os.mkfifo("pipe.gpkg")
+    Path("nowhere.gpkg").symlink_to("store/map.gpkg")
+    Path("loop.tif").symlink_to("loop.tif")
+    before = names_in(folder)
+    for name in before:
+        for more in ((), ("--resume",)):
+            done = run(scene, "-o", name, *more)
+            assert done.exit_code == 1
+            assert f"{name} exists; use --overwrite" in only_line(done.stderr)
+    assert names_in(folder) == before
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".geojsonl", ".gpkg"])
+def test_a_name_that_is_too_long_is_refused_before_any_work(run, scene, folder, suffix):
+    name = "a" * (250 - len(suffix)) + suffix
+    done = run(scene, "-o", name)
+    assert done.exit_code == 1
+    assert "is too long for" in only_line(done.stderr)
+
+
+def test_outputs_have_the_permissions_that_the_umask_leaves(run, scene, folder):
+    before = os.umask(0o002)
+    try:
+        names = [f"map{suffix}" for suffix in OUTPUT_SUFFIXES if suffix != ".tiff"]
+        outputs = [word for name in names for word in ("-o", name)]
+        assert run(scene, *outputs, "--stac").exit_code == 0
+    finally:
+        os.umask(before)
+    modes = {name: Path(name).stat().st_mode & 0o777 for name in names_in(folder)}
+    assert set(modes.values()) == {0o664}, modes
 
 
 def test_a_list_from_a_stdin_that_is_closed_is_one_line():

@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,19 @@ def test_of_another_machine_only_what_a_lost_process_left_goes(tmp_path, name):
     assert not goes.exists()
     assert stays.is_dir()
     assert unnamed.is_dir()
+
+
+def test_what_another_machine_left_long_ago_is_named(tmp_path, caplog):
+    recent, old = (left_by(tmp_path, host, 7, "lock", "map.tif") for host in ("pod-a", "pod-b"))
+    for path in (old, *old.iterdir()):
+        os.utime(path, (0, time.time() - 2 * 24 * 3600))
+
+    remove_abandoned(tmp_path)
+
+    assert recent.is_dir()
+    assert old.is_dir()
+    (said,) = caplog.messages
+    assert said.startswith(f"{old} is of a run on pod-b and a day old; remove it if")
 
 
 @pytest.mark.parametrize("names", [(), ("lock.new",)])

@@ -151,7 +151,8 @@ def _write_cog(
     options = _cog_options(resampling, creation_options)
     for stale in companions(destination):
         stale.unlink(missing_ok=True)
-    with writing(destination), rasterio.open(virtual.text) as src, LIBTIFF_SILENT:
+    names = rasterio.Env(GDAL_PAM_ENABLED="YES")  # of the classes, whatever the environment says
+    with names, writing(destination), rasterio.open(virtual.text) as src, LIBTIFF_SILENT:
         rasterio.shutil.copy(src, destination, driver="COG", **options)
     check_whole(destination)
     return files_of(destination)

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
     """Open a raster, or what is made of it; raises SceneError for what is none."""
     if virtual is None and (files := stack_files(source)) is not None:
         virtual = band_stack(files)
+    if virtual is None and is_path(source) and Path(source).is_fifo():
+        raise SceneError(f"cannot open {source}: it is a pipe, and GDAL needs a file")
     try:
         src = rasterio.open(virtual.text if virtual else source)
     except (*GDAL_ERRORS, ValueError) as error:
@@ -100,6 +103,8 @@ def _why_not(source: str, error: BaseException) -> str:
             'it is no JSON object of band names and files, as {"red": "B04.tif", ...}; write '
             "backslashes twice, or as slashes"
         )
+    if isinstance(error, UnicodeEncodeError):
+        return "its name is not UTF-8, which GDAL needs; rename it"
     local = is_path(source)
     if local and not os.path.exists(source) and ":" not in source:
         return "there is no such file"

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
 
 import geopandas
@@ -335,6 +335,10 @@ def _write_parquet(frames: Frames, path: Path, layer: _Layer) -> None:
 def _write_gpkg(frames: Frames, path: Path, layer: _Layer) -> None:
     _write_ogr(frames, path, layer.name, "GPKG", layer_metadata=to_tags(layer.record) or None)
     save_default_style(path, layer.name, layer.legend, moment())
+    with TemporaryDirectory(dir=path.parent) as folder:  # SQLite's leave the group no way to write
+        probe = Path(folder, "probe")
+        probe.touch()
+        path.chmod(probe.stat().st_mode)
 
 
 def _write_fgb(frames: Frames, path: Path, layer: _Layer) -> None:

@@ -448,6 +448,8 @@ def kept(path: Path) -> NDArray[np.float32] | None:
     """A cached array; ``None`` where there is none, or a damaged one."""
     try:
         array: NDArray[np.float32] = np.load(path)
+        if not np.isfinite(array).all():
+            raise ValueError("they are no numbers")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
