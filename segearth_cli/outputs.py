@@ -134,8 +134,8 @@ def check_length(path: Path) -> None:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise OutputError(
-                    f"the name {shortened(path.name)} is too long for {file.suffix} files here "
-                    f"({len(os.fsencode(file.name))} bytes); give a shorter one"
+                    f"cannot write {shortened(str(path))}: {error.strerror}, with what may be "
+                    f"added to it ({file.suffix}); give a shorter one"
                 ) from error
 
 

@@ -669,7 +669,7 @@ def test_a_name_that_is_too_long_is_refused_before_any_work(run, scene, folder, 
     name = "a" * (250 - len(suffix)) + suffix
     done = run(scene, "-o", name)
     assert done.exit_code == 1
-    assert "is too long for" in only_line(done.stderr)
+    assert "File name too long, with what may be added to it" in only_line(done.stderr)
 
 
 def test_outputs_have_the_permissions_that_the_umask_leaves(run, scene, folder):

@@ -212,14 +212,14 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(sources, out, tiny_model,
     assert (out / "1.gpkg").read_text() == "mine"
 
 
-def test_maps_are_whole_though_gdal_may_write_nothing_beside_files(
-    sources, out, tiny_model, monkeypatch
-):
-    monkeypatch.setenv("GDAL_PAM_ENABLED", "NO")
-    options = options_for(tiny_model, out / "{stem}.tif")
-    list(segment_all(sources, options))
-    assert (out / "1.tif.aux.xml").is_file()
-    assert kinds(segment_all(sources, options, RESUME)) == [Skipped] * 3
+def test_maps_are_whole_though_gdal_may_write_nothing_beside_files(sources, out, tiny_model):
+    words = ("--classes", "road", "--model", str(tiny_model), "--json", "--resume")
+    command = [sys.executable, "-m", "segearth_cli", "segment", sources[0], *words]
+    env = surroundings(GDAL_PAM_ENABLED="NO")
+    for status in ("done", "skipped"):
+        done = subprocess.run([*command, "-o", out / "map.tif"], stdout=-1, env=env)
+        assert json.loads(done.stdout)["status"] == status
+    assert "road" in (out / "map.tif.aux.xml").read_text()
 
 
 def test_a_source_that_is_gone_is_said_though_its_map_is_there(sources, out, tiny_model):

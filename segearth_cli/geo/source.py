@@ -6,12 +6,12 @@ Everything that depends on how GDAL names, opens and resamples files is here.
 import logging
 import math
 import os
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
     """Open a raster, or what is made of it; raises SceneError for what is none."""
     if virtual is None and (files := stack_files(source)) is not None:
         virtual = band_stack(files)
-    if virtual is None and is_path(source) and Path(source).is_fifo():
+    if virtual is None and is_path(source) and _is_pipe(source):
         raise SceneError(f"cannot open {source}: it is a pipe, and GDAL needs a file")
     try:
         src = rasterio.open(virtual.text if virtual else source)
@@ -95,6 +95,13 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
             yield src
         except CPLE_BaseError as error:  # which rasterio lets through where it reads metadata
             raise SceneError(f"cannot read {source}: {damage(error)}") from error
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _why_not(source: str, error: BaseException) -> str:
