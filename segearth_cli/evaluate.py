@@ -36,7 +36,7 @@ from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.folder import load_clip
-from segearth_cli.model.prompts import class_colours, text_features
+from segearth_cli.model.prompts import class_colours
 from segearth_cli.model.segmenter import (
     NO_NUMBERS,
     ModelSettings,
@@ -45,6 +45,7 @@ from segearth_cli.model.segmenter import (
     load_upsampler,
     model_settings,
 )
+from segearth_cli.model.text import text_features
 from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.variants import variant_logits
 from segearth_cli.model.weights import cache_folder, resolve_model

@@ -31,8 +31,8 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.folder import load_clip, save_model_folder
 from segearth_cli.model.mosaic import image_logits
-from segearth_cli.model.prompts import text_features
 from segearth_cli.model.segmenter import build_segmenter, model_settings
+from segearth_cli.model.text import text_features
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions
 from segearth_cli.presets import read_presets

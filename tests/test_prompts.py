@@ -16,14 +16,12 @@ from segearth_cli.model.prompts import (
     choose_classes,
     class_colours,
     class_text,
-    encode_text,
-    keep,
     parse_classes,
     read_classes,
     read_preset,
-    text_features,
     usual_colour,
 )
+from segearth_cli.model.text import encode_text, keep, text_features
 from segearth_cli.options import SegmentOptions
 from segearth_cli.parse import parse_colours
 from segearth_cli.presets import read_presets

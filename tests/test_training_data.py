@@ -240,9 +240,9 @@ def test_an_epoch_counts_the_pixels_that_are_read(tmp_path):
 def test_heads_are_read_once_and_values_looked_at_once(tmp_path, monkeypatch):
     scenes = [write_scene(tmp_path / f"{n}.tif", blocks().astype(np.uint16)) for n in range(3)]
     heads, looks = [], []
-    read_head, found = sources_module.read_head, raster._found_reading
+    read_head, found = sources_module.read_head, raster.found_reading
     monkeypatch.setattr(sources_module, "read_head", lambda s: heads.append(s) or read_head(s))
-    monkeypatch.setattr(raster, "_found_reading", lambda *a: looks.append(1) or found(*a))
+    monkeypatch.setattr(raster, "found_reading", lambda *a: looks.append(1) or found(*a))
     monkeypatch.setattr("segearth_cli.training.data.OPEN_AT_ONCE", 1)
 
     sources = image_sources(scenes, 0.1, SceneOptions())

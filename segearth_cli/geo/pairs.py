@@ -8,8 +8,9 @@ from segearth_cli.errors import SceneError
 from segearth_cli.geo.bands import sensor_by_facts
 from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.geo.grid import Grid, nearest_turn
-from segearth_cli.geo.raster import Reading, Scene, open_scene
+from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.source import band_facts, environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.values import Reading
 from segearth_cli.options import SceneOptions
 
 

@@ -23,7 +23,8 @@ from segearth_cli.errors import ModelError, UsageError
 from segearth_cli.model.clip import DenseEncoder, round_weights
 from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.folder import ModelFolder, load_clip
-from segearth_cli.model.prompts import Vocabulary, text_features
+from segearth_cli.model.prompts import Vocabulary
+from segearth_cli.model.text import text_features
 from segearth_cli.model.upsampler import Upsampler, build_upsampler, read_upsampler_state
 from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import ModelOptions

@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.pairs import open_pair
-from segearth_cli.geo.raster import Reading, Scene, open_scene
+from segearth_cli.geo.raster import Scene, open_scene
 from segearth_cli.geo.sensors import NEUTRAL_GREY
+from segearth_cli.geo.values import Reading
 from segearth_cli.options import SceneOptions
 from segearth_cli.training.sources import Place, leaving_out
 

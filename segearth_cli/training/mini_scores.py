@@ -19,7 +19,7 @@ from segearth_cli.device import autocast, pick_device, pick_precision
 from segearth_cli.evaluate import EvaluateResult, measure
 from segearth_cli.geo.datasets import Dataset, Layout, Sample, find_samples
 from segearth_cli.model.folder import open_model_folder
-from segearth_cli.model.prompts import text_features
+from segearth_cli.model.text import text_features
 from segearth_cli.options import ATTENTIONS, EvaluateOptions
 from segearth_cli.training.mini_augment import resized
 from segearth_cli.training.mini_data import (
