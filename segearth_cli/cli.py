@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -153,10 +154,11 @@ def _check_folder() -> None:
     Raises:
         SegEarthError: it is gone.
     """
-    try:
-        os.getcwd()
-    except FileNotFoundError as error:
-        raise SegEarthError("the current folder is gone; change to another one") from error
+    with contextlib.suppress(PermissionError):  # it is there, and may do
+        try:
+            os.getcwd()
+        except FileNotFoundError as error:
+            raise SegEarthError("the current folder is gone; change to another one") from error
 
 
 def wrong_usage(error: Any, message: str) -> str:

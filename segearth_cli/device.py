@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -26,6 +27,9 @@ _NO_MEMORY = (  # how torch says it without an error of its own: on a CPU, of CU
     "[CUDA]: out of memory",  # triton
     "MPS backend out of memory",
 )
+_COUNTING = threading.Lock()
+_inside = 0  # how many threads and blocks want float32 by oneDNN
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
@@ -142,14 +146,24 @@ def float32_products(device: torch.device) -> Iterator[None]:
     way to oneDNN is torch's leave to round to bf16, which that makes use of on CPUs with AMX alone.
     The setting is torch's own, for the whole process: it is put back.
     """
-    if device.type != "cpu" or not _onednn_is_as_exact() or _products().fp32_precision != "none":
+    global _inside
+    if device.type != "cpu" or not _onednn_is_as_exact():
         yield
         return
-    _products().fp32_precision = "bf16"
+    with _COUNTING:
+        if not _inside and _products().fp32_precision != "none":  # the caller has a say
+            is_ours = False
+        else:
+            is_ours, _inside = True, _inside + 1
+            _products().fp32_precision = "bf16"
     try:
         yield
     finally:
-        _products().fp32_precision = "none"
+        with _COUNTING:
+            if is_ours:
+                _inside -= 1
+            if is_ours and not _inside:
+                _products().fp32_precision = "none"
 
 
 def _products() -> Any:

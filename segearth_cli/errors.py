@@ -2,7 +2,7 @@
 
 from signal import SIGINT
 
-NO_MEMORY = "there is not enough memory for this process; allow it more, or see --max-memory"
+NO_MEMORY = "there is not enough memory for this process; allow it more, or give it less to do"
 
 
 class SegEarthError(Exception):

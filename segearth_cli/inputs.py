@@ -20,7 +20,9 @@ from segearth_cli.errors import SceneError, SegEarthError, UsageError
 from segearth_cli.names import files_named, is_path, public_name, stack_files, stack_name
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
-_OF_PRODUCT = re.compile(r"_MTL\.txt$|^MTD_MSI.*\.xml$")  # Landsat's, Sentinel-2's
+_PRODUCTS = ("*_MTL.txt", "MTD_MSI*.xml")  # Landsat's, Sentinel-2's
+_BAND_FILE = re.compile(r"(^|_)(SR_)?B\d?[\dA](_\d+m)?$")
+_LOOKED_AT = 1000  # files, whether they are bands of one scene
 _INDEX_SUFFIXES = (".shp", ".fgb", ".gpkg")
 _JSON_SUFFIXES = (".json", ".geojson")
 _LOCATION = "location"  # the field in which GDAL's tile indexes name files
@@ -197,14 +199,23 @@ def _in_folder(folder: Path) -> list[Input]:
             f"{folder}: it is a folder without scenes, which end with {' '.join(SCENE_SUFFIXES)}; "
             "name other rasters themselves, as in ls *.jpg | segearth segment -"
         )
-    product = next((path for path in folder.rglob("*") if _OF_PRODUCT.search(path.name)), None)
-    if product is not None:
-        logger.warning(
-            "%s tells of a scene whose bands are files: each becomes a map of its own, in grey; "
-            'name its picture in colour, or its bands, as {"red": "..._B04.jp2", ...}',
-            product,
-        )
+    _warn_of_product(folder, scenes)
     return [Input.of(str(path)) for path in scenes]
+
+
+def _warn_of_product(folder: Path, scenes: Collection[Path]) -> None:
+    """Say so where several scenes are bands of one: a file beside or above them tells of it."""
+    bands = [path for path in scenes if _BAND_FILE.search(path.stem)]
+    places = {place for path in bands[:_LOOKED_AT] for place in path.parents}
+    for place in sorted(place for place in places if place == folder or folder in place.parents):
+        product = next((p for pattern in _PRODUCTS for p in place.glob(pattern)), None)
+        if product is not None and len(bands) > 1:
+            logger.warning(
+                "%s tells of a scene whose bands are files: each becomes a map of its own, in "
+                'grey; name its picture in colour, or its bands, as {"red": "..._B04.jp2", ...}',
+                product,
+            )
+            return
 
 
 def _in_index(name: str) -> list[Input]:

@@ -151,7 +151,8 @@ class SceneOptions(Typed):
         )
         if self.bbox is not None:
             left, bottom, right, top = self.bbox
-            is_turned = right < left and -180 <= right and left <= 180  # maybe of degrees
+            # maybe of degrees, across the antimeridian; sides that were swapped span more
+            is_turned = -180 <= right < left <= 180 < left - right
             is_wide = -math.inf < left < right < math.inf or is_turned
             _require(is_wide and -math.inf < bottom < top < math.inf, no_box(self.bbox))
         _require(

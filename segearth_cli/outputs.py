@@ -110,6 +110,8 @@ def check_outputs(read: Collection[FileId], options: SegmentOptions) -> None:
         vector.require_vector_support(path)
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is a pipe or a device; name a file")
         check_length(path)
         files = files_of(path)
         for file in files:
@@ -143,7 +145,7 @@ def is_ours(path: Path) -> bool:
     """Whether what lies at an output's place was made by segearth, or left when it was killed."""
     if path.is_file():
         return read_record(path) is not None
-    if os.path.lexists(path):  # a pipe, a device, a link to nowhere
+    if os.path.lexists(path):  # a link to nowhere
         return False
     left = [file for file in companions(path) if file.exists()]
     if path.suffix.lower() == ".shp":

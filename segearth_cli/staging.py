@@ -170,6 +170,8 @@ def _warn_if_old(folder: Path, host: str) -> None:
     Raises:
         OSError: it is gone.
     """
+    if not os.access(folder, os.R_OK | os.X_OK):  # another user's
+        return
     files = [folder, *folder.rglob("*")]
     if max(file.stat().st_mtime for file in files) < time.time() - _OLD_SECONDS:
         logger.warning(

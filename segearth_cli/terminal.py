@@ -42,8 +42,10 @@ def need_no_stderr() -> None:
             pass
         sys.stderr = open(free, "w", encoding="utf-8")
     elif sys.stderr is sys.__stderr__ and isinstance(sys.stderr, TextIOWrapper):
-        out, own = open(sys.stderr.fileno(), "wb", closefd=False), sys.stderr
-        sys.stderr = Losable(out, own.encoding, own.errors, line_buffering=True)
+        own = sys.stderr
+        # a buffer fails when a signal's handler writes in the middle of a write
+        raw = open(own.fileno(), "wb", buffering=0, closefd=False)
+        sys.stderr = Losable(raw, own.encoding, own.errors, write_through=True)
 
 
 class Losable(TextIOWrapper):
@@ -53,6 +55,8 @@ class Losable(TextIOWrapper):
         """Write, or lose the text."""
         try:
             return super().write(text)
+        except BlockingIOError:  # full for now
+            return len(text)
         except OSError:
             self._let_go()
             return len(text)
@@ -61,6 +65,8 @@ class Losable(TextIOWrapper):
         """Flush, or lose what was not."""
         try:
             super().flush()
+        except BlockingIOError:
+            pass
         except OSError:
             self._let_go()
 

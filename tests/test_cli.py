@@ -249,6 +249,7 @@ def test_a_missing_argument_and_an_unknown_command_exit_with_2(run):
         (["--bbox", "1,5 2,5"], "--bbox '1,5 2,5' is not four numbers"),
         (["--bbox", "3 4 1 2"], "--bbox 3,4,1,2 is no box: give left,bottom,right,top"),
         (["--bbox", "3 1 1 2"], "--bbox 3,1,1,2 is no box: give left,bottom,right,top"),
+        (["--bbox", "175 1 -175 2"], "--bbox 175,1,-175,2 is no box: give left,bottom,right,top"),
         (["--bbox", "1,2,3 [EPSG:4326]"], "--bbox '1,2,3 [EPSG:4326]' is not four numbers"),
         (["--bbox", "1,3,2,4 [EPSG:1]", "--bbox-crs", "EPSG:1"], "names its coordinate system"),
         (["--bbox", "0,0,inf,inf"], "--bbox 0,0,inf,inf is no box"),
@@ -644,11 +645,12 @@ def test_a_name_that_is_no_text_is_said_to_be_in_json_that_is(scene, tiny_model,
     assert "its name is not UTF-8, which GDAL needs; rename it" in said["error"]
 
 
-def test_a_pipe_is_no_scene(run, folder):
+def test_pipes_and_devices_are_no_scenes(run, folder):
     os.mkfifo("scene.tif")
-    done = run("scene.tif", "-o", "map.tif")
-    assert done.exit_code == 1
-    assert "cannot open scene.tif: it is a pipe, and GDAL needs a file" in only_line(done.stderr)
+    for name in ("scene.tif", "/dev/zero"):
+        done = run(name, "-o", "map.tif")
+        assert done.exit_code == 1
+        assert f"cannot open {name}: it is a pipe or a device" in only_line(done.stderr)
 
 
 def test_what_lies_at_an_outputs_place_and_is_no_file_stays(run, scene, folder):
@@ -657,10 +659,11 @@ def test_what_lies_at_an_outputs_place_and_is_no_file_stays(run, scene, folder):
     Path("loop.tif").symlink_to("loop.tif")
     before = names_in(folder)
     for name in before:
-        for more in ((), ("--resume",)):
+        says = "is a pipe or a device" if name == "pipe.gpkg" else "exists; use --overwrite"
+        for more in ((), ("--resume",), ("--overwrite",) if name == "pipe.gpkg" else ()):
             done = run(scene, "-o", name, *more)
             assert done.exit_code == 1
-            assert f"{name} exists; use --overwrite" in only_line(done.stderr)
+            assert f"{name} {says}" in only_line(done.stderr)
     assert names_in(folder) == before
 
 

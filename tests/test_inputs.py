@@ -92,7 +92,7 @@ def test_a_folder_of_a_scene_whose_bands_are_files_is_said_to_be(place, caplog, 
     folder = Path("product/bands")
     folder.mkdir(parents=True)
     for band in ("B02", "B03"):
-        write_scene(folder / f"{band}.tif")
+        write_scene(folder / f"T32_{band}_10m.tif", blocks(1))
     sources_of("product")
     assert not caplog.records
     Path("product", name).touch()

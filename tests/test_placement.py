@@ -338,6 +338,9 @@ def test_scene_without_crs_works_in_pixels_with_a_warning(tmp_path, caplog):
     path = make(tmp_path / "plain.png", pattern(), driver="PNG", crs=None)
     with open_scene(path, options(bbox=(5.0, -30.0, 15.0, -10.0))) as scene:
         as_shown = scene.grid
+    for canvas in ((-9.0, -70.0, 60.0, 4.0), (-9.0, -4.0, 60.0, 70.0)):
+        with open_scene(path, options(bbox=canvas)) as scene:
+            assert scene.grid.height == 60
     with open_scene(path, options(bbox=(5.0, 10.0, 15.0, 30.0))) as scene:
         assert scene.grid == as_shown
         assert scene.grid.crs is None

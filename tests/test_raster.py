@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from rasterio import Affine
 from rasterio.enums import ColorInterp
 from rasters import GREY, UTM, make, options, pattern, read_all, scene_of
 
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.virtual import VirtualRaster
@@ -341,6 +342,73 @@ def test_a_measurement_that_is_declared_as_alpha_is_said_to_be(tmp_path, caplog,
     assert caplog.text.count("gdal_edit -colorinterp_4 undefined") == warnings
 
 
+def test_a_damaged_part_of_an_alpha_band_is_one_line(tmp_path):
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    array = np.random.default_rng(0).integers(0, 256, (4, 2048, 2048), np.uint8)
+    size = {"tiled": True, "blockxsize": 64, "blockysize": 64, "interleave": "band"}
+    path = scene_of(tmp_path, array, colours=colours, compress="deflate", **size)
+    with open_scene(path, options()) as scene:
+        assert len(scene._region.alpha_values()) == 16 * 64 * 64  # of 4 million
+    with open(path, "r+b") as stream:
+        stream.seek(-1_000_000, 2)
+        stream.write(bytes(900_000))
+    with pytest.raises(SceneError, match=r"cannot read .*; the file may be damaged"):
+        open_scene(path, options())
+
+
+def test_a_radar_of_many_bands_by_its_tags_is_said_to_be(tmp_path, caplog):
+    tags = {"PRODUCT_DESCRIPTION": "RADARSAT-2 quad"}
+    path = scene_of(tmp_path, pattern(4, dtype="uint16"), tags=tags)
+    with open_scene(path, options()) as scene:
+        assert scene.sensor == "sar"
+    assert "4 bands without names of polarisations; if it is none, say --sensor" in caplog.text
+
+
+def test_dark_water_of_one_polarisation_is_data_though_0_is_nodata(tmp_path):
+    digital = pattern(2, dtype="uint16") + 1
+    digital[1, :, :9] = 0  # less than the noise
+    digital[:, :, 40:] = 0  # the border
+    path = scene_of(tmp_path, digital, descriptions=("VV", "VH"))
+    for speckle in (0, 7):
+        _, valid = read_all(path, speckle=speckle)
+        assert valid.all(axis=0).tolist() == [True] * 40 + [False] * 10
+
+
+def test_undeclared_nodata_of_a_scaled_radar_is_told_as_it_is_stored(tmp_path, caplog):
+    stored = np.random.default_rng(0).normal(-1400, 400, (1, 40, 40)).astype(np.int16)
+    stored[:, :4] = -9999
+    path = scene_of(tmp_path, stored, descriptions=("VV",))
+    with rasterio.open(path, "r+") as dst:
+        dst.scales, dst.offsets = (0.01,), (0.0,)
+    with open_scene(path, options()) as scene:
+        assert -40 < scene.scaling.low[0] < scene.scaling.high[0] < 5
+    assert "is exactly -9999, which looks like nodata" in caplog.text
+    assert (~read_all(path, nodata=-9999.0)[1]).sum() == 4 * 40
+
+
+@pytest.mark.parametrize("scales", [(0.01, 1.0), (0.0, 0.0), (float("nan"), 1.0)])
+def test_scales_of_one_band_alone_or_that_make_no_sense(tmp_path, scales):
+    stored = np.random.default_rng(0).integers(100, 3000, (2, 40, 40)).astype(np.int16)
+    path = scene_of(tmp_path, stored, descriptions=("VV", "VH"))
+    with rasterio.open(path, "r+") as dst:
+        dst.scales = scales
+    image, valid = read_all(path, speckle=0)
+    assert valid.all()
+    assert 0.2 < image.mean() < 0.8
+
+
+def test_a_stack_keeps_scales_and_units(tmp_path):
+    decibels = np.random.default_rng(0).normal(-14, 4, (1, 40, 40))
+    files = {}
+    for name in ("VV", "VH"):
+        files[name] = make(tmp_path / f"{name}.tif", (decibels * 100).astype(np.int16))
+        with rasterio.open(files[name], "r+") as dst:
+            dst.scales, dst.units = (0.01,), ("dB",)
+    with open_scene(json.dumps(files), options(speckle=0)) as scene:
+        assert scene.bands == (1, 2)
+        assert -40 < scene.scaling.low[0] < scene.scaling.high[0] < 5
+
+
 def test_measured_values_of_a_stretch_are_told_as_they_are_stored(tmp_path, caplog):
     path = scene_of(tmp_path, pattern(3, dtype="uint16") + 2000)
     with rasterio.open(path, "r+") as dst:
@@ -362,7 +430,7 @@ def test_amplitudes_may_be_named_by_tags(tmp_path, tag):
     [
         ("winter.tif", -20.0, "read as radar, in decibels; if it is none, say --sensor optical"),
         ("reflectance.tif", 0.2, "an optical image, in grey; if it is radar, say --sensor sar"),
-        ("scene_VH.tif", 0.2, "scene_VH.tif is read as radar by its name; if it is none"),
+        ("S1A_IW_VH.tif", 0.2, "S1A_IW_VH.tif is read as radar by its name; if it is none"),
     ],
 )
 def test_a_sensor_that_is_guessed_is_said(tmp_path, caplog, name, values, said):

@@ -118,18 +118,23 @@ def test_sensor_is_recognised(scene, expected):
     assert sensor_by_facts(scene) == expected
 
 
-def test_a_radar_of_many_bands_by_its_tags_is_said_to_be(caplog):
-    tags = {"PRODUCT_DESCRIPTION": "RADARSAT-2 quad"}
-    assert sensor_by_facts(facts(*[""] * 4, tags=tags)) == "sar"
-    assert "4 bands without names of polarisations" in caplog.text
+def test_the_first_of_several_dates_is_taken():
+    dates = ("red", "green", "blue", "nir") * 2
+    assert choose_bands(facts(*dates), (), "optical") == (1, 2, 3)
+
+
+def test_numbers_beyond_colours_are_said_where_nothing_says_colour(caplog):
+    assert choose_bands(facts("B8", "B4", "B3"), (), "optical") == (1, 2, 3)
+    assert "called B8, B4, B3; choose with --bands" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (("nir", "red", "green"), "bands 1,2,3 are used as red, green and blue, and are called"),
-        (("B8", "B4", "B3"), "called B8, B4, B3; choose with --bands"),
+        (("nir08", "B4", "B3"), "called nir08, B4, B3; choose with --bands"),
         (("B3", "B2", "B1"), ""),  # Landsat 5
+        (("B5", "B3", "B2"), ""),  # WorldView-2, said to be in colours
         (("", "", ""), ""),
     ],
 )
@@ -156,7 +161,10 @@ def test_polarisations_may_be_named_as_snap_names_them():
         ("S1A_IW_VV_VH.tif", 2, (), True),
         ("dop20_HH_2020.tif", 3, RGB, False),  # Hamburg
         ("town.tif", 1, (), False),
-        ("shh.tif", 1, (), False),
+        ("dgm1_HH_2021.tif", 1, (), False),
+        ("elevation.grd", 1, (), False),
+        ("umbra_dem.tif", 1, (), False),
+        ("HK_SAR_dem.tif", 1, (), False),
     ],
 )
 def test_names_of_radar_products(name, bands, colours, is_radar):

@@ -141,7 +141,9 @@ def test_a_loss_that_is_no_number_names_the_images(arguments, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0), (signal.SIGHUP, 2)]
+)
 def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number, workers):
     output = tmp_path / "run"
     own = distill_run(output, "--steps", "100000", "--workers", workers)
@@ -154,10 +156,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number, worke
         if "step 3 of" in line:
             # a terminal's Ctrl-C reaches the readers too
             (os.killpg if workers else os.kill)(process.pid, number)
+            if number == signal.SIGHUP:  # which comes twice
+                os.killpg(process.pid, number)
             break
     _, rest = process.communicate(timeout=120)
 
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, rest
+    assert rest.count("stopping after this step") == 1
     assert "--resume" in rest
     assert (output / "checkpoint.pt").is_file()
     assert not list(output.glob("*.part"))

@@ -356,9 +356,21 @@ class TestPull:
             resolve_model(f"ViT-tiny-test:{tmp_path / 'clip.pt'}")
 
         said = str(refused.value)
-        monkeypatch.chdir(tmp_path)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
         exec(said[said.index("import torch;") : said.rindex('"')], {})
-        assert torch.equal(read_checkpoint(tmp_path / "weights.pt")["weight"], layer.weight)
+        assert torch.equal(read_checkpoint(Path("weights.pt"))["weight"], layer.weight)
+
+    def test_a_damaged_archive_is_one_line(
+        self, tmp_path: Path, tiny_state: dict[str, Any]
+    ) -> None:
+        import torch
+
+        file = tmp_path / "tiny.pt"
+        torch.save(tiny_state, file)
+        file.write_bytes(file.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x00", 1))
+        with pytest.raises(ModelError, match=r"tiny\.pt is not a checkpoint .* get another copy"):
+            resolve_model(f"ViT-tiny-test:{file}")
 
     @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1], {"model": {"lr": 0.1}}])
     def test_a_checkpoint_without_weights(self, tmp_path: Path, content: Any) -> None:

@@ -4,6 +4,7 @@ Numpy only: what a file says about its bands arrives as `BandFacts`.
 """
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ _SAR_TAG_WORDS = re.compile(
     r"capella|umbra|alos-?2?[ _-]?palsar-?2?|risat|envisat[ _-]asar|grd|slc)(?![a-z])",
     re.IGNORECASE,
 )
+_MISSION = re.compile(
+    r"(?<![a-z])(s1[a-d]?|sentinel-?1[a-d]?|iceye|capella|umbra|alos|palsar|radarsat|rs2|rcm|tsx|"
+    r"tdx|terrasar|csk|cosmo|risat|nisar|saocom|novasar|envisat|ers)(?![a-z])",
+    re.IGNORECASE,
+)
+_PRODUCT = re.compile(r"(?<![a-z])(vv|vh|hh|hv|grd|slc|gec|rtc|gtc|mli)(?![a-z])", re.IGNORECASE)
+_MOSAIC = re.compile(r"(?<![a-z])sl_(hh|hv)(?![a-z])", re.IGNORECASE)
 _SAR_TAG_PLACES = re.compile(
     r"description|software|mission|sensor|satellite|instrument|platform|"
     r"product|identifier|title|source",
@@ -73,14 +81,24 @@ class BandFacts:
         return tuple(index for index in range(1, self.count + 1) if index != self.alpha)
 
     def scale_of(self, band: int) -> tuple[float, float]:
-        """Scale and offset of a 1-based band."""
-        return self.scales[band - 1] if self.scales else (1.0, 0.0)
+        """Scale and offset of a 1-based band; none where they make no sense."""
+        scale, offset = self.scales[band - 1] if self.scales else (1.0, 0.0)
+        return (scale, offset) if scale and math.isfinite(scale + offset) else (1.0, 0.0)
 
     def say_amplitude(self, bands: tuple[int, ...]) -> bool:
         """Whether the bands are said to hold amplitudes."""
         said = [value for name, value in self.tags.items() if _UNIT_TAGS.search(name)]
         said += [text[b - 1] for text in (self.descriptions, self.units) if text for b in bands]
         return any("amplitude" in text.lower() for text in said)
+
+    @property
+    def tags_say_sar(self) -> bool:
+        """Whether a tag names a radar."""
+        return any(
+            name.upper() in _SAR_TAG_NAMES
+            or (_SAR_TAG_PLACES.search(name) and _SAR_TAG_WORDS.search(value))
+            for name, value in self.tags.items()
+        )
 
     def are_complex(self, bands: tuple[int, ...]) -> bool:
         """Whether some of the bands hold complex numbers."""
@@ -104,7 +122,7 @@ class BandFacts:
 
     def _by_word(self) -> tuple[int, ...]:
         """Red, green and blue that are called so."""
-        names = {self.descriptions[index - 1].strip().lower(): index for index in self.data}
+        names = self._indices
         found = [
             names.get(colour)  # before coastal blue and green I
             or next((i for i in self.data if word.search(self.descriptions[i - 1])), 0)
@@ -114,8 +132,13 @@ class BandFacts:
 
     def _by_letter(self) -> tuple[int, ...]:
         """Red, green and blue that are called R, G and B."""
-        names = {self.descriptions[index - 1].strip().lower(): index for index in self.data}
+        names = self._indices
         return tuple(names[letter] for letter in "rgb") if names.keys() >= {*"rgb"} else ()
+
+    @property
+    def _indices(self) -> dict[str, int]:
+        """The first band of every name."""
+        return {self.descriptions[i - 1].strip().lower(): i for i in reversed(self.data)}
 
     def _by_code(self) -> tuple[int, ...]:
         """Red, green and blue by the numbers that their satellite gives bands."""
@@ -132,9 +155,12 @@ class BandFacts:
         }
 
     def names_infrared(self, bands: tuple[int, ...]) -> bool:
-        """Whether some of the bands are called infrared, or by a number that no colour has."""
+        """Whether some of the bands are called infrared; where nothing says that they are colours,
+        also by a number that no colour has.
+        """
         beyond = {index for number, index in self._codes().items() if number >= _INFRARED_FROM}
-        return any(b in beyond or _INFRARED.search(self.descriptions[b - 1]) for b in bands)
+        words = any(_INFRARED.search(self.descriptions[b - 1]) for b in bands)
+        return words or (bands != self.by_colour() and not beyond.isdisjoint(bands))
 
     @property
     def _names(self) -> str:
@@ -218,21 +244,19 @@ def sensor_by_facts(facts: BandFacts, wanted: tuple[int, ...] = ()) -> str | Non
         return "sar"
     if facts.by_colour():
         return "optical"
-    if _tags_say_sar(facts.tags):
-        if len(facts.data) > 2:
-            logger.warning(
-                "read as radar by what its tags say, though it has %d bands without names of "
-                "polarisations; if it is none, say --sensor optical",
-                len(facts.data),
-            )
+    if facts.tags_say_sar:
         return "sar"
     return "optical" if len(facts.data) > 2 else None
 
 
 def is_named_as_radar(facts: BandFacts, name: str) -> bool:
-    """Whether a file of one or two grey bands has a name as radar products have."""
+    """Whether a file of one or two grey bands has a name as radar products have: of a mission and a
+    product or polarisation, or as JAXA's mosaics.
+    """
+    stem = name.rpartition(".")[0] or name
     is_grey = len(facts.data) <= 2 and not facts.by_colour()
-    return is_grey and bool(_POLARISATION.search(name) or _SAR_TAG_WORDS.search(name))
+    is_product = _MISSION.search(stem) and _PRODUCT.search(stem)
+    return is_grey and bool(is_product or _MOSAIC.search(stem))
 
 
 def sensor_by_values(raw: NDArray[Any], valid: NDArray[np.bool_]) -> str:
@@ -303,12 +327,3 @@ def _first_bands(facts: BandFacts, sensor: str | None) -> tuple[int, ...]:
             ",".join(map(str, facts.data[:3])),
         )
     return facts.data[:3]
-
-
-def _tags_say_sar(tags: Mapping[str, str]) -> bool:
-    for name, value in tags.items():
-        if name.upper() in _SAR_TAG_NAMES:
-            return True
-        if _SAR_TAG_PLACES.search(name) and _SAR_TAG_WORDS.search(value):
-            return True
-    return False

@@ -19,6 +19,7 @@ from segearth_cli.scores import IGNORED
 
 COLOURS_FROM = 3  # bands on, a label is an RGB picture
 _MOST_NAMED = 3  # unknown colours
+_TOO_DARK = -1  # no colour: what is neither black nor white in a mask
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
             pixel of any of them has a label.
     """
     strange: Counter[int] = Counter()
-    pixels = labelled = masked = 0
+    pixels = labelled = 0
+    has_masked = False
     bar = tqdm(
         samples, unit="label", desc="labels", disable=None if progress else True, leave=False
     )
@@ -45,8 +47,8 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
         check_shapes(sample, _size_of(str(sample.image)), truth.shape)
         pixels += truth.size
         labelled += int(np.count_nonzero(truth != IGNORED))
-        masked += int(sample.layout.grey is None or truth.any())
-    if not masked:
+        has_masked |= sample.layout.grey is None or bool(truth.any())
+    if strange.pop(_TOO_DARK, 0) and not has_masked:
         logger.warning(
             "no mask in %s has a value of %s or more, from where on pixels are %s; where 1 is "
             "meant, set grey = 1",
@@ -113,7 +115,8 @@ def read_label(
     Args:
         sample: an image and its label.
         dataset: whose protocol says what values and colours mean.
-        strange: takes up the pixels of every colour that is no class's, as 0xRRGGBB.
+        strange: takes up the pixels of every colour that is no class's, as 0xRRGGBB; of a mask
+            those that are neither black nor white, as ``_TOO_DARK``.
 
     Raises:
         SceneError: it cannot be read, or holds a value that is no class.
@@ -128,7 +131,10 @@ def read_label(
             raise SceneError(f"cannot read {source}: {damage(error)}") from error
     if sample.layout.grey is not None:
         least = 1 if is_bit else sample.layout.grey
-        mask: NDArray[np.uint8] = (bands.mean(axis=0) >= least).astype(np.uint8)
+        grey = bands.mean(axis=0)
+        if strange is not None:
+            strange[_TOO_DARK] += int(((grey > 0) & (grey < least)).sum())
+        mask: NDArray[np.uint8] = (grey >= least).astype(np.uint8)
         return mask
     if len(bands) >= COLOURS_FROM:
         return _of_colours(bands[:3], dataset, source, strange)

@@ -268,7 +268,7 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
         if of_box is None or not of_box.is_geographic:
             raise UsageError(no_box(box))
         box = (box[0], box[1], box[2] + _TURN, box[3])
-    if grid.is_in_pixels and box[3] <= 0:  # as GIS show it, and maps of it have it
+    if grid.is_in_pixels and -box[1] > box[3]:  # as GIS show it, and maps of it have it
         box = (box[0], -box[3], box[2], -box[1])
     bounds = grid.bounds
     shown = bounds

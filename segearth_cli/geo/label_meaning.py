@@ -11,6 +11,8 @@ from segearth_cli.names import is_number, listed, plain_label, plain_name
 from segearth_cli.options import BACKGROUND_NAMES, CompareOptions, TuneOptions
 from segearth_cli.scores import IGNORED
 
+_MOST_NAMED = 8  # unknown values
+
 
 @dataclass(frozen=True)
 class LabelMeaning:
@@ -139,10 +141,12 @@ class LabelMeaning:
             if any(code in named for code in unknown):
                 raise self._refusal([own for code, own in named.items() if code not in codes], path)
             if unknown:
+                numbers = [*map(str, unknown)]
+                few = len(unknown) <= _MOST_NAMED
                 raise UsageError(
-                    f"{path} holds {listed([*map(str, unknown)])}, which "
-                    f"{'is' if len(unknown) == 1 else 'are'} none of the classes {self.shown}; say "
-                    f"--label-values {unknown[0]}=CLASS or --ignore {','.join(map(str, unknown))}"
+                    f"{path} holds {listed(numbers)}, which {'are' if numbers[1:] else 'is'} none "
+                    f"of the classes {self.shown}; say --label-values {numbers[0]}=CLASS"
+                    + (f" or --ignore {','.join(numbers)}" if few else ",...,*=CLASS")
                 )
             return [codes.get(code, self.rest) for code in found]
 

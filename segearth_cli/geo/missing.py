@@ -14,7 +14,6 @@ _SHARE = 0.01  # of the pixels: fewer of one value are not worth a word
 _ODD = 1e-4  # of the pixels: so few may have any value
 _GAP = 0.01  # of the range of nearly all: between 0 that is missing data and the darkest pixels
 _STEPS = 3  # of the data's own: a gap is wider
-_LOOKED_AT = 256  # pixels a side of an alpha band
 _MOST_BETWEEN = 0.5  # share of an alpha band that is neither transparent nor opaque
 _CODES = (-9999.0, -32767.0, -32768.0, -999.0)  # by which programs usually mark missing data
 
@@ -153,10 +152,7 @@ def warn_of_alpha(region: Region, band: int) -> None:
 
     GDAL calls the fourth of four byte bands alpha unless it is told otherwise.
     """
-    height, width = (
-        min(int(side), _LOOKED_AT) for side in (region.window.height, region.window.width)
-    )
-    values = region.dataset.read(region.alpha, window=region.window, out_shape=(height, width))
+    values = region.alpha_values()
     between = (values > values.min()) & (values < values.max())
     if between.mean() > _MOST_BETWEEN:
         logger.warning(

@@ -100,6 +100,13 @@ class Scene:
         return self.scaling.sensor
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether these are a radar's power or decibels, which other scenes' can be compared to."""
+        is_float = np.dtype(self._region.dataset.dtypes[0]).kind == "f"
+        is_amplitude = self.scaling.decibels == sensors.OF_AMPLITUDE
+        return self.sensor == "sar" and not is_amplitude and (is_float or bool(self._region.scales))
+
+    @property
     def description(self) -> str:
         """Bands and scaling in one line, for logs and tags."""
         bands = ",".join(map(str, self.bands))
@@ -140,8 +147,9 @@ class Scene:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return image and valid of a window, decimated to a shape."""
         raw, valid = self._patiently(lambda region: region.read(window, shape))
-        # a colour without red is one; the mean of two polarisations needs both
-        covered: NDArray[np.bool_] = (np.all if self.sensor == "sar" else np.any)(valid, axis=0)
+        covered: NDArray[np.bool_] = np.any(valid, axis=0)  # a colour without red is one
+        if self.sensor == "sar":  # and the mean of two polarisations needs both
+            covered &= np.all(valid | self._region.may_be_dark(raw), axis=0)
         image, holds_data = sensors.prepare(raw, covered, self.scaling)
         return image, holds_data & self._region.inside(window, shape)
 
@@ -229,9 +237,7 @@ def _open_once(
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
-            virtual, channels, alpha = picked_bands(
-                src, source, grid, facts, bands, nodata, measured=known == "sar"
-            )
+            virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, nodata)
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
         dataset = resources.enter_context(opened(source, virtual))
         own = grid
@@ -260,7 +266,7 @@ def _open_once(
             reading = found_reading(region, counted, facts, bands, sensor, full, options, prefix)
         if len(reading.bands) < len(bands):
             region = replace(region, channels=1)
-        region = replace(region, speckle=reading.speckle)
+        region = replace(region, speckle=reading.speckle, scales=reading.scales)
         again = partial(_open_once, source, options, onto, reading, prefix)
         return Scene(region, grid, reading, settings, resources.pop_all(), again)
 
@@ -284,6 +290,14 @@ def _known_sensor(facts: BandFacts, options: SceneOptions, source: str, prefix: 
     if len(wanted) == 3:
         return "optical"
     known = sensor_by_facts(facts, wanted)
+    if known == "sar" and not wanted and len(facts.data) > 2 and not facts.polarised():
+        logger.warning(
+            "%s is read as radar by its tags, though it has %d bands without names of "
+            "polarisations; if it is none, say --%ssensor optical",
+            source,
+            len(facts.data),
+            prefix,
+        )
     if known is None and is_named_as_radar(facts, title_of(source)):
         logger.warning(
             "%s is read as radar by its name; if it is none, say --%ssensor optical", source, prefix

@@ -39,6 +39,25 @@ class Region:
     alpha: int | None
     shapes: tuple[Any, ...] | None
     speckle: LeeFilter | None = None
+    scales: tuple[tuple[float, float], ...] = ()  # and offsets, of what is measured; () as stored
+
+    def measured(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """Return stored values [B, h, w] as what they measure."""
+        if not self.scales:
+            return raw
+        scale, offset = np.array(self.scales).T[:, :, None, None]
+        measured: NDArray[np.float32] = (raw * scale + offset).astype(np.float32)
+        return measured
+
+    def may_be_dark(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return where values [B, h, w] are 0 of whole numbers as they are stored: nodata, or dark.
+
+        Speckle filters leave it as it is where it is nodata.
+        """
+        if np.dtype(self.dataset.dtypes[0]).kind not in "iu":
+            return np.zeros(raw.shape, bool)
+        dark: NDArray[np.bool_] = raw == self.measured(np.zeros((len(raw), 1, 1), np.float32))
+        return dark
 
     def read(self, window: Window, shape: tuple[int, int]) -> Sample:
         """Return raw and validity, both [B, h, w], of a window, decimated to a shape.
@@ -65,13 +84,7 @@ class Region:
 
     def _read(self, window: Window, shape: tuple[int, int]) -> Sample:
         indexes = list(range(1, self.channels + 1))
-        absolute = Window(
-            window.col_off + self.window.col_off,
-            window.row_off + self.window.row_off,
-            window.width,
-            window.height,
-        )
-        options = {"window": absolute, "resampling": Resampling.nearest}
+        options = {"window": self._in_file(window), "resampling": Resampling.nearest}
         try:
             raw = self.dataset.read(indexes, out_shape=(self.channels, *shape), **options)
             masks = self.dataset.read_masks(indexes, out_shape=(self.channels, *shape), **options)
@@ -82,7 +95,24 @@ class Region:
             raise SceneError(f"cannot read {self.source}: {damage(error)}") from error
         if raw.dtype.kind == "f":
             raw[(raw < -_BEYOND_DATA) | (raw > _BEYOND_DATA)] = np.nan
-        return raw, valid
+        return self.measured(raw), valid
+
+    def _in_file(self, window: Window) -> Window:
+        """Return a window of the region as one of the dataset."""
+        left, top = window.col_off + self.window.col_off, window.row_off + self.window.row_off
+        return Window(left, top, window.width, window.height)
+
+    def alpha_values(self) -> NDArray[Any]:
+        """Return some of the alpha band's values, from all over the region."""
+        windows = [*self._lattice()][:: _LATTICE + 1]  # along a diagonal
+        parts = []
+        for window in windows:
+            try:
+                alpha = self.dataset.read(self.alpha, window=self._in_file(window))
+                parts.append(alpha.ravel())
+            except GDAL_ERRORS as error:
+                raise SceneError(f"cannot read {self.source}: {damage(error)}") from error
+        return np.concatenate(parts)
 
     def inside(self, window: Window, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """Return which pixels of a window, decimated to a shape, have their centre in a polygon.

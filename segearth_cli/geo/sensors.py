@@ -143,7 +143,8 @@ def _percentiles(values: NDArray[np.float64], low: float, high: float) -> tuple[
     return first - margin, first + margin
 
 
-_DECIBELS_OF = {"decibels": 0, "power": 10, "amplitude": 20}  # factor of the logarithm
+OF_AMPLITUDE = 20
+_DECIBELS_OF = {"decibels": 0, "power": 10, "amplitude": OF_AMPLITUDE}  # factor of the logarithm
 _CALIBRATED = ("decibels", "power")  # units that say how bright the ground is
 _FEW_POSITIVE = 0.1  # share of the values: power less its noise has more, decibels have fewer
 

@@ -74,8 +74,8 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
     """Open a raster, or what is made of it; raises SceneError for what is none."""
     if virtual is None and (files := stack_files(source)) is not None:
         virtual = band_stack(files)
-    if virtual is None and is_path(source) and _is_pipe(source):
-        raise SceneError(f"cannot open {source}: it is a pipe, and GDAL needs a file")
+    if virtual is None and is_path(source) and _is_stream(source):
+        raise SceneError(f"cannot open {source}: it is a pipe or a device, and GDAL needs a file")
     try:
         src = rasterio.open(virtual.text if virtual else source)
     except (*GDAL_ERRORS, ValueError) as error:
@@ -97,11 +97,13 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
             raise SceneError(f"cannot read {source}: {damage(error)}") from error
 
 
-def _is_pipe(path: str) -> bool:
+def _is_stream(path: str) -> bool:
+    """Whether something is there that is neither a file nor a folder."""
     try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _why_not(source: str, error: BaseException) -> str:
@@ -247,6 +249,8 @@ class _BandFile:
                 path=path,
                 bits=self.src.tags(band, ns="IMAGE_STRUCTURE").get("NBITS"),
                 masked=facts.alpha is not None or _has_mask(self.src, band),
+                scale=facts.scale_of(band),
+                unit=facts.units[band - 1],
             )
 
 
@@ -284,12 +288,10 @@ def picked_bands(
     facts: BandFacts,
     bands: tuple[int, ...],
     nodata: float | None,
-    measured: bool = False,
 ) -> tuple[VirtualRaster, int, int | None]:
     """Return the chosen bands as a virtual raster, their number, and its alpha band.
 
     A colour table is expanded, complex values become amplitudes, a mask becomes an alpha band.
-    ``measured`` applies the scales and offsets that the file declares; ``nodata`` is as stored.
     """
     virtual = VirtualRaster(_gdal_name(src, source), grid)
     if facts.colours[bands[0] - 1] == "palette" and len(bands) == 1:
@@ -303,9 +305,6 @@ def picked_bands(
         missing = src.nodatavals[band - 1] if nodata is None else nodata
         if facts.dtypes[band - 1].startswith("complex"):
             virtual.add_amplitude(band, facts.dtypes[band - 1], missing)
-            continue
-        if measured and facts.scale_of(band) != (1.0, 0.0):
-            virtual.add_scaled(band, *facts.scale_of(band), missing)
             continue
         if missing is None and np.dtype(dtype).kind == "f":
             missing = math.nan

@@ -23,11 +23,13 @@ class Reading:
         bands: the file's 1-based bands.
         scaling: of their values.
         speckle: the filter before it; None without.
+        scales: and offsets that a radar's stored values have, before both; () without.
     """
 
     bands: tuple[int, ...]
     scaling: sensors.Scaling
     speckle: LeeFilter | None = None
+    scales: tuple[tuple[float, float], ...] = ()
 
 
 def found_reading(
@@ -42,9 +44,12 @@ def found_reading(
 ) -> Reading:
     """Return how the scene's values are read, by a sample of them."""
     stretch = sensors.parse_stretch(options.stretch, prefix)
-    dtype = region.dataset.dtypes[0]
     region, bands, sample = _settled(region, bands, sample, sensor, options)
     unit, speckle = "auto", None
+    if sensor == "sar" and any(facts.scale_of(band) != (1.0, 0.0) for band in bands):
+        region = replace(region, scales=tuple(map(facts.scale_of, bands)))
+        sample = region.measured(sample[0]), sample[1]
+    dtype = sample[0].dtype.name
     if sensor == "sar":
         unit = _radar_unit(region.source, sample, facts, bands, dtype, options.sar_unit)
     if sensor == "sar" and options.speckle:
@@ -57,7 +62,7 @@ def found_reading(
     )
     if sensor == "optical":
         _warn_about_stretch(stretch, sample, region.source, facts.scale_of(bands[0]), prefix)
-    return Reading(bands, scaling, speckle)
+    return Reading(bands, scaling, speckle, region.scales)
 
 
 def _warn_about_stretch(

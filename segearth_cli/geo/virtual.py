@@ -81,10 +81,13 @@ class VirtualRaster:
         path: str | None = None,
         bits: str | None = None,
         masked: bool = False,
+        scale: tuple[float, float] = (1.0, 0.0),
+        unit: str = "",
     ) -> None:
         """Add a band as it is, with what labels it; maybe from another ``path``, on this grid.
 
-        ``bits`` are those in use, as GDAL's NBITS; ``masked`` takes the band's mask too.
+        ``bits`` are those in use, as GDAL's NBITS; ``masked`` takes the band's mask too. What is
+        measured is the value times ``scale``, plus its second number, in a ``unit``.
         """
         band = self._band(_GDAL_TYPES[dtype])
         if bits:
@@ -94,6 +97,11 @@ class VirtualRaster:
             ET.SubElement(band, "Description").text = description
         if nodata is not None:
             ET.SubElement(band, "NoDataValue").text = _number(nodata)
+        if unit:
+            ET.SubElement(band, "UnitType").text = unit
+        if scale != (1.0, 0.0):
+            ET.SubElement(band, "Offset").text = _number(scale[1])
+            ET.SubElement(band, "Scale").text = _number(scale[0])
         if colours:
             ET.SubElement(band, "ColorInterp").text = "Palette"
             table = ET.SubElement(band, "ColorTable")
@@ -108,18 +116,6 @@ class VirtualRaster:
         if masked:
             mask = ET.SubElement(ET.SubElement(band, "MaskBand"), "VRTRasterBand", _MASK)
             self._source(mask, "SimpleSource", f"mask,{source_band}", path)
-
-    def add_scaled(
-        self, source_band: int, scale: float, offset: float, nodata: float | None
-    ) -> None:
-        """Add what a band measures, float32: value x scale + offset; ``nodata`` is its own."""
-        band = self._band("Float32")
-        ET.SubElement(band, "NoDataValue").text = _number(math.nan)
-        source = self._source(band, "ComplexSource", source_band)
-        ET.SubElement(source, "ScaleOffset").text = _number(offset)
-        ET.SubElement(source, "ScaleRatio").text = _number(scale)
-        if nodata is not None:
-            ET.SubElement(source, "NODATA").text = _number(nodata)
 
     def add_amplitude(self, source_band: int, dtype: str, nodata: float | None = None) -> None:
         """Add the absolute value of a complex band, float32; ``nodata`` is the band's own."""

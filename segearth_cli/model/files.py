@@ -1,5 +1,6 @@
 """Files of weights and descriptions: read, checked, digested."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -88,10 +89,11 @@ def _check_saved(path: Path) -> None:
             ".safetensors; give the file that holds the weights"
         )
     if is_archive:
-        with zipfile.ZipFile(path) as archive:
-            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if is_program:  # as OpenAI publishes CLIP
-            save = f"torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt')"
+        names: list[str] = []
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):  # as OpenAI publishes CLIP
+            save = f"torch.save(torch.jit.load({str(path)!r}, 'cpu').state_dict(), 'weights.pt')"
             raise ModelError(
                 f"{path} is a TorchScript program, which could do anything; if you trust it, save "
                 f'its weights alone, python -c "import torch; {save}", and give weights.pt'

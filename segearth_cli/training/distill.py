@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segearth_cli.errors import UsageError
-from segearth_cli.geo.bands import polarisation_of
+from segearth_cli.geo.bands import named_bands, polarisation_of
 from segearth_cli.geo.pairs import read_head
+from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.sensors import parse_stretch
+from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import save_model_folder
@@ -83,14 +85,24 @@ def plain_encoder(visual: nn.Module) -> DenseEncoder:
     return DenseEncoder(visual, "vanilla", residual=True)
 
 
-def _radar_seen(scene: SceneOptions) -> SceneOptions:
-    """The options of the radar images with the polarisation and decibels that they name."""
+def _as_shown(scene: SceneOptions, source: str) -> SceneOptions:
+    """The options of radar images, of which ``source`` is one, with what others are to be like: the
+    polarisation of the bands that they name, and the decibels of the values.
+
+    Amplitudes have no decibels that another product's could be compared with.
+    """
     stretch = parse_stretch(scene.stretch, "sar-")
     if scene.bands:
-        scene = replace(scene, polarisation=polarisation_of(scene.bands))
+        with environment(gdal_settings(source)), opened(source) as src:
+            facts = band_facts(src)
+        names = tuple(facts.descriptions[b - 1] for b in named_bands(facts, scene.bands, "sar-"))
+        polarisation = polarisation_of(names) or polarisation_of(scene.bands)
+        scene = replace(scene, polarisation=polarisation)
     if stretch.kind != "auto":
         span = (stretch.low, stretch.high) if stretch.kind == "values" else None
-        scene = replace(scene, radar_db=span)
+        with open_scene(source, scene, prefix="sar-") as opened_scene:
+            is_calibrated = opened_scene.is_calibrated
+        scene = replace(scene, radar_db=span if is_calibrated else None)
     return scene
 
 
@@ -107,7 +119,8 @@ class Distillation:
         self.options = options
         parse_stretch(options.optical_scene.stretch)
         self.model = Pretrained(options, device)
-        self.sar_scene = _radar_seen(self.model.folder.card.radar_read(options.sar_scene))
+        parse_stretch(options.sar_scene.stretch, "sar-")
+        self.sar_scene = self.model.folder.card.radar_read(options.sar_scene)
         scenes = (options.optical_scene, self.sar_scene)
         visual = copy.deepcopy(self.model.visual).requires_grad_(True)
         self.module = Student(visual, options.temperature, options.checkpointing).to(device)
@@ -128,6 +141,7 @@ class Distillation:
             options.optical_scene,
             one_file=all(bands) and len(bands) == 2,
         )
+        self.sar_scene = _as_shown(self.sar_scene, self.sources.train[0].sources[1])
         if options.batch_size == 1:
             logger.warning(
                 "--batch-size 1 leaves nothing to tell a pair from: contrast is 0, and only token "

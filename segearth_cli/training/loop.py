@@ -92,7 +92,7 @@ def train(
         What the run came to; nothing where another process says it.
 
     Raises:
-        Stopped: by Ctrl-C or SIGTERM; everything is saved.
+        Stopped: by Ctrl-C, SIGTERM or a lost terminal; everything is saved.
         TrainingError: the loss is no number, or the checkpoint is another run's.
         SegEarthError: data, model or output cannot be used.
     """
@@ -260,9 +260,11 @@ def or_raised(parts: Iterable[Batch | SegEarthError]) -> Iterator[Batch]:
 
 
 def leave_interrupts_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: readers must go on until the step is done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Ctrl-C and its end reach all processes of a terminal: readers must go on until the step is
+    done.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def take_step(
@@ -335,12 +337,18 @@ def measure(run: Run, trainee: Trainee) -> None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM add their numbers to; a second one does not wait."""
+    """A list that signals add their numbers to; a second one does not wait.
+
+    But that a terminal is gone comes twice, from its shell and from the system.
+    """
     came: list[int] = []
+    lost = getattr(signal, "SIGHUP", None)
 
     def ask(number: int, frame: Any) -> None:
-        if came:
+        if came and number != lost:
             raise KeyboardInterrupt
+        if came:
+            return
         logger.warning("stopping after this step; once more stops at once, without saving")
         came.append(number)
 

@@ -79,7 +79,7 @@ def region_distance(optical: Tensor, sar: Tensor, regions: int) -> Tensor:
 
 
 def _parts(side: int, count: int, like: Tensor) -> Tensor:
-    """What takes the mean of each of ``count`` parts of a side: count x side."""
+    """What takes the mean of each of ``count`` parts, at most ``side``, of a side: count x side."""
     part = torch.arange(side, device=like.device) * count // side
     is_own = (part == torch.arange(count, device=like.device)[:, None]).to(like.dtype)
     return is_own / is_own.sum(dim=1, keepdim=True)
