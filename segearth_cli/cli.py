@@ -353,8 +353,8 @@ def segment_command(
         float,
         map_option(
             metavar="METRES",
-            help="Simplify outlines by this much, after --min-area; shared borders stay shared, "
-            "areas change a little.",
+            help="Drop corners whose triangle is smaller than this squared, after --min-area; "
+            "outlines move by up to three times as much, shared borders stay shared.",
         ),
     ] = SegmentOptions.simplify,
     co: Annotated[

@@ -110,9 +110,9 @@ def check_outputs(read: Collection[FileId], options: SegmentOptions) -> None:
         vector.require_vector_support(path)
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
+        check_length(path)
         if path.exists() and not path.is_file():
             raise OutputError(f"{path} is a pipe or a device; name a file")
-        check_length(path)
         files = files_of(path)
         for file in files:
             with contextlib.suppress(OSError):  # of a link to nowhere

@@ -254,7 +254,7 @@ def _assets(
         suffix = Path(name).suffix.lower()
         if name == "-" or name.endswith(STAC_SUFFIX):
             continue
-        asset: dict[str, Any] = {"href": _relative(name, folder), "type": MEDIA_TYPES[suffix]}
+        asset: dict[str, Any] = {"href": _uri(name, folder), "type": MEDIA_TYPES[suffix]}
         if name == options.probabilities:
             key, asset["roles"] = "probabilities", ["data"]
         elif suffix == ".png":
@@ -272,9 +272,14 @@ def _assets(
 
 
 def _relative(name: str, folder: Path) -> str:
-    """A file's place as a URI seen from the Item; what is no file on a disk stays as it is."""
+    """A scene's place as a URI seen from the Item; what is no file on a disk stays as it is."""
     if not is_path(name) or ('"' in name and not os.path.exists(name)):
         return name
+    return _uri(name, folder)
+
+
+def _uri(name: str, folder: Path) -> str:
+    """A file's place as a URI seen from the Item."""
     try:
         path = os.path.relpath(name, folder)
     except ValueError:  # another drive of Windows

@@ -226,18 +226,58 @@ def test_more_classes_than_a_byte_holds(tmp_path):
     assert sorted(frame.class_name) == ["class 255", "class 256", "class 299"]
 
 
+def area_on_the_ground(frame, pieces=4096):
+    """Of the first polygon, whose edges are straight in its coordinate system."""
+    geometry = frame.geometry[:1]
+    longest = max(np.ptp(geometry.total_bounds[::2]), np.ptp(geometry.total_bounds[1::2]))
+    fine = shapely.segmentize(geometry.to_numpy(), longest / pieces)
+    lon_lat = geopandas.GeoSeries(fine, crs=frame.crs).to_crs("EPSG:4326")[0]
+    return abs(Geod(ellps="WGS84").geometry_area_perimeter(lon_lat)[0])
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        (3857, Affine(20_000, 0, -4e6, 0, -20_000, 4e6)),  # the equator in the middle
+        (3413, Affine(12_000, 0, -2.4e6, 0, -12_000, 2.4e6)),
+        (32632, Affine(5_000, 0, -500_000, 0, -5_000, 6e6)),
+        (4326, Affine(0.0125, 0, 10, 0, -0.0125, 62)),
+    ],
+)
+def test_areas_of_large_scenes_are_those_of_the_ground(tmp_path, crs, transform):
+    classes = np.zeros((400, 400))
+    classes[1] = 1  # along an edge: long and thin
+    frame = make(tmp_path, classes, Grid(400, 400, transform, CRS.from_epsg(crs)))
+    assert frame.area_m2[0] == pytest.approx(area_on_the_ground(frame), rel=1e-3)
+
+
+@pytest.mark.parametrize(("pixel", "decimals"), [(0.5, 7), (0.05, 8), (0.01, 9)])
+def test_geojson_of_fine_pixels_keeps_their_outlines(tmp_path, pixel, decimals):
+    classes = np.random.default_rng(0).integers(0, 4, (40, 40))
+    grid = Grid(40, 40, Affine(pixel, 0, 691_000, 0, -pixel, 5.3e6), CRS.from_epsg(32632))
+    paths = (tmp_path / "classes.tif", tmp_path / "confidence.tif")
+    frames = Polygons(
+        write_raster(paths[0], classes.astype(np.uint8), grid, 255),
+        write_raster(paths[1], np.full((40, 40), 80, np.uint8), grid, 255),
+        LEGEND, grid, source="scene.tif",
+    )  # fmt: skip
+    assert frames.decimals == decimals
+    write_vector(frames, tmp_path / "map.geojson", LEGEND)
+    back = geopandas.read_file(tmp_path / "map.geojson")
+    assert back.is_valid.all()
+    areas = back.to_crs(32632).area
+    np.testing.assert_allclose(areas, back.area_m2, rtol=0.1)
+
+
 def test_area_is_geodesic_in_degrees_and_true_in_web_mercator_and_feet(tmp_path):
     classes = np.ones((4, 4))
     degrees = Grid(4, 4, Affine(0.001, 0, 10, 0, -0.001, 60), CRS.from_epsg(4326))
     frame = make(tmp_path, classes, degrees)
-    expected = abs(Geod(ellps="WGS84").geometry_area_perimeter(frame.geometry[0])[0])
-    assert frame.area_m2[0] == pytest.approx(expected, rel=1e-12)
+    assert frame.area_m2[0] == pytest.approx(area_on_the_ground(frame), rel=1e-9)
 
     mercator = Grid(4, 4, Affine(100, 0, 1.1e6, 0, -100, 8.4e6), CRS.from_epsg(3857))
     frame = make(tmp_path, classes, mercator)
-    lon_lat = frame.to_crs("EPSG:4326").geometry[0]
-    expected = abs(Geod(ellps="WGS84").geometry_area_perimeter(lon_lat)[0])
-    assert frame.area_m2[0] == pytest.approx(expected, rel=1e-9)
+    assert frame.area_m2[0] == pytest.approx(area_on_the_ground(frame), rel=1e-9)
     assert frame.area_m2[0] < 0.3 * frame.geometry[0].area
 
     feet = Grid(4, 4, Affine(3, 0, 6e6, 0, -3, 2e6), CRS.from_epsg(2229))

@@ -46,7 +46,10 @@ logger = logging.getLogger(__name__)
 
 Frames = Iterable[geopandas.GeoDataFrame]  # polygons, some at a time, as `Polygons` yields them
 
-_DECIMALS = 7  # of a degree: RFC 7946's advice, a centimetre
+_DECIMALS = 7  # of a degree, at least: RFC 7946's advice, a centimetre
+_PARTS = 20  # of a pixel that decimals must tell apart
+_METRES = 111_320  # of a degree
+_PIECES = 256  # of the scene's extent: edges that are measured on the ground are no longer than one
 _LONGEST_IN_DBF = 254  # bytes of a text
 _STEPS = 16  # along an edge: less than half the Earth each
 _PROBE = 4096  # bytes: one block of a disk
@@ -57,7 +60,7 @@ class Polygons:
 
     Iterating yields one GeoDataFrame or more, a strip's worth of regions each, whose columns are
     ``class_id``, ``class_name``, ``area_m2`` (of the polygon as returned: geodesic where the CRS is
-    geographic or stretches lengths by over 1 %, planar elsewhere, NaN without a CRS),
+    geographic or stretches lengths of the scene by over 1 %, planar elsewhere, NaN without a CRS),
     ``confidence`` (mean over the region's pixels, 0 to 1), ``source``, ``geometry`` in the grid's
     CRS. Without georeferencing x is the column and y minus the row, as QGIS shows such a raster.
 
@@ -88,6 +91,11 @@ class Polygons:
         self._source = source
         self._simplify_m = simplify_m
         self._only: geopandas.GeoDataFrame | None = None  # where there is but one
+
+    @property
+    def decimals(self) -> int:
+        """Of a degree, that coordinates need for polygons to stay what they are."""
+        return max(_DECIMALS, math.ceil(math.log10(_PARTS * _METRES / (self._grid.gsd_m or 1.0))))
 
     def __iter__(self) -> Iterator[geopandas.GeoDataFrame]:
         """Trace the raster, unless one frame held everything the last time."""
@@ -160,9 +168,14 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
     unit = unit_of(crs)
     if not crs.is_geographic and not _stretches(grid, crs, unit):
         return np.asarray(shapely.area(rings.geometry()) * unit**2)
-    lon, lat = degrees(crs, *rings.xy.T)
+    # straight in the CRS is not straight on the ground: by pieces the difference is small
+    left, bottom, right, top = grid.bounds
+    longest = max(right - left, top - bottom) / _PIECES
+    pieces = shapely.segmentize(rings.geometry(), longest)
+    _, xy, (ring_offsets, _) = shapely.to_ragged_array(pieces)
+    lon, lat = degrees(crs, *xy.T)
     geod = crs.get_geod() or Geod(ellps="WGS84")
-    ends = rings.ring_offsets.tolist()
+    ends = ring_offsets.tolist()
     areas = [
         geod.polygon_area_perimeter(lon[start:stop], lat[start:stop])[0]
         for start, stop in pairwise(ends)
@@ -171,8 +184,10 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
 
 
 def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
-    """Whether the projection draws lengths too long or short at the scene's centre."""
-    xs, ys = _ground(np.array([[grid.width / 2, grid.height / 2]]), grid).T
+    """Whether the projection draws lengths too long or short anywhere in the scene."""
+    thirds = np.linspace(0, 1, 3)
+    places = np.stack(np.meshgrid(thirds * grid.width, thirds * grid.height), axis=-1)
+    xs, ys = _ground(places.reshape(-1, 2), grid).T
     across, up, _ = metres_per_unit(crs, xs, ys)
     return bool((across != unit).any() or (up != unit).any())
 
@@ -231,23 +246,30 @@ def write_features(frames: Frames, stream: TextIO) -> None:
 def _features(frames: Frames) -> Iterator[str]:
     """Yield GeoJSON texts as RFC 7946 has them.
 
-    WGS 84, right-handed rings, 7 decimals, cut at the antimeridian.
+    WGS 84, right-handed rings, 7 decimals or what small pixels need, cut at the antimeridian.
     """
+    decimals = frames.decimals if isinstance(frames, _Watched) else _DECIMALS
     for frame in frames:
         columns = [name for name in frame.columns if name != frame.geometry.name]
         rows = zip(*(frame[name].tolist() for name in columns), strict=True)
-        geometries = shapely.to_geojson(_lon_lat(frame.geometry))
+        geometries = shapely.to_geojson(_lon_lat(frame.geometry, decimals))
         for row, geometry in zip(rows, geometries, strict=True):
             values = [None if value != value else value for value in row]  # NaN
             properties = json.dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False)
             yield f'{{"type":"Feature","properties":{properties},"geometry":{geometry}}}'
 
 
-def _lon_lat(geometry: geopandas.GeoSeries) -> NDArray[Any]:
+def _lon_lat(geometry: geopandas.GeoSeries, decimals: int) -> NDArray[Any]:
     shapes = geometry.to_numpy()
     if geometry.crs is not None:
         shapes = _in_degrees(shapes, geometry.crs)
-    rounded = shapely.transform(shapes, lambda xy: np.round(xy, _DECIMALS) + 0.0)
+    rounded = shapely.transform(shapes, lambda xy: np.round(xy, decimals) + 0.0)
+    spoilt = ~shapely.is_valid(rounded)
+    spoilt[spoilt] = shapely.is_valid(shapes[spoilt])  # by rounding
+    for index in np.flatnonzero(spoilt).tolist():
+        parts = shapely.get_parts(shapely.make_valid(rounded[index]))
+        areas = [part for part in parts if part.geom_type in ("Polygon", "MultiPolygon")]
+        rounded[index] = shapely.union_all(areas) if areas else shapes[index]
     return np.asarray(shapely.orient_polygons(rounded))
 
 
@@ -434,11 +456,13 @@ def _layer_name(name: str) -> str:
 class _Watched:
     """Frames on their way into a file: an error may be of their making or of writing them.
 
-    Closing lets go of the files that they are made of. ``as_geojson``: they are written in degrees.
+    Closing lets go of the files that they are made of. ``as_geojson``: they are written in degrees,
+    with so many ``decimals``.
     """
 
     def __init__(self, frames: Frames, name: str, as_geojson: bool) -> None:
         self.are_being_made = False
+        self.decimals = frames.decimals if isinstance(frames, Polygons) else _DECIMALS
         self._frames = self._passed_on(frames, name, as_geojson)
 
     def __iter__(self) -> Iterator[geopandas.GeoDataFrame]:
