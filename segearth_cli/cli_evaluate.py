@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -244,7 +245,8 @@ def show_evaluation(result: EvaluateResult, form: str | None, quiet: bool) -> No
     if form == "json":
         print_json(asdict(result), nan=None)
     elif form:
-        print_table(form, *_setting_table(result, FURTHER_COLUMNS if form == "csv" else ()))
+        further = FURTHER_COLUMNS if form == "csv" else ()
+        print_table(form, *_setting_table(result, further, TOLD[form]))
     if quiet:
         return
     out = terminal.console()
@@ -275,9 +277,11 @@ def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> Non
         print_json(asdict(result), nan=None)
     elif form and result.files:
         columns = ["map", *FILE_COLUMNS, "mIoU", *result.scores.names]
-        print_table(form, columns, [[one.file, *_file_cells(one)] for one in result.files])
+        files = with_all(result.files, result.scores)
+        told = TOLD[form]
+        print_table(form, columns, [[one.file, *_file_cells(one, told=told)] for one in files])
     elif form:
-        print_table(form, CLASS_COLUMNS, _class_rows(result.scores))
+        print_table(form, CLASS_COLUMNS, _class_rows(result.scores, TOLD[form]))
     if not quiet:
         terminal.console().print(_class_table(counted(result.maps, "map"), result.scores))
         _show_worst(result.files)
@@ -286,13 +290,23 @@ def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> Non
 CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
 
 
-def _class_rows(scores: Scores) -> list[list[str]]:
+def _in_full(share: float | None) -> str:
+    """A percentage for programs."""
+    return "-" if share is None or math.isnan(share) else str(round(100 * share, 6))
+
+
+TOLD = {"csv": _in_full, "markdown": terminal.percent}  # how tables have shares
+
+
+def _class_rows(
+    scores: Scores, told: Callable[[float | None], str] = terminal.percent
+) -> list[list[str]]:
     rows = [
-        [c.name, *map(terminal.percent, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
+        [c.name, *map(told, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
         for c in scores.classes
     ]
     means = (scores.miou, scores.mean_f1, None, scores.mean_accuracy)
-    return [*rows, ["mean", *map(terminal.percent, means), str(scores.pixels)]]
+    return [*rows, ["mean", *map(told, means), str(scores.pixels)]]
 
 
 def _class_table(title: str, scores: Scores) -> Table:
@@ -306,20 +320,31 @@ FILE_COLUMNS = ("pixels", "right")
 MOST_SHOWN = 10  # files, on a terminal
 
 
-def _file_cells(one: FileScores, metric: str = "mIoU") -> list[str]:
+def with_all(files: Sequence[FileScores], scores: Scores) -> list[FileScores]:
+    """The scores of every file, and those of all together."""
+    from segearth_cli.scores import FileScores
+
+    return [*files, FileScores("all", scores)]
+
+
+def _file_cells(
+    one: FileScores,
+    metric: str = "mIoU",
+    told: Callable[[float | None], str] = terminal.percent,
+) -> list[str]:
     """How an image or a map scores alone, with the IoU of every class."""
     scores = one.scores
     return [
         str(scores.pixels),
-        terminal.percent(scores.accuracy),
-        *_score_cells(scores, metric),
+        told(scores.accuracy),
+        *_score_cells(scores, metric, told),
     ]
 
 
-def _score_cells(scores: Scores, metric: str) -> list[str]:
+def _score_cells(scores: Scores, metric: str, told: Callable[[float | None], str]) -> list[str]:
     """The score that the table is about, and the IoU of every class."""
     shares = (scores.of(metric), *(of_class.iou for of_class in scores.classes))
-    return [*map(terminal.percent, shares)]
+    return [*map(told, shares)]
 
 
 def _show_worst(files: Sequence[FileScores]) -> None:
@@ -344,12 +369,13 @@ FURTHER_COLUMNS = (
     "precision",
     "exact",
     "model_digest",
+    "upsampler_digest",
     "version",
 )
 
 
 def _setting_table(
-    result: EvaluateResult, further: Sequence[str]
+    result: EvaluateResult, further: Sequence[str], told: Callable[[float | None], str]
 ) -> tuple[list[str], list[list[str]]]:
     """A row for each setting, or each image by it, with the IoU of every class.
 
@@ -361,9 +387,10 @@ def _setting_table(
         setting = _setting_cells(row)
         more = ["-" if (v := getattr(row, name)) is None else str(v) for name in further]
         if row.files:
-            rows += [[one.file, *setting, *_file_cells(one, metric), *more] for one in row.files]
+            files = with_all(row.files, row.scores)
+            rows += [[one.file, *setting, *_file_cells(one, metric, told), *more] for one in files]
         else:
-            rows.append([*setting, *_score_cells(row.scores, metric), *more])
+            rows.append([*setting, *_score_cells(row.scores, metric, told), *more])
     scores = [*SETTING_COLUMNS, metric, *names]
     if result.rows[0].files:
         scores = ["image", *SETTING_COLUMNS, *FILE_COLUMNS, metric, *names]

@@ -34,7 +34,9 @@ from segearth_cli.geo.dataset_maps import DatasetMaps
 from segearth_cli.geo.datasets import Dataset, Sample, find_samples, pieces, read_dataset
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import open_scene
+from segearth_cli.geo.recorded import to_tags
 from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.model.files import file_digest
 from segearth_cli.model.folder import load_clip
 from segearth_cli.model.prompts import class_colours
 from segearth_cli.model.segmenter import (
@@ -52,6 +54,7 @@ from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions, SceneOptions
 from segearth_cli.scores import IGNORED, Confusion, FileScores, Scores
 from segearth_cli.segment import warn_of_radar_options, warn_of_sensor, warn_of_window
+from segearth_cli.stream import warn_of_words
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Row:
     precision: str
     exact: bool
     model_digest: str
+    upsampler_digest: str | None  # sha256 of its file; None of bilinear
     version: str  # of segearth
     scores: Scores
     files: tuple[FileScores, ...]  # each image's, where they were asked for
@@ -85,6 +89,7 @@ class EvaluateResult:
     metric: str
     paper_score: float | None  # percent, of the paper's model
     images: int
+    classes: tuple[tuple[str, ...], ...]  # and the words they are looked for by
     rows: tuple[Row, ...]
     seconds: float
 
@@ -122,7 +127,12 @@ def measure(
             f"--threshold: no class of {dataset.name} is the background that uncertain pixels "
             "become; leave it out, or name one in background_index"
         )
-    every = [settings_of(name, dataset, options) for name in dict.fromkeys(options.models)]
+    asked = [*dict.fromkeys(options.models)]
+    every = [settings_of(name, dataset, options) for name in asked]
+    called = [settings[0].name for settings in every]
+    for place, name in enumerate(asked):
+        if called.count(called[place]) > 1:  # what was asked for tells them apart
+            every[place] = [replace(one, name=name) for one in every[place]]
     warn_of_mismatch(dataset, every, options)
     maps = None if options.maps is None else maps_into(options.maps, dataset, samples)
     if maps is not None and sum(map(len, every)) * len(options.long_sides or (0,)) > 1:
@@ -145,6 +155,7 @@ def measure(
         metric=dataset.metric,
         paper_score=dataset.paper_score,
         images=len(samples),
+        classes=dataset.classes,
         rows=tuple(rows),
         seconds=time.perf_counter() - started,
     )
@@ -250,12 +261,27 @@ def rows_of(
                 scores = confusion.scores(dataset.names)
                 files[key].append(FileScores(str(sample.image), scores))
         if maps is not None:
-            maps.write(sample, made)
+            maps.write(sample, made, map_tags(every[-1], sample, dataset))
         done()
     return [
         row_of(every[number], side, dataset, options, totals[side, number], files[side, number])
         for side, number in keys
     ]
+
+
+def map_tags(settings: ModelSettings, sample: Sample, dataset: Dataset) -> dict[str, str]:
+    """How a map of a dataset's image was made: no command of ``segment`` makes it again."""
+    model = {k: v for k, v in vars(settings).items() if k != "folder"}
+    return to_tags(
+        {
+            "version": __version__,
+            "source": str(sample.image),
+            "dataset": dataset.name,
+            "model": {**model, "upsampler": upsampler_name(settings)},
+            "model_digest": settings.folder.digest(),
+            "classes": dataset.classes,
+        }
+    )
 
 
 def row_of(
@@ -282,6 +308,9 @@ def row_of(
         precision=settings.precision,
         exact=settings.exact,
         model_digest=settings.folder.digest(),
+        upsampler_digest=(
+            None if settings.upsampler == "bilinear" else file_digest(Path(settings.upsampler))
+        ),
         version=__version__,
         scores=confusion.scores(dataset.names),
         files=tuple(files),
@@ -311,6 +340,7 @@ def load_variants(
     """
     folder, device = every[0].folder, pick_device(options.model.device)
     clip, tokenizer = load_clip(folder)
+    warn_of_words(every[0], dataset.queries)
     text = text_features(clip, tokenizer, dataset.queries, cache_folder() / "text", folder.digest())
     upsamplers: dict[str, Upsampler | None] = {}
     variants: list[Variant] = []

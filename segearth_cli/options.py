@@ -418,9 +418,10 @@ class TuneOptions(Typed):
         _at_least(("--samples", self.samples, 1))
         _check_label_values(self.label_values, self.ignore)
         scenes = [scene for scene, _ in self.pairs]
-        for scene in scenes:
+        places = [os.path.realpath(scene) if os.path.exists(scene) else scene for scene in scenes]
+        for scene, place in zip(scenes, places, strict=True):
             _require(
-                scenes.count(scene) == 1,
+                places.count(place) == 1,
                 f"{scene} is named twice, and scenes check each other; join its labels in one file",
             )
 

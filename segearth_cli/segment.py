@@ -222,7 +222,7 @@ def plan(
     with opened or open_for_model(source, options) as scene:
         folder = resolve_model(options.model.model, scene.sensor)
         settings = model_settings(folder, options.model, precision)
-        warn_of_words(settings, vocabulary)
+        warn_of_words(settings, vocabulary.queries)
         warn_of_scene(scene, settings, options)
         windows = window_grid(scene, settings)
         queries = len(vocabulary.queries)

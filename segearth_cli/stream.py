@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,13 +153,13 @@ def load_model(options: SegmentOptions, sensor: str) -> Model:
         settings.precision,
         segmenter.device,
     )
-    warn_of_words(settings, vocabulary)
+    warn_of_words(settings, vocabulary.queries)
     return Model(segmenter, settings, vocabulary, class_legend(vocabulary))
 
 
-def warn_of_words(settings: ModelSettings, vocabulary: Vocabulary) -> None:
+def warn_of_words(settings: ModelSettings, queries: Sequence[str]) -> None:
     """Say so when a model that knows few words is asked for others."""
-    unread = settings.folder.card.unread(vocabulary.queries)
+    unread = settings.folder.card.unread(queries)
     if unread:
         logger.warning(
             "%s has never read %s: expect an arbitrary map, or an empty one, of such words",

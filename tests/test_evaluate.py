@@ -330,15 +330,25 @@ def test_a_row_says_all_that_its_scores_depend_on(udd, tiny_model):
         "precision": "fp32",
         "exact": False,
         "model_digest": resolve_model(str(tiny_model)).digest(),
+        "upsampler_digest": None,
         "version": __version__,
     }
     assert {name: row[name] for name in expected} == expected
     table = run(*own, *more, "--csv", "-q").stdout.splitlines()
     header, cells = (line.split(",") for line in table)
     assert header[-len(expected) :] == list(expected)
-    assert cells[-len(expected) :] == [str(value) for value in expected.values()]
+    said = ["" if value is None else str(value) for value in expected.values()]
+    assert cells[-len(expected) :] == said
     row = json.loads(run(*own, "--window", "0", "--json", "-q").stdout)["rows"][0]
     assert (row["window"], row["stride"]) == (0, None)
+
+
+def test_models_of_one_name_are_called_as_they_were_asked_for(udd, tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "tiny")
+    both = ("--model", f"{tiny_model},{other},mini")
+    result = json.loads(run("--dataset", "udd5", "--root", udd, *both, "--json", "-q").stdout)
+    assert [row["model"] for row in result["rows"]] == [str(tiny_model), str(other), "mini"]
+    assert result["classes"] == [[*words] for words in read_dataset("udd5").classes]
 
 
 def test_gem_claims_no_modulated_blocks(udd, tiny_model):
@@ -362,11 +372,12 @@ def test_every_image_has_scores_of_its_own(udd, tiny_model):
     table = pandas.read_csv(io.StringIO(run(*own, *both, "--csv").stdout))
     assert [*table.columns[:9]] == ["image", *"model attention upsampler lambda".split(),
                                     "long side", "pixels", "right", "mIoU"]  # fmt: skip
-    assert table["image"].tolist() == [*map(str, names)] * 2
-    assert table["lambda"].tolist() == [0, 0, 0.3, 0.3]
-    every = [one["scores"] for row in rows for one in row["files"]]
+    assert table["image"].tolist() == [*map(str, names), "all"] * 2
+    assert table["lambda"].tolist() == [0, 0, 0, 0.3, 0.3, 0.3]
+    every = [s for row in rows for s in (*(f["scores"] for f in row["files"]), row["scores"])]
     assert table["pixels"].tolist() == [scores["pixels"] for scores in every]
-    assert table["right"].tolist() == [round(100 * scores["accuracy"], 1) for scores in every]
+    right = [100 * scores["accuracy"] for scores in every]
+    assert table["right"].tolist() == pytest.approx(right, abs=1e-6)
     shown = run(*own[:-1]).stderr
     worst = min(rows[1]["files"], key=lambda one: one["scores"]["accuracy"])
     assert Path(worst["file"]).name in shown.split("the worst first")[1].splitlines()[1]
@@ -382,6 +393,10 @@ def test_maps_of_a_dataset_score_as_it_did(tmp_path, tiny_model, name, number):
     samples = find_samples(dataset, root)
     confusion = Confusion(len(dataset.classes))
     found = sorted(maps.rglob("*.tif"))
+    with rasterio.open(found[0]) as src:
+        made_by = json.loads(src.tags()["SEGEARTH_MODEL"])
+        assert (made_by["name"], made_by["blend"]) == ("tiny", "mean")
+        assert src.tags()["SEGEARTH_DATASET"] == name
     assert {path.stem for path in found} == {sample.image.stem for sample in samples}
     for path in found:
         (sample,) = (s for s in samples if s.image.stem == path.stem)
@@ -587,6 +602,73 @@ def test_folders_may_be_absolute(udd, tiny_model, images, labels):
         ("one.JPG", True),
         ("two.JPG", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (None, "cannot read the list"),
+        (["one", "three"], r"val\.txt names three, and no image is called so"),
+        (["one"], ["val/src/one.JPG"]),
+        (["val/src/two.JPG", "val/src/one"], ["val/src/one.JPG", "val/src/two.JPG"]),
+    ],
+)
+def test_a_dataset_of_ones_own_is_what_its_list_names(udd, names, found):
+    content = {
+        "classes": ["a", "b", "c", "d", "e"],
+        "images": "*/src",
+        "labels": "*/gt",
+        "image_suffix": ".JPG",
+        "list": "val.txt",
+    }
+    (udd / "own.json").write_text(json.dumps(content))
+    if names:
+        (udd / "val.txt").write_text("\n".join(names))
+    if isinstance(found, str):
+        with pytest.raises(UsageError, match=found):
+            find_samples(read_dataset(str(udd / "own.json")), udd)
+        return
+    samples = find_samples(read_dataset(str(udd / "own.json")), udd)
+    assert [sample.image.relative_to(udd).as_posix() for sample in samples] == found
+    shutil.copytree(udd / "val", udd / "train")
+    if names == ["one"]:
+        with pytest.raises(UsageError, match="names one, and 2 images are called so; name them"):
+            find_samples(read_dataset(str(udd / "own.json")), udd)
+    else:
+        assert len(find_samples(read_dataset(str(udd / "own.json")), udd)) == 2
+
+
+def test_keys_of_layouts_are_said_to_be(tmp_path):
+    own = {"classes": ["a", "b"], "layouts": [{"images": "i", "labels": "l"}], "grey": 128}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    with pytest.raises(UsageError, match=r"'grey' beside \[\[layouts\]\]; put it into each"):
+        read_dataset(str(tmp_path / "own.json"))
+
+
+def test_labels_of_two_classes_without_one_of_them_are_said(tmp_path, caplog):
+    mask = np.zeros((40, 40), np.uint8)
+    mask[:10] = 255
+    _, file, *_ = one_of_own(tmp_path, np.zeros((40, 40, 3), np.uint8), mask)
+    dataset = read_dataset(str(file))
+    check_labels(dataset, find_samples(dataset, tmp_path), progress=False)
+    assert "no pixel of the labels is water; 25 % say nothing (a value of 255, or" in caplog.text
+
+
+def test_a_label_that_was_cut_is_said_to_be(tmp_path, caplog):
+    label = np.indices((39, 40)).sum(0).astype(np.uint8) % 2
+    _, file, *_ = one_of_own(tmp_path, np.zeros((40, 40, 3), np.uint8), label)
+    dataset = read_dataset(str(file))
+    check_labels(dataset, find_samples(dataset, tmp_path), progress=False)
+    assert "one.png has 40 x 40 pixels, its label 40 x 39: taken as the same" in caplog.text
+
+
+def test_words_that_a_model_has_never_read_are_said(tmp_path):
+    label = np.indices((40, 40)).sum(0).astype(np.uint8) % 2
+    image = np.zeros((40, 40, 3), np.uint8)
+    own = one_of_own(tmp_path, image, label, classes=["land", "watr"])
+    done = run(*own, "--model", "mini", "-q")
+    assert done.exit_code == 0
+    assert "mini has never read watr: expect an arbitrary map" in done.stderr
 
 
 def test_a_list_that_cannot_be_read_is_one_line(udd):

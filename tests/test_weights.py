@@ -361,6 +361,19 @@ class TestPull:
         exec(said[said.index("import torch;") : said.rindex('"')], {})
         assert torch.equal(read_checkpoint(Path("weights.pt"))["weight"], layer.weight)
 
+    def test_averages_beside_the_weights_are_said_to_be_there(
+        self, tmp_path: Path, tiny_state: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        import torch
+
+        both = {"state_dict": tiny_state, "state_dict_ema": tiny_state, "epoch": 3}
+        torch.save(both, tmp_path / "both.pt")
+        read_checkpoint(tmp_path / "both.pt")
+        assert "both.pt state_dict is read, and state_dict_ema is not" in caplog.text
+        torch.save({"ema": tiny_state, "epoch": 3}, tmp_path / "ema.pt")
+        with pytest.raises(ModelError, match="holds no weights by name, but ema, epoch; give a"):
+            read_checkpoint(tmp_path / "ema.pt")
+
     def test_a_damaged_archive_is_one_line(
         self, tmp_path: Path, tiny_state: dict[str, Any]
     ) -> None:

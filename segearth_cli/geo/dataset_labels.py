@@ -19,6 +19,8 @@ from segearth_cli.scores import IGNORED
 
 COLOURS_FROM = 3  # bands on, a label is an RGB picture
 _MOST_NAMED = 3  # unknown colours
+_CUT = 8  # pixels that a label may lack of an image where nobody made it coarser
+_FEW_CLASSES = 2  # which one expects to be there
 _TOO_DARK = -1  # no colour: what is neither black nor white in a mask
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
     strange: Counter[int] = Counter()
     pixels = labelled = 0
     has_masked = False
+    of_class = np.zeros(len(dataset.classes), np.int64)
     bar = tqdm(
         samples, unit="label", desc="labels", disable=None if progress else True, leave=False
     )
@@ -47,6 +50,7 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
         check_shapes(sample, _size_of(str(sample.image)), truth.shape)
         pixels += truth.size
         labelled += int(np.count_nonzero(truth != IGNORED))
+        of_class += np.bincount(truth.ravel(), minlength=IGNORED + 1)[: len(of_class)]
         has_masked |= sample.layout.grey is None or bool(truth.any())
     if strange.pop(_TOO_DARK, 0) and not has_masked:
         logger.warning(
@@ -58,6 +62,15 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
         )
     if strange:
         _warn_of_colours(strange, pixels, dataset)
+    is_mask = samples[0].layout.grey is not None
+    if labelled and not is_mask and len(of_class) <= _FEW_CLASSES and not of_class.all():
+        logger.warning(
+            "no pixel of the labels is %s; %.3g %% say nothing (a value of %s, or nodata); masks "
+            "of 0 and 255 need grey = 128",
+            dataset.names[int(of_class.argmin())],
+            100 - 100 * labelled / pixels,
+            " or ".join(map(str, dataset.ignore)),
+        )
     if not labelled:
         raise SceneError(
             f"no pixel of the labels in {samples[0].label.parent} has a class of {dataset.name}: "
@@ -104,6 +117,14 @@ def check_shapes(sample: Sample, image: tuple[int, int], label: tuple[int, ...])
         raise SceneError(
             f"{sample.image} has {image[1]} x {image[0]} pixels, {sample.label} "
             f"{label[1]} x {label[0]}; they must show the same ground"
+        )
+    if image != label and max(abs(a - b) for a, b in zip(image, label, strict=True)) <= _CUT:
+        logger.warning(
+            "%s has %d x %d pixels, its label %d x %d: taken as the same ground, finer or coarser; "
+            "if the label was cut, cut the image alike",
+            sample.image,
+            *image[::-1],
+            *label[::-1],
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -47,8 +47,8 @@ class DatasetMaps:
             if os.path.lexists(place):
                 raise OutputError(f"{place} exists; name another folder for the maps")
 
-    def write(self, sample: Sample, classes: NDArray[np.uint8]) -> None:
-        """Write the map of an image, H x W, which lies where the image does.
+    def write(self, sample: Sample, classes: NDArray[np.uint8], tags: Mapping[str, str]) -> None:
+        """Write the map of an image, H x W, which lies where the image does, and how it was made.
 
         Raises:
             OutputError: it cannot be written.
@@ -60,7 +60,7 @@ class DatasetMaps:
             with RowWriter(working, map_grid(sample, classes), nodata=self._legend.nodata) as rows:
                 rows.write(classes)
             made = folder / destination.name
-            files = write_class_raster(working, made, self._legend, {})
+            files = write_class_raster(working, made, self._legend, tags)
             publish({file: destination.with_name(file.name) for file in files})
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -34,7 +35,7 @@ class Layout:
     Attributes:
         images, labels: folders, absolute ones too; a ``*`` in both stands for the same name.
         image_suffix, label_suffix: what follows the stem that an image and its label share.
-        list: a text file that names the images to be used, where it is there.
+        list: a text file that names the images to be used; a preset's need not be there.
         stems: those to be used.
         grey: labels are masks whose values from this on are class 1.
         patch: width and height of the pieces that the authors cut large images into.
@@ -127,13 +128,17 @@ def _dataset(content: dict[str, Any], origin: str) -> Dataset:
         key: content.pop(key, ".png" if key == "label_suffix" else ".tif")
         for key in ("image_suffix", "label_suffix")
     }
-    plain = {key: content.pop(key) for key in ("images", "labels") if key in content}
-    layouts = content.pop("layouts", None) or [plain]
+    layouts = content.pop("layouts", None)
+    if not layouts:  # then there is one, described here
+        layouts = [{key: content.pop(key) for key in _OF_LAYOUTS if key in content}]
     content.pop("model", None)  # the paper's; the user says which one runs
     known = {f.name for f in fields(Dataset)}
     unknown = sorted(set(content) - known)
     if unknown:
-        raise UsageError(f"{origin}: nothing is called {unknown[0]!r}; known are {sorted(known)}")
+        where = "" if unknown[0] not in _OF_LAYOUTS else " beside [[layouts]]; put it into each"
+        raise UsageError(
+            f"{origin}: nothing is called {unknown[0]!r}{where}; known are {sorted(known)}"
+        )
     try:
         dataset = Dataset(
             **{
@@ -313,13 +318,15 @@ def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> lis
         if not any(sample.label.is_file() for sample in samples):
             continue
         own = root / layout.list if layout.list else None
-        listed = wanted or (_listed(own) if own is not None and own.is_file() else None)
+        is_preset = dataset.name in read_presets()  # whose authors' lists need not be there
+        listed = wanted
+        if listed is None and own is not None and (own.is_file() or not is_preset):
+            listed = _listed(own)
         chosen = set(layout.stems) if listed is None else listed
         if chosen:
-            called = set().union(*(_calls(sample, layout) for sample in samples))
-            if wanted and (strange := sorted(wanted - called)):
-                raise UsageError(f"--list {names} names {strange[0]}, and no image is called so")
-            samples = [s for s in samples if chosen & _calls(s, layout)]
+            if wanted or not is_preset:
+                _check_list(chosen, samples, layout, root, f"--list {names}" if wanted else own)
+            samples = [s for s in samples if chosen & _calls(s, layout, root)]
         if not samples:
             raise UsageError(f"no image under {root / layout.images} is one of those to be used")
         missing = next((s for s in samples if not s.label.is_file()), None)
@@ -343,14 +350,31 @@ def _listed(path: Path) -> set[str]:
     return {line.strip() for line in text.splitlines() if line.strip()}
 
 
-def _calls(sample: Sample, layout: Layout) -> set[str]:
-    """What a list may call a sample: its stem, or either file's name with or without suffix."""
-    return {
-        sample.image.name.removesuffix(layout.image_suffix),
-        sample.image.name,
-        sample.image.stem,
-        sample.label.name,
-    }
+def _check_list(
+    chosen: set[str], samples: Sequence[Sample], layout: Layout, root: Path, origin: object
+) -> None:
+    """Refuse a name of a list that no image has, or several in different folders."""
+    times = Counter(name for sample in samples for name in _calls(sample, layout, root))
+    for name in sorted(chosen):
+        if not times[name]:
+            raise UsageError(f"{origin} names {name}, and no image is called so")
+        if times[name] > 1:
+            raise UsageError(
+                f"{origin} names {name}, and {times[name]} images are called so; name them from "
+                "the dataset's folder on"
+            )
+
+
+def _calls(sample: Sample, layout: Layout, root: Path) -> set[str]:
+    """What a list may call a sample: its stem, or either file's name with or without suffix, or
+    its image's from the dataset's folder on.
+    """
+    stem = sample.image.name.removesuffix(layout.image_suffix)
+    names = {stem, sample.image.name, sample.image.stem, sample.label.name}
+    if sample.image.is_relative_to(root):
+        inside = sample.image.relative_to(root)
+        names |= {inside.as_posix(), inside.with_name(stem).as_posix()}
+    return names
 
 
 def _samples(layout: Layout, root: Path) -> list[Sample]:

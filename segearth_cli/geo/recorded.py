@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 KEY = "segearth"
 PREFIX = "SEGEARTH_"
-_TEXTS = ("version", "source", "scene", "sensor", "prompts", "model_digest")
+_TEXTS = ("version", "source", "dataset", "scene", "sensor", "prompts", "model_digest")
 _PARTS = {"version": str, "source": str, "source_digest": dict, "options": dict, "model": dict}
 _LONGEST = 64 << 20  # bytes of a file or line that may be a record: far more than any
 

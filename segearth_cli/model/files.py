@@ -4,13 +4,16 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segearth_cli.errors import ModelError, SegEarthError
+from segearth_cli.names import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +32,10 @@ UNLOADABLE = (
     LookupError,
     pickle.PickleError,
 )
+logger = logging.getLogger(__name__)
+
 SAVED = (b"PK", b"\x80")  # what files of torch.save begin with: archives, and pickles of old
+_AVERAGES = re.compile("ema|average", re.IGNORECASE)  # of weights, that trainers keep as well
 NESTS = ("state_dict", "model")  # what trainers call the weights among all that they save
 
 
@@ -61,21 +67,27 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
         ) from error
     weights = {
         name.removeprefix("module."): value
-        for name, value in _innermost(content).items()
+        for name, value in _innermost(content, path).items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     if not weights:
-        raise ModelError(f"{path} holds no weights by name; give a state_dict")
+        found = f", but {listed([*map(str, content)])}" if isinstance(content, dict) else ""
+        raise ModelError(f"{path} holds no weights by name{found}; give a state_dict")
     check_numbers(weights, path)
     return weights
 
 
-def _innermost(content: Any) -> dict[Any, Any]:
+def _innermost(content: Any, path: Path) -> dict[Any, Any]:
     """What a checkpoint holds by name, or what trainers put into that as the weights."""
     if not isinstance(content, dict):
         return {}
-    nest = next((content[name] for name in NESTS if isinstance(content.get(name), dict)), None)
-    return content if nest is None else _innermost(nest)
+    nest = next((name for name in NESTS if isinstance(content.get(name), dict)), None)
+    if nest is None:
+        return content
+    others = [str(name) for name in content if _AVERAGES.search(str(name))]
+    if others:
+        logger.warning("of %s %s is read, and %s is not", path, nest, listed(others))
+    return _innermost(content[nest], path)
 
 
 def _check_saved(path: Path) -> None:
