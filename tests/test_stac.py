@@ -85,6 +85,11 @@ def test_the_item_names_files_place_time_and_classes(place, tiny_model):
     assert [c["value"] for c in polygons] == [1, 2, 3]
 
 
+def test_a_file_with_quotes_in_its_name_is_found(place, tiny_model):
+    item = item_of(tiny_model, outputs=('maps/a"b.gpkg',))
+    assert item["assets"]["polygons"]["href"] == "./a%22b.gpkg"
+
+
 def test_the_footprint_is_that_of_the_raster_against_the_clock(place, tiny_model):
     item = item_of(tiny_model)
     outline = shape(item["geometry"])
