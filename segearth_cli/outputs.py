@@ -111,7 +111,7 @@ def check_outputs(read: Collection[FileId], options: SegmentOptions) -> None:
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
         check_length(path)
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise OutputError(f"{path} is a pipe or a device; name a file")
         files = files_of(path)
         for file in files:

@@ -331,6 +331,15 @@ def test_radar_is_read_as_its_scale_and_offset_have_it(tmp_path):
         assert scene.scaling.decibels == 0  # decibels already
 
 
+def test_an_alpha_band_is_looked_at_all_over(tmp_path, caplog):
+    array = pattern(4, 512, 512)
+    array[3] = 255
+    array[3, :64, :64] = np.arange(64)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    read_all(scene_of(tmp_path, array, colours=colours))
+    assert "declared as alpha" not in caplog.text
+
+
 @pytest.mark.parametrize(("values", "warnings"), [((0, 255), 0), (range(256), 1)])
 def test_a_measurement_that_is_declared_as_alpha_is_said_to_be(tmp_path, caplog, values, warnings):
     array = pattern(4)
@@ -372,6 +381,37 @@ def test_dark_water_of_one_polarisation_is_data_though_0_is_nodata(tmp_path):
     for speckle in (0, 7):
         _, valid = read_all(path, speckle=speckle)
         assert valid.all(axis=0).tolist() == [True] * 40 + [False] * 10
+
+
+@pytest.mark.parametrize("gsd", [None, 4.0, 5.0])
+@pytest.mark.parametrize("nodata", [-32768, 0])
+def test_one_polarisation_that_is_missing_stays_so_whatever_is_made_of_it(
+    tmp_path, caplog, gsd, nodata
+):
+    stored = np.random.default_rng(0).normal(-1400, 300, (2, 60, 60)).astype(np.int16)
+    stored[1, :, :20] = nodata
+    path = scene_of(tmp_path, stored, nodata=nodata, descriptions=("VV", "VH"))
+    with rasterio.open(path, "r+") as dst:
+        dst.scales = (0.01, 0.01)
+    with open_scene(path, options(gsd=gsd, speckle=0)) as scene:
+        width = scene.grid.width
+        _, valid = scene.read(0, scene.grid.height)
+        assert all(-30 < low < high < 0 for low, high in
+                   zip(scene.scaling.low, scene.scaling.high, strict=True))  # fmt: skip
+    assert not valid[:, : width // 4].any()
+    assert valid[:, width // 2 :].all()
+    assert "looks like nodata" not in caplog.text
+
+
+def test_0_of_decibels_is_not_dark(tmp_path):
+    stored = np.random.default_rng(0).normal(-14, 3, (2, 60, 60)).astype(np.int16)
+    stored[1, :, :20] = 0
+    path = scene_of(tmp_path, stored, nodata=0, descriptions=("VV", "VH"))
+    assert not read_all(path, speckle=0)[1][:, :20].any()
+    digital = np.abs(stored).astype(np.uint16)
+    path = scene_of(tmp_path, digital, nodata=0, descriptions=("VV", "VH"))
+    assert read_all(path, speckle=0)[1][:, :20].all()
+    assert not read_all(path, speckle=0, nodata=0.0)[1][:, :20].any()
 
 
 def test_undeclared_nodata_of_a_scaled_radar_is_told_as_it_is_stored(tmp_path, caplog):

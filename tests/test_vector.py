@@ -251,6 +251,21 @@ def test_areas_of_large_scenes_are_those_of_the_ground(tmp_path, crs, transform)
     assert frame.area_m2[0] == pytest.approx(area_on_the_ground(frame), rel=1e-3)
 
 
+@pytest.mark.parametrize("crs", [4326, 3857, 32632])
+def test_an_empty_map_has_no_polygons(tmp_path, crs):
+    grid = Grid(4, 4, Affine(0.001, 0, 10, 0, -0.001, 60), CRS.from_epsg(crs))
+    frame = make(tmp_path, np.zeros((4, 4)), grid)
+    assert frame.empty
+    assert [*frame.columns] == [*COLUMNS, "geometry"]
+
+
+def test_what_lies_beyond_a_projection_has_an_area_all_the_same(tmp_path):
+    disk = CRS.from_proj4("+proj=geos +h=35785831 +lon_0=0 +sweep=y +ellps=WGS84")
+    grid = Grid(60, 60, Affine(200_000, 0, -6e6, 0, -200_000, 6e6), disk)
+    frame = make(tmp_path, np.ones((60, 60)), grid)
+    assert frame.area_m2.tolist() == [pytest.approx(1.44e14)]
+
+
 @pytest.mark.parametrize(("pixel", "decimals"), [(0.5, 7), (0.05, 8), (0.01, 9)])
 def test_geojson_of_fine_pixels_keeps_their_outlines(tmp_path, pixel, decimals):
     classes = np.random.default_rng(0).integers(0, 4, (40, 40))

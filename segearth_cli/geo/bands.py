@@ -85,6 +85,10 @@ class BandFacts:
         scale, offset = self.scales[band - 1] if self.scales else (1.0, 0.0)
         return (scale, offset) if scale and math.isfinite(scale + offset) else (1.0, 0.0)
 
+    def are_scaled(self, bands: tuple[int, ...]) -> bool:
+        """Whether some of the bands have a scale or an offset."""
+        return any(self.scale_of(band) != (1.0, 0.0) for band in bands)
+
     def say_amplitude(self, bands: tuple[int, ...]) -> bool:
         """Whether the bands are said to hold amplitudes."""
         said = [value for name, value in self.tags.items() if _UNIT_TAGS.search(name)]

@@ -41,17 +41,29 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
     strange: Counter[int] = Counter()
     pixels = labelled = 0
     has_masked = False
+    cut: list[Sample] = []
     of_class = np.zeros(len(dataset.classes), np.int64)
     bar = tqdm(
         samples, unit="label", desc="labels", disable=None if progress else True, leave=False
     )
     for sample in bar:
         truth = read_label(sample, dataset, strange)
-        check_shapes(sample, _size_of(str(sample.image)), truth.shape)
+        size = _size_of(str(sample.image))
+        check_shapes(sample, size, truth.shape)
+        if 0 < max(abs(a - b) for a, b in zip(size, truth.shape, strict=True)) <= _CUT:
+            cut.append(sample)
         pixels += truth.size
         labelled += int(np.count_nonzero(truth != IGNORED))
         of_class += np.bincount(truth.ravel(), minlength=IGNORED + 1)[: len(of_class)]
         has_masked |= sample.layout.grey is None or bool(truth.any())
+    if cut:
+        logger.warning(
+            "%d of %d labels have a few pixels more or less than their images, as %s: taken as "
+            "finer or coarser; if they were cut, cut the images alike",
+            len(cut),
+            len(samples),
+            cut[0].label,
+        )
     if strange.pop(_TOO_DARK, 0) and not has_masked:
         logger.warning(
             "no mask in %s has a value of %s or more, from where on pixels are %s; where 1 is "
@@ -117,14 +129,6 @@ def check_shapes(sample: Sample, image: tuple[int, int], label: tuple[int, ...])
         raise SceneError(
             f"{sample.image} has {image[1]} x {image[0]} pixels, {sample.label} "
             f"{label[1]} x {label[0]}; they must show the same ground"
-        )
-    if image != label and max(abs(a - b) for a, b in zip(image, label, strict=True)) <= _CUT:
-        logger.warning(
-            "%s has %d x %d pixels, its label %d x %d: taken as the same ground, finer or coarser; "
-            "if the label was cut, cut the image alike",
-            sample.image,
-            *image[::-1],
-            *label[::-1],
         )
 
 

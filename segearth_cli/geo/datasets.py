@@ -325,7 +325,8 @@ def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> lis
         chosen = set(layout.stems) if listed is None else listed
         if chosen:
             if wanted or not is_preset:
-                _check_list(chosen, samples, layout, root, f"--list {names}" if wanted else own)
+                origin: object = own if listed is not None else f"stems of {dataset.name}"
+                _check_list(chosen, samples, layout, root, f"--list {names}" if wanted else origin)
             samples = [s for s in samples if chosen & _calls(s, layout, root)]
         if not samples:
             raise UsageError(f"no image under {root / layout.images} is one of those to be used")

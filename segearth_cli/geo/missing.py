@@ -116,12 +116,13 @@ def warn_about_values(
     if not covered.any():
         logger.warning("%s has no valid pixel to be segmented", source)
         return
-    if assumed is not None and zeros.any():
+    lost = ~np.any(valid, axis=0)  # zeros, as nothing else is declared; NaN where there are scales
+    if assumed is not None and lost.any():
         logger.warning(
             "%g is taken as nodata (%.2g %% of %s), as radar products use it; if it is a "
             "measurement, say --%snodata %s",
             assumed,
-            100 * zeros.mean(),
+            100 * lost.mean(),
             source,
             prefix,
             "nan" if facts.are_complex(bands) else "none",

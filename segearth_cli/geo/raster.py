@@ -149,7 +149,8 @@ class Scene:
         raw, valid = self._patiently(lambda region: region.read(window, shape))
         covered: NDArray[np.bool_] = np.any(valid, axis=0)  # a colour without red is one
         if self.sensor == "sar":  # and the mean of two polarisations needs both
-            covered &= np.all(valid | self._region.may_be_dark(raw), axis=0)
+            is_dark = (raw == 0) & self.reading.zero_is_dark
+            covered &= np.all(valid | is_dark, axis=0)
         image, holds_data = sensors.prepare(raw, covered, self.scaling)
         return image, holds_data & self._region.inside(window, shape)
 
@@ -237,7 +238,10 @@ def _open_once(
             assumed = undeclared_nodata(src, bands, known) if options.nodata is None else None
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
-            virtual, channels, alpha = picked_bands(src, source, grid, facts, bands, nodata)
+            is_scaled = known == "sar" and facts.are_scaled(bands)
+            virtual, channels, alpha = picked_bands(
+                src, source, grid, facts, bands, nodata, as_floats=is_scaled
+            )
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
         dataset = resources.enter_context(opened(source, virtual))
         own = grid

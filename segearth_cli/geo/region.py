@@ -49,16 +49,6 @@ class Region:
         measured: NDArray[np.float32] = (raw * scale + offset).astype(np.float32)
         return measured
 
-    def may_be_dark(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return where values [B, h, w] are 0 of whole numbers as they are stored: nodata, or dark.
-
-        Speckle filters leave it as it is where it is nodata.
-        """
-        if np.dtype(self.dataset.dtypes[0]).kind not in "iu":
-            return np.zeros(raw.shape, bool)
-        dark: NDArray[np.bool_] = raw == self.measured(np.zeros((len(raw), 1, 1), np.float32))
-        return dark
-
     def read(self, window: Window, shape: tuple[int, int]) -> Sample:
         """Return raw and validity, both [B, h, w], of a window, decimated to a shape.
 
@@ -104,7 +94,12 @@ class Region:
 
     def alpha_values(self) -> NDArray[Any]:
         """Return some of the alpha band's values, from all over the region."""
-        windows = [*self._lattice()][:: _LATTICE + 1]  # along a diagonal
+        height, width = int(self.window.height), int(self.window.width)
+        windows = [Window(0, 0, width, height)]
+        if height * width > _SAMPLE_PIXELS:
+            windows = [*self._lattice()]
+            columns = len({window.col_off for window in windows})
+            windows = windows[:: columns + 1]  # along diagonals
         parts = []
         for window in windows:
             try:

@@ -288,10 +288,12 @@ def picked_bands(
     facts: BandFacts,
     bands: tuple[int, ...],
     nodata: float | None,
+    as_floats: bool = False,
 ) -> tuple[VirtualRaster, int, int | None]:
     """Return the chosen bands as a virtual raster, their number, and its alpha band.
 
     A colour table is expanded, complex values become amplitudes, a mask becomes an alpha band.
+    ``as_floats`` are NaN where a band has no data, whatever the others have.
     """
     virtual = VirtualRaster(_gdal_name(src, source), grid)
     if facts.colours[bands[0] - 1] == "palette" and len(bands) == 1:
@@ -305,6 +307,9 @@ def picked_bands(
         missing = src.nodatavals[band - 1] if nodata is None else nodata
         if facts.dtypes[band - 1].startswith("complex"):
             virtual.add_amplitude(band, facts.dtypes[band - 1], missing)
+            continue
+        if as_floats:
+            virtual.add_floats(band, missing)
             continue
         if missing is None and np.dtype(dtype).kind == "f":
             missing = math.nan

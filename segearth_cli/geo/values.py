@@ -3,6 +3,8 @@
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from segearth_cli.errors import UsageError
 from segearth_cli.geo import sensors
 from segearth_cli.geo.bands import BandFacts
@@ -24,12 +26,14 @@ class Reading:
         scaling: of their values.
         speckle: the filter before it; None without.
         scales: and offsets that a radar's stored values have, before both; () without.
+        zero_is_dark: 0 in one of two polarisations may be measured, though it is nodata in both.
     """
 
     bands: tuple[int, ...]
     scaling: sensors.Scaling
     speckle: LeeFilter | None = None
     scales: tuple[tuple[float, float], ...] = ()
+    zero_is_dark: bool = False
 
 
 def found_reading(
@@ -46,7 +50,7 @@ def found_reading(
     stretch = sensors.parse_stretch(options.stretch, prefix)
     region, bands, sample = _settled(region, bands, sample, sensor, options)
     unit, speckle = "auto", None
-    if sensor == "sar" and any(facts.scale_of(band) != (1.0, 0.0) for band in bands):
+    if sensor == "sar" and facts.are_scaled(bands):
         region = replace(region, scales=tuple(map(facts.scale_of, bands)))
         sample = region.measured(sample[0]), sample[1]
     dtype = sample[0].dtype.name
@@ -62,7 +66,9 @@ def found_reading(
     )
     if sensor == "optical":
         _warn_about_stretch(stretch, sample, region.source, facts.scale_of(bands[0]), prefix)
-    return Reading(bands, scaling, speckle, region.scales)
+    is_whole = np.dtype(dtype).kind in "iu"
+    zero_is_dark = is_whole and scaling.decibels > 0 and options.nodata is None
+    return Reading(bands, scaling, speckle, region.scales, zero_is_dark)
 
 
 def _warn_about_stretch(

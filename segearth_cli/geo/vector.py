@@ -163,11 +163,12 @@ def _ground(xy: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
 
 def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
     """Return the area of every polygon in square metres, NaN without a CRS."""
-    if crs is None:
+    if crs is None or not len(rings.values):
         return np.full(len(rings.values), np.nan)
     unit = unit_of(crs)
+    planar = np.asarray(shapely.area(rings.geometry()) * unit**2)
     if not crs.is_geographic and not _stretches(grid, crs, unit):
-        return np.asarray(shapely.area(rings.geometry()) * unit**2)
+        return planar
     # straight in the CRS is not straight on the ground: by pieces the difference is small
     left, bottom, right, top = grid.bounds
     longest = max(right - left, top - bottom) / _PIECES
@@ -180,7 +181,9 @@ def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
         geod.polygon_area_perimeter(lon[start:stop], lat[start:stop])[0]
         for start, stop in pairwise(ends)
     ]
-    return rings.shells_minus_holes(np.array(areas, np.float64))
+    on_ground = rings.shells_minus_holes(np.array(areas, np.float64))
+    # beyond the projection there is no ground
+    return np.where(np.isfinite(on_ground), on_ground, planar)
 
 
 def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:

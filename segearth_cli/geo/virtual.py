@@ -117,6 +117,14 @@ class VirtualRaster:
             mask = ET.SubElement(ET.SubElement(band, "MaskBand"), "VRTRasterBand", _MASK)
             self._source(mask, "SimpleSource", f"mask,{source_band}", path)
 
+    def add_floats(self, source_band: int, nodata: float | None) -> None:
+        """Add a band in float32, NaN where it has its own ``nodata``."""
+        band = self._band("Float32")
+        ET.SubElement(band, "NoDataValue").text = _number(math.nan)
+        source = self._source(band, "ComplexSource", source_band)
+        if nodata is not None:
+            ET.SubElement(source, "NODATA").text = _number(nodata)
+
     def add_amplitude(self, source_band: int, dtype: str, nodata: float | None = None) -> None:
         """Add the absolute value of a complex band, float32; ``nodata`` is the band's own."""
         band = self._band("Float32", subClass="VRTDerivedRasterBand")

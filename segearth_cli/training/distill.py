@@ -7,6 +7,7 @@ the whole (eq. 10 and 11) and of regions, which forgive small shifts (eq. 12).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segearth_cli.errors import UsageError
+from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.bands import named_bands, polarisation_of
 from segearth_cli.geo.pairs import read_head
 from segearth_cli.geo.raster import open_scene
@@ -37,7 +38,7 @@ from segearth_cli.training.losses import contrastive_loss, region_distance, toke
 from segearth_cli.training.pictures import Colours, shown, side_by_side
 from segearth_cli.training.pretrained import Pretrained
 from segearth_cli.training.report import TrainResult
-from segearth_cli.training.sources import pair_sources
+from segearth_cli.training.sources import Place, pair_sources
 from segearth_cli.training.trainee import Scalars, Step
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 HIGHEST_INVERSE_TEMPERATURE = 100.0  # as CLIP's own training has it
 HELD_OUT_CROPS = 256
 HELD_OUT_BATCH = 16
+_LOOKED_AT = 16  # pairs, for what their radar images are
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,14 @@ class Student(nn.Module):
 def plain_encoder(visual: nn.Module) -> DenseEncoder:
     """The encoder's plain forward, whose features are distilled."""
     return DenseEncoder(visual, "vanilla", residual=True)
+
+
+def _as_all_are_shown(scene: SceneOptions, places: Sequence[Place]) -> SceneOptions:
+    """The same by the first radar image that can be read so: others are left out."""
+    for place in places[:_LOOKED_AT]:
+        with contextlib.suppress(SceneError, UsageError):
+            return _as_shown(scene, place.sources[1])
+    return scene
 
 
 def _as_shown(scene: SceneOptions, source: str) -> SceneOptions:
@@ -141,7 +151,7 @@ class Distillation:
             options.optical_scene,
             one_file=all(bands) and len(bands) == 2,
         )
-        self.sar_scene = _as_shown(self.sar_scene, self.sources.train[0].sources[1])
+        self.sar_scene = _as_all_are_shown(self.sar_scene, self.sources.train)
         if options.batch_size == 1:
             logger.warning(
                 "--batch-size 1 leaves nothing to tell a pair from: contrast is 0, and only token "
