@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.table import Table
@@ -290,6 +290,9 @@ def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> Non
 CLASS_COLUMNS = ("class", "IoU", "F1", "precision", "recall", "pixels")
 
 
+Told: TypeAlias = Callable[[float | None], str]  # a share as a cell of a table
+
+
 def _in_full(share: float | None) -> str:
     """A percentage for programs."""
     return "-" if share is None or math.isnan(share) else str(round(100 * share, 6))
@@ -298,9 +301,7 @@ def _in_full(share: float | None) -> str:
 TOLD = {"csv": _in_full, "markdown": terminal.percent}  # how tables have shares
 
 
-def _class_rows(
-    scores: Scores, told: Callable[[float | None], str] = terminal.percent
-) -> list[list[str]]:
+def _class_rows(scores: Scores, told: Told = terminal.percent) -> list[list[str]]:
     rows = [
         [c.name, *map(told, (c.iou, c.f1, c.precision, c.recall)), str(c.pixels)]
         for c in scores.classes
@@ -327,11 +328,7 @@ def with_all(files: Sequence[FileScores], scores: Scores) -> list[FileScores]:
     return [*files, FileScores("all", scores)]
 
 
-def _file_cells(
-    one: FileScores,
-    metric: str = "mIoU",
-    told: Callable[[float | None], str] = terminal.percent,
-) -> list[str]:
+def _file_cells(one: FileScores, metric: str = "mIoU", told: Told = terminal.percent) -> list[str]:
     """How an image or a map scores alone, with the IoU of every class."""
     scores = one.scores
     return [
@@ -341,7 +338,7 @@ def _file_cells(
     ]
 
 
-def _score_cells(scores: Scores, metric: str, told: Callable[[float | None], str]) -> list[str]:
+def _score_cells(scores: Scores, metric: str, told: Told) -> list[str]:
     """The score that the table is about, and the IoU of every class."""
     shares = (scores.of(metric), *(of_class.iou for of_class in scores.classes))
     return [*map(told, shares)]
@@ -375,7 +372,7 @@ FURTHER_COLUMNS = (
 
 
 def _setting_table(
-    result: EvaluateResult, further: Sequence[str], told: Callable[[float | None], str]
+    result: EvaluateResult, further: Sequence[str], told: Told
 ) -> tuple[list[str], list[list[str]]]:
     """A row for each setting, or each image by it, with the IoU of every class.
 

@@ -151,17 +151,16 @@ def float32_products(device: torch.device) -> Iterator[None]:
         yield
         return
     with _COUNTING:
-        if not _inside and _products().fp32_precision != "none":  # the caller has a say
-            is_ours = False
-        else:
-            is_ours, _inside = True, _inside + 1
+        # where it is the caller's it stays
+        is_ours = _inside > 0 or _products().fp32_precision == "none"
+        if is_ours:
+            _inside += 1
             _products().fp32_precision = "bf16"
     try:
         yield
     finally:
         with _COUNTING:
-            if is_ours:
-                _inside -= 1
+            _inside -= is_ours
             if is_ours and not _inside:
                 _products().fp32_precision = "none"
 

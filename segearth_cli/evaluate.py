@@ -271,13 +271,12 @@ def rows_of(
 
 def map_tags(settings: ModelSettings, sample: Sample, dataset: Dataset) -> dict[str, str]:
     """How a map of a dataset's image was made: no command of ``segment`` makes it again."""
-    model = {k: v for k, v in vars(settings).items() if k != "folder"}
     return to_tags(
         {
             "version": __version__,
             "source": str(sample.image),
             "dataset": dataset.name,
-            "model": {**model, "upsampler": upsampler_name(settings)},
+            "model": {**settings.as_record(), "upsampler": upsampler_name(settings)},
             "model_digest": settings.folder.digest(),
             "classes": dataset.classes,
         }

@@ -7,6 +7,7 @@ named by a JSON object of bands and files:
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,12 @@ def is_number(text: str) -> bool:
 def is_path(name: str) -> bool:
     """Whether a file is named by its path: no URL, and none of GDAL's virtual paths."""
     return "://" not in name and not name.startswith("/vsi")
+
+
+def file_meant(source: str) -> str:
+    """An image's file without links on the way to it; GDAL's own names as they are."""
+    path = source.removeprefix("file://")
+    return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def file_and_layer(name: str) -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ from numbers import Integral
 from pathlib import Path, PurePath
 
 from segearth_cli.errors import UsageError
-from segearth_cli.names import is_path, plain_label, plain_name
+from segearth_cli.names import file_meant, is_path, plain_label, plain_name
 from segearth_cli.typed import Typed
 
 BLENDS = ("smooth", "mean")
@@ -418,10 +418,10 @@ class TuneOptions(Typed):
         _at_least(("--samples", self.samples, 1))
         _check_label_values(self.label_values, self.ignore)
         scenes = [scene for scene, _ in self.pairs]
-        places = [os.path.realpath(scene) if os.path.exists(scene) else scene for scene in scenes]
-        for scene, place in zip(scenes, places, strict=True):
+        files = [*map(file_meant, scenes)]
+        for scene, file in zip(scenes, files, strict=True):
             _require(
-                places.count(place) == 1,
+                files.count(file) == 1,
                 f"{scene} is named twice, and scenes check each other; join its labels in one file",
             )
 

@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -297,8 +296,6 @@ def describe(
     scene: Scene, model: Classifier, options: SegmentOptions, digest: Mapping[str, Any]
 ) -> Record:
     """How the map is made, as its files will carry it."""
-    settings = asdict(model.settings)
-    del settings["folder"]
     return {
         **settings_record(options, model.settings.folder, model.settings.precision, digest),
         "source": public_name(scene.source),
@@ -306,5 +303,5 @@ def describe(
         "scene": scene.description,
         "classes": model.vocabulary.classes,
         "prompts": PROMPTS,
-        "model": settings,
+        "model": model.settings.as_record(),
     }

@@ -40,7 +40,6 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
     """
     strange: Counter[int] = Counter()
     pixels = labelled = 0
-    has_masked = False
     cut: list[Sample] = []
     of_class = np.zeros(len(dataset.classes), np.int64)
     bar = tqdm(
@@ -55,7 +54,6 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
         pixels += truth.size
         labelled += int(np.count_nonzero(truth != IGNORED))
         of_class += np.bincount(truth.ravel(), minlength=IGNORED + 1)[: len(of_class)]
-        has_masked |= sample.layout.grey is None or bool(truth.any())
     if cut:
         logger.warning(
             "%d of %d labels have a few pixels more or less than their images, as %s: taken as "
@@ -64,7 +62,7 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
             len(samples),
             cut[0].label,
         )
-    if strange.pop(_TOO_DARK, 0) and not has_masked:
+    if strange.pop(_TOO_DARK, 0) and not of_class[1]:
         logger.warning(
             "no mask in %s has a value of %s or more, from where on pixels are %s; where 1 is "
             "meant, set grey = 1",

@@ -313,20 +313,20 @@ def find_samples(dataset: Dataset, root: Path, names: Path | None = None) -> lis
     wanted = _listed(names) if names is not None else None
     if wanted == set():
         raise UsageError(f"--list {names} names nothing; write a stem a line")
+    is_preset = dataset.name in read_presets()  # whose authors' lists need not be there, nor fit
     for layout in dataset.layouts:
         samples = _samples(layout, root)
         if not any(sample.label.is_file() for sample in samples):
             continue
         own = root / layout.list if layout.list else None
-        is_preset = dataset.name in read_presets()  # whose authors' lists need not be there
-        listed = wanted
-        if listed is None and own is not None and (own.is_file() or not is_preset):
-            listed = _listed(own)
-        chosen = set(layout.stems) if listed is None else listed
+        chosen, origin = set(layout.stems), f"stems of {dataset.name}"
+        if wanted is not None:
+            chosen, origin = wanted, f"--list {names}"
+        elif own is not None and (own.is_file() or not is_preset):
+            chosen, origin = _listed(own), str(own)
         if chosen:
-            if wanted or not is_preset:
-                origin: object = own if listed is not None else f"stems of {dataset.name}"
-                _check_list(chosen, samples, layout, root, f"--list {names}" if wanted else origin)
+            if wanted is not None or not is_preset:
+                _check_list(chosen, samples, layout, root, origin)
             samples = [s for s in samples if chosen & _calls(s, layout, root)]
         if not samples:
             raise UsageError(f"no image under {root / layout.images} is one of those to be used")
@@ -352,7 +352,7 @@ def _listed(path: Path) -> set[str]:
 
 
 def _check_list(
-    chosen: set[str], samples: Sequence[Sample], layout: Layout, root: Path, origin: object
+    chosen: set[str], samples: Sequence[Sample], layout: Layout, root: Path, origin: str
 ) -> None:
     """Refuse a name of a list that no image has, or several in different folders."""
     times = Counter(name for sample in samples for name in _calls(sample, layout, root))

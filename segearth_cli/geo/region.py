@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,17 +76,23 @@ class Region:
     def _read(self, window: Window, shape: tuple[int, int]) -> Sample:
         indexes = list(range(1, self.channels + 1))
         options = {"window": self._in_file(window), "resampling": Resampling.nearest}
-        try:
+        with self._reading():
             raw = self.dataset.read(indexes, out_shape=(self.channels, *shape), **options)
             masks = self.dataset.read_masks(indexes, out_shape=(self.channels, *shape), **options)
             valid: NDArray[np.bool_] = masks > 0
             if self.alpha:
                 valid &= self.dataset.read(self.alpha, out_shape=shape, **options) > 0
-        except GDAL_ERRORS as error:
-            raise SceneError(f"cannot read {self.source}: {damage(error)}") from error
         if raw.dtype.kind == "f":
             raw[(raw < -_BEYOND_DATA) | (raw > _BEYOND_DATA)] = np.nan
         return self.measured(raw), valid
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn GDAL's errors in the block into one of ours."""
+        try:
+            yield
+        except GDAL_ERRORS as error:
+            raise SceneError(f"cannot read {self.source}: {damage(error)}") from error
 
     def _in_file(self, window: Window) -> Window:
         """Return a window of the region as one of the dataset."""
@@ -94,19 +101,11 @@ class Region:
 
     def alpha_values(self) -> NDArray[Any]:
         """Return some of the alpha band's values, from all over the region."""
-        height, width = int(self.window.height), int(self.window.width)
-        windows = [Window(0, 0, width, height)]
-        if height * width > _SAMPLE_PIXELS:
-            windows = [*self._lattice()]
-            columns = len({window.col_off for window in windows})
-            windows = windows[:: columns + 1]  # along diagonals
-        parts = []
-        for window in windows:
-            try:
-                alpha = self.dataset.read(self.alpha, window=self._in_file(window))
-                parts.append(alpha.ravel())
-            except GDAL_ERRORS as error:
-                raise SceneError(f"cannot read {self.source}: {damage(error)}") from error
+        windows = self._sampled()
+        columns = len({window.col_off for window in windows})
+        places = map(self._in_file, windows[:: columns + 1])  # along diagonals
+        with self._reading():
+            parts = [self.dataset.read(self.alpha, window=place).ravel() for place in places]
         return np.concatenate(parts)
 
     def inside(self, window: Window, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -132,24 +131,24 @@ class Region:
         Whole windows at full resolution: what overviews a file has changes nothing, and little of
         it is read. Where too few of them hold data, single pixels of every part are looked at.
         """
-        height, width = int(self.window.height), int(self.window.width)
-        if height * width <= _SAMPLE_PIXELS:
-            return self._counted(Window(0, 0, width, height), (height, width))
-        raw, valid = _joined(self._counted(w, (w.height, w.width)) for w in self._lattice())
-        if valid.any(axis=0).mean() > _TOO_FEW:
+        windows = self._sampled()
+        raw, valid = _joined(self._counted(w, (w.height, w.width)) for w in windows)
+        if len(windows) == 1 or valid.any(axis=0).mean() > _TOO_FEW:
             return raw, valid
+        height, width = int(self.window.height), int(self.window.width)
         step = math.ceil(math.sqrt(height * width / _SAMPLE_PIXELS))
-        windows = (Window(0, row, width, 1) for row in range(0, height, step))
-        rows = (self._counted(window, (1, width)) for window in windows)
+        lines = (Window(0, row, width, 1) for row in range(0, height, step))
+        rows = (self._counted(line, (1, width)) for line in lines)
         return _joined((raw[..., ::step], valid[..., ::step]) for raw, valid in rows)
 
-    def _lattice(self) -> Iterator[Window]:
-        """Yield windows spread evenly over the region."""
+    def _sampled(self) -> list[Window]:
+        """Return the whole region if it is small, else windows spread evenly over it, by rows."""
+        height, width = int(self.window.height), int(self.window.width)
+        if height * width <= _SAMPLE_PIXELS:
+            return [Window(0, 0, width, height)]
         side_y, rows = _offsets(self.window.row_off, self.window.height)
         side_x, cols = _offsets(self.window.col_off, self.window.width)
-        for row in rows:
-            for col in cols:
-                yield Window(col, row, side_x, side_y)
+        return [Window(col, row, side_x, side_y) for row in rows for col in cols]
 
 
 def _offsets(start: int, length: int) -> tuple[int, list[int]]:

@@ -135,16 +135,16 @@ class Polygons:
         crs = None if self._grid.crs is None else CRS.from_user_input(self._grid.crs)
         names = dict(zip(self._legend.values, self._legend.names, strict=True))
         rings = replace(regions.rings, xy=_ground(regions.rings.xy, self._grid))
-        values = rings.values.tolist()
+        values, geometry = rings.values.tolist(), rings.geometry()
         return geopandas.GeoDataFrame(
             {
                 "class_id": rings.values,
                 "class_name": pd.array([names[value] for value in values], dtype="string"),
-                "area_m2": _areas_m2(rings, self._grid, crs),
+                "area_m2": _areas_m2(rings, geometry, self._grid, crs),
                 "confidence": regions.confidence,
                 "source": pd.array([self._source] * len(values), dtype="string"),
             },
-            geometry=rings.geometry(),
+            geometry=geometry,
             crs=crs,
         )
 
@@ -161,18 +161,20 @@ def _ground(xy: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
     return np.column_stack(grid.ground(columns, rows))
 
 
-def _areas_m2(rings: Rings, grid: Grid, crs: CRS | None) -> NDArray[np.float64]:
+def _areas_m2(
+    rings: Rings, geometry: NDArray[Any], grid: Grid, crs: CRS | None
+) -> NDArray[np.float64]:
     """Return the area of every polygon in square metres, NaN without a CRS."""
     if crs is None or not len(rings.values):
         return np.full(len(rings.values), np.nan)
     unit = unit_of(crs)
-    planar = np.asarray(shapely.area(rings.geometry()) * unit**2)
+    planar = np.asarray(shapely.area(geometry) * unit**2)
     if not crs.is_geographic and not _stretches(grid, crs, unit):
         return planar
     # straight in the CRS is not straight on the ground: by pieces the difference is small
     left, bottom, right, top = grid.bounds
     longest = max(right - left, top - bottom) / _PIECES
-    pieces = shapely.segmentize(rings.geometry(), longest)
+    pieces = shapely.segmentize(geometry, longest)
     _, xy, (ring_offsets, _) = shapely.to_ragged_array(pieces)
     lon, lat = degrees(crs, *xy.T)
     geod = crs.get_geod() or Geod(ellps="WGS84")

@@ -50,6 +50,10 @@ class ModelSettings:
     precision: str
     exact: bool  # no approximation for speed
 
+    def as_record(self) -> dict[str, Any]:
+        """What a map's record says of them; the folder has a digest of its own there."""
+        return {name: value for name, value in vars(self).items() if name != "folder"}
+
 
 class Segmenter(nn.Module):
     """Open-vocabulary segmentation of windows.

@@ -128,8 +128,8 @@ class Distillation:
     def __init__(self, options: DistillOptions, device: torch.device) -> None:
         self.options = options
         parse_stretch(options.optical_scene.stretch)
-        self.model = Pretrained(options, device)
         parse_stretch(options.sar_scene.stretch, "sar-")
+        self.model = Pretrained(options, device)
         self.sar_scene = self.model.folder.card.radar_read(options.sar_scene)
         scenes = (options.optical_scene, self.sar_scene)
         visual = copy.deepcopy(self.model.visual).requires_grad_(True)

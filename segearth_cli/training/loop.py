@@ -345,10 +345,10 @@ def stop_requests() -> Iterator[list[int]]:
     lost = getattr(signal, "SIGHUP", None)
 
     def ask(number: int, frame: Any) -> None:
-        if came and number != lost:
-            raise KeyboardInterrupt
         if came:
-            return
+            if number == lost:
+                return
+            raise KeyboardInterrupt
         logger.warning("stopping after this step; once more stops at once, without saving")
         came.append(number)
 

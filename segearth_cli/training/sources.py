@@ -19,7 +19,7 @@ from segearth_cli.geo.grid import warp_target
 from segearth_cli.geo.pairs import read_head, shared_grid
 from segearth_cli.geo.remote import is_remote
 from segearth_cli.inputs import SCENE_SUFFIXES, rasters_in
-from segearth_cli.names import listed, plain_name, public_name
+from segearth_cli.names import file_meant, listed, plain_name, public_name
 from segearth_cli.options import SceneOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", *SCENE_SUFFIXES)
@@ -231,7 +231,7 @@ def _taken_once(named: list[Named]) -> list[Named]:
     first: dict[tuple[str, ...], Named] = {}
     again = []
     for sources, part in named:
-        files = tuple(map(_file_meant, sources))
+        files = tuple(map(file_meant, sources))
         if files not in first:
             first[files] = sources, part
             continue
@@ -249,17 +249,11 @@ def _taken_once(named: list[Named]) -> list[Named]:
 
 def _refuse_one_file(pairs: list[Named]) -> None:
     for (own, other), _ in pairs:
-        if _file_meant(own) == _file_meant(other):
+        if file_meant(own) == file_meant(other):
             raise UsageError(
                 f"the optical image {own} and the radar image {other} are one file; name two, or "
                 "say with --bands and --sar-bands which of its bands are which"
             )
-
-
-def _file_meant(source: str) -> str:
-    """An image's file without links on the way to it; GDAL's own names as they are."""
-    path = source.removeprefix("file://")
-    return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def _matching(
