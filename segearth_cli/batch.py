@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from typing import TYPE_CHECKING, TextIO, TypeAlias, TypeVar
 
 from segearth_cli.errors import NO_MEMORY, SegEarthError, UsageError
 from segearth_cli.inputs import PLACEHOLDER, Input
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STEM = "{stem}"
 AnySource: TypeAlias = "str | os.PathLike[str] | Input"
+Made = TypeVar("Made")
 
 DEFAULTS = BatchOptions()
 
@@ -111,12 +112,15 @@ def jobs_of(
     Raises:
         SegEarthError: what no scene can be segmented with, or an output that cannot be.
     """
+    from segearth_cli.geo.source import is_raster
     from segearth_cli.outputs import STDOUT, check_outputs, files_read
-    from segearth_cli.reading import check_options, is_raster
+    from segearth_cli.reading import check_options
 
     check_options(options)
     if how.resume and STDOUT in options.outputs:
         raise UsageError("--resume finds nothing on stdout; give the polygons a file")
+    if how.resume and options.overwrite:
+        raise UsageError("--resume and --overwrite exclude each other: one keeps what is complete")
     if isinstance(sources, str):
         raise UsageError(f"sources is {sources!r}; it must be a list of names, or Path's")
     inputs = [Input.of(source) for source in sources]
@@ -246,8 +250,8 @@ def close_source(found: OpenScene | None) -> None:
         found.scene.close()
 
 
-def outcome_of(job: Job, make: Callable[[], SegmentResult | None], alone: bool) -> Outcome:
-    """What ``make`` makes of a scene: its map, or nothing where that is complete."""
+def outcome_of(job: Job, make: Callable[[], Made | None], alone: bool) -> Made | Skipped | Failure:
+    """What ``make`` makes of a scene, its map or a plan, or nothing where that is complete."""
     started = time.perf_counter()
     try:
         result = make()
@@ -274,20 +278,21 @@ def _bug(job: Job, error: Exception, seconds: float) -> Failure:
 def plan_jobs(
     jobs: Sequence[Job], how: BatchOptions = DEFAULTS
 ) -> Generator[Plan | Skipped | Failure, None, None]:
-    """What each scene would take; one that would fail does not stop the others."""
+    """What each scene would take; one that would fail does not stop the others, unless it shall."""
     from segearth_cli.reading import open_for_model
     from segearth_cli.resume import is_complete
 
     for job in jobs:
-        started = time.perf_counter()
-        try:
+
+        def make(job: Job = job) -> Plan | None:
             if how.resume and is_complete(job.source, job.options):
-                yield Skipped(job.source, job.options.written, time.perf_counter() - started)
-                continue
+                return None
             with open_for_model(job.source, job.options) as scene:
                 from segearth_cli.segment import plan  # imports torch
 
-                planned = plan(job.source, job.options, how.engine == "local", scene)
-            yield planned
-        except SegEarthError as error:
-            yield Failure(job.source, error, time.perf_counter() - started)
+                return plan(job.source, job.options, how.engine == "local", scene)
+
+        outcome = outcome_of(job, make, alone=len(jobs) == 1)
+        yield outcome
+        if isinstance(outcome, Failure) and how.on_error == "stop":
+            return

@@ -86,9 +86,7 @@ def bench(options: BenchOptions) -> BenchResult:
         device = model.segmenter.device
         reset_peak_memory(device)
         windows = len(grid)
-        size = pass_size(
-            device, own.model.batch_size, windows, grid.window_pixels, exact=own.model.exact
-        )
+        size = pass_size(device, own.model, grid)
         side = (grid.window_height, grid.window_width)
         before = encoder_passes(model, size, side)
 

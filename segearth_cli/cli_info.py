@@ -45,23 +45,33 @@ def info_command(
 
 def show_map(info: MapInfo, as_json: bool) -> None:
     """How a map was made, on stdout: it is what was asked for."""
+    from segearth_cli.geo.recorded import is_of_segment
+
     record = info.record
     if as_json:
         print_json({"output": info.output, "command": info.command, **record})
         return
-    digest, model = record["source_digest"], record["model"]
+    model = record["model"]
     settings = [f"{name} {value}" for name, value in model.items() if name != "name"]
+    of_scene = [["dataset", str(record.get("dataset"))]]
+    why_none = "none: it is of segearth evaluate --maps"
+    if is_of_segment(record):
+        digest = record["source_digest"]
+        of_scene = [
+            ["digest of source", f"sha256 {digest.get('sha256')} ({digest.get('covers')})"],
+            ["read as", str(record.get("scene"))],
+        ]
+        why_none = "none can say such classes: see options in --json"
     rows = [
         ["made by", f"segearth {record['version']}"],
         ["source", record["source"]],
-        ["digest of source", f"sha256 {digest.get('sha256')} ({digest.get('covers')})"],
-        ["read as", str(record.get("scene"))],
+        *of_scene,
         ["classes", ", ".join("|".join(words) for words in record.get("classes", []))],
         ["prompts", str(record.get("prompts"))],
         ["model", str(model.get("name"))],
         ["digest of model", f"sha256 {record.get('model_digest')}"],
         ["runs as", ", ".join(settings)],
-        ["command", info.command or "none can say such classes: see options in --json"],
+        ["command", info.command or why_none],
     ]
     print_rows(rows)
 

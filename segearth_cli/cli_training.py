@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from segearth_cli import terminal
 from segearth_cli.flags import (
@@ -43,6 +45,7 @@ from segearth_cli.flags import (
     run_option,
     scene_option,
 )
+from segearth_cli.names import counted
 from segearth_cli.options import (
     SENSOR_CHOICES,
     UPSAMPLED,
@@ -51,6 +54,10 @@ from segearth_cli.options import (
     UpsamplerOptions,
 )
 from segearth_cli.parse import parse_bands, parse_nodata
+from segearth_cli.stdout import print_json
+
+if TYPE_CHECKING:
+    from segearth_cli.training.report import TrainResult
 
 
 def train_upsampler_command(
@@ -137,7 +144,7 @@ def train_upsampler_command(
     options = UpsamplerOptions(**own(UpsamplerOptions, given | parsed))
     from segearth_cli.training.upsampler import train_upsampler
 
-    terminal.show_training(train_upsampler(options), json, quiet)
+    show_training(train_upsampler(options), json, quiet)
 
 
 def distill_sar_command(
@@ -231,4 +238,38 @@ def distill_sar_command(
     options = DistillOptions(**own(DistillOptions, given | parsed))
     from segearth_cli.training.distill import distill_sar
 
-    terminal.show_training(distill_sar(options), json, quiet)
+    show_training(distill_sar(options), json, quiet)
+
+
+def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> None:
+    """What a training came to: every measure, before and after; or how to go on with it."""
+    if result is None:  # another process's to show
+        return
+    if as_json:
+        print_json({"status": result.status, **asdict(result)})
+    if quiet:
+        return
+    if result.step < result.steps:
+        terminal.console().print(
+            Text(
+                f"stopped at step {result.step} of {result.steps}, and saved; go on with --resume "
+                "and without --stop-at, or with a later one"
+            )
+        )
+        return
+    first, last = result.measured[0], result.measured[-1]
+    rows = [[name, f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in last if name != "step"]
+    out = terminal.console()
+    out.print(
+        terminal.table(
+            "On what was held out",
+            ["", "before", f"after {counted(int(last['step']), 'step')}"],
+            rows,
+        )
+    )
+    if result.skipped:
+        number = len(result.skipped)
+        out.print(
+            Text(f"{number} {'file or pair was' if number == 1 else 'files or pairs were'} skipped")
+        )
+    out.print(Text(f"{result.output} in {result.seconds:.0f} s"))

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from segearth_cli.compare_classes import classes_of
 from segearth_cli.compare_labels import Coverage, beside_labels
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.labels import is_vector
 from segearth_cli.names import counted, listed
 from segearth_cli.options import VECTOR_SUFFIXES, CompareOptions
+from segearth_cli.progress import progress_bar
 from segearth_cli.scores import Confusion, FileScores, Scores
 
 logger = logging.getLogger(__name__)
@@ -50,8 +49,7 @@ def compare(options: CompareOptions) -> CompareResult:
     confusion: Confusion | None = None
     names: tuple[str, ...] = ()
     files: list[FileScores] = []
-    disable = None if options.progress else True
-    for made, label in tqdm(pairs, unit="map", disable=disable, leave=False):
+    for made, label in progress_bar(options.progress, pairs, unit="map"):
         own = classes_of(made, options)
         if confusion is None:
             confusion, names = Confusion(len(own.names)), own.names

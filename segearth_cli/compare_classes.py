@@ -15,7 +15,7 @@ from segearth_cli.geo.class_raster import class_names
 from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.labels import is_vector
 from segearth_cli.geo.recorded import from_tags
-from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.geo.source import open_raster
 from segearth_cli.names import plain_label, plain_name
 from segearth_cli.options import BACKGROUND_NAMES, UNCLASSIFIED, CompareOptions
 from segearth_cli.scores import IGNORED
@@ -94,7 +94,7 @@ def _label_meaning(made: str, own: Mapping[int, str]) -> LabelMeaning:
         values = {**dict.fromkeys(BACKGROUND_NAMES, 0), **values}
     elif first == UNCLASSIFIED:
         values[UNCLASSIFIED] = None  # as a label it says nothing
-    with environment(gdal_settings(made)), opened(made) as src:
+    with open_raster(made) as src:
         record = from_tags(src.tags()) or {}
     for name, *synonyms in record.get("classes", []):
         if plain_label(name) in values:

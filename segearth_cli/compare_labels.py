@@ -16,7 +16,7 @@ from rasterio.windows import Window
 from segearth_cli.compare_classes import MapClasses, check_map, read_map
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import BYTES, check_kind, on_grid
-from segearth_cli.geo.failures import GDAL_ERRORS, damage, reason
+from segearth_cli.geo.failures import GDAL_ERRORS, damage
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.labels import (
@@ -29,7 +29,7 @@ from segearth_cli.geo.labels import (
     shape_labels,
     warn_of_disputed,
 )
-from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.source import file_grid, open_raster
 from segearth_cli.names import listed, plain_label, plain_name
 from segearth_cli.options import BACKGROUND_NAMES, UNCLASSIFIED, CompareOptions
 from segearth_cli.scores import IGNORED
@@ -94,8 +94,7 @@ def beside_labels(
     """
     meaning = classes.of_labels
     with ExitStack() as stack:
-        stack.enter_context(environment(gdal_settings(made)))
-        source = stack.enter_context(opened(made))
+        source = stack.enter_context(open_raster(made))
         check_kind(source, made, BYTES)
         labels: Labels
         if is_vector(label):
@@ -123,7 +122,7 @@ def _classes_by_rows(
         try:
             predicted = read_map(aligned, Window(0, first, *rows.classes.shape[::-1]))
         except GDAL_ERRORS as error:
-            raise SceneError(f"cannot read {made}: {reason(error)}") from error
+            raise SceneError(f"cannot read {made}: {damage(error)}") from error
         truth = np.where(rows.classes < 0, IGNORED, rows.classes).astype(np.uint8)
         check_map(predicted[truth != IGNORED], classes, made)
         found = classes.class_of[predicted]

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.options import ModelOptions
 
 CPU_PASS = 4  # windows
@@ -186,20 +187,17 @@ def _onednn_is_as_exact() -> bool:
     return bool((products == 64 * (1 + 2**-12)).all())
 
 
-def pass_size(
-    device: torch.device, batch_size: int | None, windows: int, pixels: int, *, exact: bool
-) -> int:
-    """Windows in every forward pass over a scene of ``windows``, the last pass filled up.
+def pass_size(device: torch.device, options: ModelOptions, grid: WindowGrid) -> int:
+    """Windows in every forward pass over a scene, the last pass filled up.
 
-    ``pixels`` are those of a window, ``exact`` as in `ModelOptions`: our own kernels do without
-    the memory that the exact path takes. bf16 matrix products of another size round differently: a
-    CPU, where more windows at once are no faster, always takes the same number, so that the map
-    does not depend on ``batch_size``.
+    Our own kernels do without the memory that the exact path takes. bf16 matrix products of another
+    size round differently: a CPU, where more windows at once are no faster, always takes the same
+    number, so that the map does not depend on ``batch_size``.
     """
     if device.type == "cpu":
-        return min(CPU_PASS, windows)
-    usual = KERNELS_PASS if has_triton(device) and not exact else ACCELERATOR_PASS
-    return min(batch_size or max(1, usual // pixels), windows)
+        return min(CPU_PASS, len(grid))
+    usual = KERNELS_PASS if has_triton(device) and not options.exact else ACCELERATOR_PASS
+    return min(options.batch_size or max(1, usual // grid.window_pixels), len(grid))
 
 
 @contextlib.contextmanager
@@ -306,3 +304,12 @@ def use_threads(threads: int | None) -> None:
     """Limit the CPU threads of the network."""
     if threads is not None:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Torch's own generators, of the CPU and of all GPUs, go on afterwards as if nothing was."""
+    with_gpus = device.type == "cuda" or torch.cuda.is_initialized()
+    gpus = range(torch.cuda.device_count() if with_gpus else 0)
+    with torch.random.fork_rng(gpus, device_type="cuda"):
+        yield

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from segearth_cli import __version__
 from segearth_cli.device import (
@@ -29,6 +28,12 @@ from segearth_cli.device import (
     use_threads,
 )
 from segearth_cli.errors import ModelError, UsageError
+from segearth_cli.fitness import (
+    warn_of_radar_options,
+    warn_of_sensor,
+    warn_of_window,
+    warn_of_words,
+)
 from segearth_cli.geo.dataset_labels import check_labels, check_shapes, read_label
 from segearth_cli.geo.dataset_maps import DatasetMaps
 from segearth_cli.geo.datasets import Dataset, Sample, find_samples, pieces, read_dataset
@@ -37,24 +42,20 @@ from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.recorded import to_tags
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.files import file_digest
-from segearth_cli.model.folder import load_clip
 from segearth_cli.model.prompts import class_colours
 from segearth_cli.model.segmenter import (
     NO_NUMBERS,
     ModelSettings,
     Segmenter,
-    build_segmenter,
-    load_upsampler,
+    load_segmenters,
     model_settings,
 )
-from segearth_cli.model.text import text_features
-from segearth_cli.model.upsampler import Upsampler
 from segearth_cli.model.variants import variant_logits
-from segearth_cli.model.weights import cache_folder, resolve_model
+from segearth_cli.model.weights import resolve_model
 from segearth_cli.options import EvaluateOptions, ModelOptions, SceneOptions
+from segearth_cli.progress import progress_bar
+from segearth_cli.record import PROMPTS
 from segearth_cli.scores import IGNORED, Confusion, FileScores, Scores
-from segearth_cli.segment import warn_of_radar_options, warn_of_sensor, warn_of_window
-from segearth_cli.stream import warn_of_words
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,6 @@ class EvaluateResult:
     classes: tuple[tuple[str, ...], ...]  # and the words they are looked for by
     rows: tuple[Row, ...]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A setting, ready to run."""
-
-    settings: ModelSettings
-    segmenter: Segmenter
 
 
 def evaluate(options: EvaluateOptions) -> EvaluateResult:
@@ -140,13 +133,8 @@ def measure(
     check_labels(dataset, samples, options.progress)
     use_threads(options.scene.threads)
     rows: list[Row] = []
-    with tqdm(
-        total=len(samples) * len(every),
-        unit="image",
-        desc=dataset.name,
-        disable=None if options.progress else True,
-        leave=False,
-    ) as progress:
+    images = len(samples) * len(every)
+    with progress_bar(options.progress, total=images, unit="image", desc=dataset.name) as progress:
         for settings in every:
             rows += rows_of(settings, dataset, samples, options, progress.update, maps)
             release_memory(pick_device(options.model.device))  # one model at a time is held
@@ -239,8 +227,9 @@ def rows_of(
             enough memory.
     """
     sides = options.long_sides or (dataset.long_side,)
-    variants = load_variants(every, dataset, options)
-    keys = list(product(sides, range(len(variants))))
+    warn_of_words(every[0], dataset.queries)
+    segmenters = load_segmenters(every, dataset, pick_device(options.model.device))
+    keys = list(product(sides, range(len(every))))
     totals = {key: Confusion(len(dataset.classes)) for key in keys}
     files: dict[tuple[int, int], list[FileScores]] = {key: [] for key in keys}
     scene = every[0].folder.card.radar_read(options.scene)
@@ -251,7 +240,9 @@ def rows_of(
         for image, place in read_pieces(sample, truth.shape, dataset, scene):
             own = truth[place]
             for side in sides:
-                classes = predicted(image, own.shape, side, variants, dataset, options)
+                scaled = resized(image, side)
+                grid = every[0].windows(*scaled.shape[1:])
+                classes = predicted(scaled, grid, own.shape, segmenters, dataset, options)
                 for number, found in enumerate(classes):
                     counts[side, number].add(own, found)
                     made[place] = found
@@ -279,6 +270,7 @@ def map_tags(settings: ModelSettings, sample: Sample, dataset: Dataset) -> dict[
             "model": {**settings.as_record(), "upsampler": upsampler_name(settings)},
             "model_digest": settings.folder.digest(),
             "classes": dataset.classes,
+            "prompts": PROMPTS,
         }
     )
 
@@ -329,33 +321,6 @@ def threshold_of(dataset: Dataset, options: EvaluateOptions) -> float:
     return dataset.threshold if options.threshold is None else options.threshold
 
 
-def load_variants(
-    every: Sequence[ModelSettings], dataset: Dataset, options: EvaluateOptions
-) -> list[Variant]:
-    """The settings of one model, ready to run, all on one vision tower.
-
-    Raises:
-        SegEarthError: the model or an upsampler is damaged, or does not fit the device.
-    """
-    folder, device = every[0].folder, pick_device(options.model.device)
-    clip, tokenizer = load_clip(folder)
-    warn_of_words(every[0], dataset.queries)
-    text = text_features(clip, tokenizer, dataset.queries, cache_folder() / "text", folder.digest())
-    upsamplers: dict[str, Upsampler | None] = {}
-    variants: list[Variant] = []
-    for settings in every:
-        if settings.upsampler not in upsamplers:
-            upsamplers[settings.upsampler] = load_upsampler(settings, clip.visual)
-        segmenter = build_segmenter(
-            clip.visual, upsamplers[settings.upsampler], text, dataset.query_class, settings
-        )
-        with memory_guard(
-            f"{settings.name} does not fit {device}: try --device cpu, or a smaller model"
-        ):
-            variants.append(Variant(settings, segmenter.to(device)))
-    return variants
-
-
 def read_pieces(
     sample: Sample, shape: tuple[int, ...], dataset: Dataset, options: SceneOptions
 ) -> Iterator[tuple[NDArray[np.float32], tuple[slice, slice]]]:
@@ -378,26 +343,20 @@ def read_pieces(
 @torch.inference_mode()
 def predicted(
     image: NDArray[np.float32],
+    grid: WindowGrid,
     shape: tuple[int, ...],
-    long_side: int,
-    variants: list[Variant],
+    segmenters: list[Segmenter],
     dataset: Dataset,
     options: EvaluateOptions,
 ) -> Iterator[NDArray[np.uint8]]:
     """The class of every pixel of the label by each setting, H x W."""
-    image = resized(image, long_side)
-    settings = variants[0].settings
-    height, width = image.shape[1:]
-    grid = WindowGrid(height, width, settings.window, settings.stride, blend=settings.blend)
-    device = variants[0].segmenter.device
-    own = options.model
-    size = pass_size(device, own.batch_size, len(grid), grid.window_pixels, exact=own.exact)
+    size = pass_size(segmenters[0].device, options.model, grid)
     advice = "try a smaller --batch-size, --long-side or --window, --device cpu, or fewer settings"
     with memory_guard(advice):
-        every = variant_logits([v.segmenter for v in variants], image, grid, size)
-        for variant, logits in zip(variants, every, strict=True):
+        every = variant_logits(segmenters, image, grid, size)
+        for segmenter, logits in zip(segmenters, every, strict=True):
             yield classes_of(
-                variant.segmenter,
+                segmenter,
                 logits,
                 (shape[0], shape[1]),
                 threshold_of(dataset, options),

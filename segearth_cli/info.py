@@ -8,9 +8,15 @@ from urllib.parse import unquote
 
 from segearth_cli.errors import SegEarthError
 from segearth_cli.geo.raster import open_scene
-from segearth_cli.geo.recorded import READERS, Record, is_probabilities, read_record
+from segearth_cli.geo.recorded import (
+    READERS,
+    Record,
+    is_of_segment,
+    is_probabilities,
+    read_record,
+)
 from segearth_cli.geo.shapes import layer_names
-from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
+from segearth_cli.geo.source import band_facts, open_raster
 from segearth_cli.model.card import CARD, ModelCard
 from segearth_cli.model.folder import CHECKPOINT, CONFIG, REPORT, open_model_folder
 from segearth_cli.model.weights import list_models, model_path
@@ -28,7 +34,7 @@ class MapInfo:
 
     output: str
     record: Record
-    command: str | None  # None: made from Python, with classes that no command line can say
+    command: str | None  # None: of evaluate, or of classes that no command line can say
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def scene_info(source: str) -> SceneInfo:
     Raises:
         SceneError: it is none.
     """
-    with environment(gdal_settings(source)), opened(source) as src:
+    with open_raster(source) as src:
         facts = band_facts(src)
         nodata = src.nodata
     names = (
@@ -149,7 +155,9 @@ def _map_info(output: Path, record: Record | None) -> MapInfo:
         raise SegEarthError(
             f"{output} does not say how it was made; another program wrote or changed it"
         )
-    command = command_again(record, str(output), _place(output))
+    command = None
+    if is_of_segment(record):
+        command = command_again(record, str(output), _place(output))
     return MapInfo(str(output), record, command)
 
 

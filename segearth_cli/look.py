@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from segearth_cli.choose import Pixels
 from segearth_cli.device import memory_guard, pass_size, use_threads
 from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.fitness import warn_of_scene
 from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.labels import (
     Places,
@@ -28,8 +28,8 @@ from segearth_cli.model.points import point_cosines
 from segearth_cli.model.prompts import Vocabulary, build_vocabulary
 from segearth_cli.names import plain_label, plain_name, title_of
 from segearth_cli.options import BACKGROUND_NAMES, UNCLASSIFIED, SegmentOptions, TuneOptions
+from segearth_cli.progress import progress_bar
 from segearth_cli.reading import check_options, open_for_model
-from segearth_cli.segment import warn_of_scene
 from segearth_cli.stream import Model, class_legend, load_model, window_grid
 
 logger = logging.getLogger(__name__)
@@ -146,14 +146,8 @@ def look_at(
         SegEarthError: there is not enough memory.
     """
     grid = window_grid(scene, model.settings)
-    device, own = model.segmenter.device, options.model
-    size = pass_size(device, own.batch_size, len(grid), grid.window_pixels, exact=own.exact)
-    progress = tqdm(
-        unit="window",
-        desc=title_of(scene.source),
-        disable=None if options.progress else True,  # None: where stderr is no terminal
-        leave=False,
-    )
+    size = pass_size(model.segmenter.device, options.model, grid)
+    progress = progress_bar(options.progress, unit="window", desc=title_of(scene.source))
     advice = "try a smaller --window, --device cpu or, on a GPU, a smaller --batch-size"
     with progress, memory_guard(advice), torch.inference_mode():
         found = point_cosines(

@@ -375,23 +375,33 @@ def _check_label_values(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Typed):
+class LabelOptions(Typed):
+    """What labels mean."""
+
+    column: str | None = None  # of vector labels, that holds the classes
+    # a label's value or name (None: all others), and the class that it stands for
+    label_values: tuple[tuple[int | str | None, int | str], ...] = ()
+    ignore: tuple[int | str, ...] = ()  # values or names of labels that say nothing
+
+    def __post_init__(self) -> None:
+        """Refuse labels that are given two meanings."""
+        super().__post_init__()
+        _check_label_values(self.label_values, self.ignore)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(LabelOptions):
     """Maps that are measured against labels."""
 
     maps: str  # a class raster, or a folder of them
     labels: str  # class rasters as well, or points or polygons
     classes: tuple[str, ...] = ()  # names of the values 0, 1, ...; none: the map's own
-    # a label's value or name (None: all others), and the map's
-    label_values: tuple[tuple[int | str | None, int | str], ...] = ()
-    ignore: tuple[int | str, ...] = ()  # values or names of the label that say nothing
-    column: str | None = None  # of vector labels, that holds the classes
     per_image: bool = False  # scores of every map, too
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse values that no class raster holds, and labels with two meanings."""
+        """Refuse values that no class raster holds."""
         super().__post_init__()
-        _check_label_values(self.label_values, self.ignore)
         for _, value in self.label_values:
             _require(
                 not isinstance(value, int) or 0 <= value <= 255,
@@ -400,15 +410,11 @@ class CompareOptions(Typed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(Typed):
+class TuneOptions(LabelOptions):
     """Labelled scenes that ``tune`` chooses words, lambda and threshold by."""
 
     segment: SegmentOptions  # all words that may be used, and the settings to begin with
     pairs: tuple[tuple[str, str], ...]  # a scene, and its labels
-    column: str | None = None  # of vector labels, that holds the classes
-    # a label's value or name (None: all others), and the class
-    label_values: tuple[tuple[int | str | None, int | str], ...] = ()
-    ignore: tuple[int | str, ...] = ()  # values or names of labels that say nothing
     samples: int = 2000  # pixels per class and scene
 
     def __post_init__(self) -> None:
@@ -416,7 +422,6 @@ class TuneOptions(Typed):
         super().__post_init__()
         _require(bool(self.pairs), "name labelled scenes, for instance scene.tif=labels.gpkg")
         _at_least(("--samples", self.samples, 1))
-        _check_label_values(self.label_values, self.ignore)
         scenes = [scene for scene, _ in self.pairs]
         files = [*map(file_meant, scenes)]
         for scene, file in zip(scenes, files, strict=True):

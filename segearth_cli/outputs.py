@@ -21,7 +21,7 @@ from segearth_cli.geo.digest import source_files
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
-from segearth_cli.geo.recorded import Record, read_record, to_tags
+from segearth_cli.geo.recorded import Record, is_of_segment, read_record, to_tags
 from segearth_cli.names import file_and_layer, files_named, shortened, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.staging import companions, files_of, record_beside
@@ -85,7 +85,8 @@ def files_read(sources: Iterable[str], options: SegmentOptions) -> frozenset[Fil
     files = [file_and_layer(options.aoi)[0]] if options.aoi else []
     for source in sources:
         files += files_named(source)
-        if options.overwrite and not source.lower().endswith(_LONE):
+        may_replace = options.overwrite or options.replace_maps
+        if may_replace and not source.lower().endswith(_LONE):
             with contextlib.suppress(SceneError):  # which will be said when it is opened
                 files += source_files(source)
     for file in files:
@@ -144,7 +145,8 @@ def check_length(path: Path) -> None:
 def is_ours(path: Path) -> bool:
     """Whether what lies at an output's place was made by segearth, or left when it was killed."""
     if path.is_file():
-        return read_record(path) is not None
+        record = read_record(path)
+        return record is not None and is_of_segment(record)
     if os.path.lexists(path):  # a link to nowhere
         return False
     left = [file for file in companions(path) if file.exists()]

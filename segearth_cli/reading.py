@@ -8,14 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segearth_cli.errors import SceneError, UsageError
+from segearth_cli.errors import UsageError
 from segearth_cli.geo import cog
 from segearth_cli.geo.digest import source_digest
 from segearth_cli.geo.grid import parse_crs
 from segearth_cli.geo.raster import Scene, open_scene
-from segearth_cli.geo.remote import is_remote
 from segearth_cli.geo.sensors import parse_stretch
-from segearth_cli.geo.source import environment, gdal_settings, opened
 from segearth_cli.model.card import AnyScene
 from segearth_cli.model.prompts import build_vocabulary
 from segearth_cli.model.weights import found_model, resolve_model
@@ -83,14 +81,3 @@ def check_options(options: SegmentOptions) -> None:
     cog.check_creation_options(options.creation_options)
     if options.model.model != "auto":
         resolve_model(options.model.model)
-
-
-def is_raster(source: str) -> bool:
-    """Whether GDAL can open a scene; servers are not asked."""
-    if is_remote(source):
-        return True
-    try:
-        with environment(gdal_settings(source)), opened(source):
-            return True
-    except SceneError:
-        return False

@@ -14,7 +14,7 @@ from typing import Any
 
 from segearth_cli import __version__
 from segearth_cli.errors import SegEarthError
-from segearth_cli.geo.recorded import Record
+from segearth_cli.geo.recorded import Record, is_of_segment
 from segearth_cli.model.files import file_digest
 from segearth_cli.model.folder import ModelFolder
 from segearth_cli.model.prompts import (
@@ -75,7 +75,7 @@ def settings_record(
 
 def same_settings(recorded: Record, settings: Record) -> bool:
     """Whether a map was made with these settings, of the same source, by the same model."""
-    return _identity(recorded) == _identity(plain(settings))
+    return is_of_segment(recorded) and _identity(recorded) == _identity(plain(settings))
 
 
 def _identity(record: Record) -> Record:
@@ -142,6 +142,8 @@ def _class_words(options: Record, presets: Mapping[str, ClassChoice]) -> list[st
         if presets[known[0]].background != background:
             words.append("--no-background")
     else:
+        if any("\0" in word for synonyms in classes for word in synonyms):
+            return None  # no shell passes it on
         text = class_text(classes)
         if parse_classes(text) != classes:
             return None

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from segearth_cli.device import pick_device, pick_precision, precision_here, use_threads
+from segearth_cli.fitness import warn_of_scene, warn_of_words
 from segearth_cli.geo import writer
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record
 from segearth_cli.geo.writer import RowWriter
 from segearth_cli.model.prompts import build_vocabulary
-from segearth_cli.model.segmenter import ModelSettings, model_settings, number_of_tower
+from segearth_cli.model.segmenter import model_settings
 from segearth_cli.model.weights import resolve_model
 from segearth_cli.names import public_name
-from segearth_cli.options import SceneOptions, SegmentOptions
+from segearth_cli.options import SegmentOptions
 from segearth_cli.outputs import (
     STDOUT,
     ClassMap,
@@ -42,13 +43,8 @@ from segearth_cli.stream import (
     class_legend,
     load_model,
     scene_panels,
-    warn_of_words,
     window_grid,
 )
-
-GSD_TOLERANCE = 1.5  # times the resolution that a model was made for
-FEWEST_PATCHES = 4  # along a window: of fewer a model learns too little
-SMALLER = 4  # times than the model's own windows
 
 logger = logging.getLogger(__name__)
 
@@ -114,85 +110,6 @@ def segment(
         seconds=time.perf_counter() - started,
         options=options,
     )
-
-
-def warn_of_scene(scene: Scene, model: ModelSettings, options: SegmentOptions) -> None:
-    """Say so when a scene is not what the model, or an option, is for."""
-    warn_of_sensor(scene.source, scene.sensor, model)
-    warn_of_resolution(scene, model)
-    warn_of_window(model)
-    for option, length in (("--min-area", options.min_area), ("--simplify", options.simplify)):
-        if length and scene.grid.pixel_area_m2 is None:
-            logger.warning(
-                "%s has no coordinate system: %s %g means pixels", scene.source, option, length
-            )
-    warn_of_radar_options(scene.source, scene.sensor, options)
-
-
-def warn_of_radar_options(
-    source: str, sensor: str, options: SceneOptions, remedy: str = "say --sensor sar"
-) -> None:
-    """Say so when options of radar are given for what is none; ``remedy``: what to do if it is."""
-    if options.speckle and sensor != "sar":
-        logger.warning("%s is no radar scene: read without a speckle filter", source)
-    if options.sar_unit != "auto" and sensor != "sar":
-        logger.warning(
-            "%s is read as an optical image, where --sar-unit means nothing; if it is radar, %s",
-            source,
-            remedy,
-        )
-
-
-def warn_of_sensor(
-    source: str, sensor: str, model: ModelSettings, remedy: str = "say --sensor sar"
-) -> None:
-    """Say so when a model sees what another sensor made than its own; ``remedy`` as above."""
-    made_for = model.folder.card.sensor
-    if (sensor, made_for) == ("sar", "optical"):
-        logger.warning(
-            "%s is read as radar, and %s was made for optical images: expect a poor map",
-            source,
-            model.name,
-        )
-    elif (sensor, made_for) == ("optical", "sar"):
-        logger.warning(
-            "%s is read as an optical scene, and %s was made for radar: expect a poor map; if it "
-            "is radar, %s",
-            source,
-            model.name,
-            remedy,
-        )
-
-
-def warn_of_resolution(scene: Scene, model: ModelSettings) -> None:
-    """Say so when pixels are far larger or smaller than those the model was made for."""
-    gsd_m = scene.grid.gsd_m
-    made_for = model.folder.card.gsd_m
-    if gsd_m is None or made_for is None:
-        return
-    finest, coarsest = made_for
-    if not finest / GSD_TOLERANCE <= gsd_m <= coarsest * GSD_TOLERANCE:
-        logger.warning(
-            "%s has pixels of %.3g m; %s was made for %g to %g m: expect a poor map",
-            scene.source,
-            gsd_m,
-            model.name,
-            finest,
-            coarsest,
-        )
-
-
-def warn_of_window(model: ModelSettings) -> None:
-    """Say so when windows are far smaller than those the model was made for."""
-    own = model.folder.card.window
-    least = max(FEWEST_PATCHES * number_of_tower(model.folder, "patch_size"), own // SMALLER)
-    if 0 < model.window < least and model.window != own:
-        logger.warning(
-            "--window %d is too small for %s, which %s: expect a poor map",
-            model.window,
-            model.name,
-            f"takes windows of {own} pixels" if own else f"needs {least} pixels or more",
-        )
 
 
 def plan(

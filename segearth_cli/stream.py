@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from segearth_cli.device import fetched, has_own_memory, memory_guard, pass_size, ready_for
 from segearth_cli.errors import ModelError, UsageError
+from segearth_cli.fitness import warn_of_words
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.tiling import WindowGrid
@@ -38,8 +38,9 @@ from segearth_cli.model.segmenter import (
 )
 from segearth_cli.model.weights import found_model
 from segearth_cli.model.windows import MARGIN, Strip
-from segearth_cli.names import listed, shortened, title_of
+from segearth_cli.names import title_of
 from segearth_cli.options import UNCLASSIFIED, SegmentOptions
+from segearth_cli.progress import progress_bar
 from segearth_cli.stages import stage
 
 PERCENT_NODATA = 255
@@ -47,7 +48,6 @@ COLUMNS = 4096  # scored at once
 MOST_COORDINATES = 128  # that features usually need (see `model.coordinates`)
 USUAL_MEMORY = 2400 << 20  # bytes
 NARROWEST = 8  # windows that a panel is wide unless less memory is asked for
-MOST_WORDS = 10  # in a warning
 WORTHWHILE = 0.9  # of the memory: more panels than that saves are not
 BASE_MEMORY = 1100 << 20  # bytes: torch, GDAL and its cache
 
@@ -157,17 +157,6 @@ def load_model(options: SegmentOptions, sensor: str) -> Model:
     return Model(segmenter, settings, vocabulary, class_legend(vocabulary))
 
 
-def warn_of_words(settings: ModelSettings, queries: Sequence[str]) -> None:
-    """Say so when a model that knows few words is asked for others."""
-    unread = settings.folder.card.unread(queries)
-    if unread:
-        logger.warning(
-            "%s has never read %s: expect an arbitrary map, or an empty one, of such words",
-            settings.name,
-            listed([shortened(word) for word in unread], MOST_WORDS),
-        )
-
-
 def class_legend(vocabulary: Vocabulary) -> Legend:
     """Values, names and colours of the class raster; value 0 always has an entry."""
     values, names, colours = vocabulary.values, vocabulary.names, vocabulary.colours
@@ -180,13 +169,7 @@ def class_legend(vocabulary: Vocabulary) -> Legend:
 
 def window_grid(scene: Scene, settings: ModelSettings) -> WindowGrid:
     """The windows over a scene."""
-    return WindowGrid(
-        scene.grid.height,
-        scene.grid.width,
-        settings.window,
-        settings.stride,
-        blend=settings.blend,
-    )
+    return settings.windows(scene.grid.height, scene.grid.width)
 
 
 def memory_estimate(grid: WindowGrid, queries: int, windows: int, coordinates: int) -> int:
@@ -234,8 +217,7 @@ def scene_panels(
     Raises:
         UsageError: not even the narrowest panel keeps below ``--max-memory``.
     """
-    own = options.model
-    windows = pass_size(device, own.batch_size, len(grid), grid.window_pixels, exact=own.exact)
+    windows = pass_size(device, options.model, grid)
     channels = settings.folder.embed_dim
     if settings.upsampler == "bilinear":
         channels = 0
@@ -285,16 +267,11 @@ def classify_rows(
     """
     whole = window_grid(scene, model.settings)
     grid = panel or whole
-    device, own = model.segmenter.device, options.model
-    size = pass_size(device, own.batch_size, len(whole), whole.window_pixels, exact=own.exact)
+    device = model.segmenter.device
+    size = pass_size(device, options.model, whole)
     valid: dict[int, NDArray[np.bool_]] = {}
-    progress = tqdm(
-        total=len(grid),
-        unit="window",
-        desc=title_of(scene.source),
-        disable=None if options.progress else True,  # None: where stderr is no terminal
-        leave=False,
-    )
+    title = title_of(scene.source)
+    progress = progress_bar(options.progress, total=len(grid), unit="window", desc=title)
     advice = (
         f"windows of {grid.window_height} x {grid.window_width} pixels were under way: "
         "try a smaller --window, --bbox, --max-memory, --device cpu or, on a GPU, a smaller "

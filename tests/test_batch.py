@@ -1,5 +1,6 @@
 import io
 import logging
+from dataclasses import replace
 
 import geopandas
 import pytest
@@ -149,6 +150,14 @@ def test_plans_name_the_scenes_that_would_fail(tmp_path, tiny_model):
     assert isinstance(missing, Failure)
     assert planned.outputs == (str(tmp_path / "a.gpkg"),)
     assert names_in(tmp_path) == ["a.tif"]
+    (missing,) = plan_jobs(jobs, BatchOptions(on_error="stop"))
+    assert isinstance(missing, Failure)
+
+
+def test_what_is_complete_is_not_replaced_as_well(tmp_path, tiny_model):
+    options = replace(options_for(tiny_model, tmp_path / "{stem}.gpkg"), overwrite=True)
+    with pytest.raises(UsageError, match="exclude each other"):
+        jobs_of([write_scene(tmp_path / "a.tif")], options, BatchOptions(resume=True))
 
 
 def test_a_plan_for_a_cluster_asks_nothing_of_this_machine(tmp_path, tiny_model):

@@ -18,7 +18,7 @@ from scenes import blocks, interruptible, names_in, read, surroundings, write_sc
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from segearth_cli import __version__, terminal
+from segearth_cli import __version__, cli_segment
 from segearth_cli.cli import app
 from segearth_cli.options import (
     OUTPUT_SUFFIXES,
@@ -795,7 +795,7 @@ def test_areas_have_the_decimals_that_they_need(capsys, area_m2, shown):
     options = SegmentOptions(classes=(("road",),))
     counts, areas = {"road": 4, "x" * 1500: 0}, {"road": area_m2, "x" * 1500: area_m2}
     result = SegmentResult("a.tif", (), counts, areas, 0, 1.0, options)
-    terminal.show_result(result, as_json=False, quiet=False)
+    cli_segment.show_result(result, as_json=False, quiet=False)
     lines = capsys.readouterr().err.splitlines()
     assert lines[2].split(" %")[1].strip() == shown
     assert max(map(len, lines)) < 100

@@ -3,6 +3,8 @@ import torch
 
 from segearth_cli import device
 from segearth_cli.device import pass_size, pick_precision
+from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.options import ModelOptions
 
 CPU = torch.device("cpu")
 QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -90,5 +92,7 @@ def test_a_pass_has_many_windows_only_where_kernels_need_little_memory(
     name, has_kernels, batch_size, exact, windows, monkeypatch
 ):
     monkeypatch.setattr(device, "has_triton", lambda of: has_kernels)
-    assert pass_size(torch.device(name), batch_size, 1000, 224**2, exact=exact) == windows
-    assert pass_size(torch.device(name), batch_size, 3, 224**2, exact=exact) == 3
+    own = ModelOptions(batch_size=batch_size, exact=exact)
+    many, few = (WindowGrid(224, 112 * (count + 1), 224, 112) for count in (1000, 3))
+    assert pass_size(torch.device(name), own, many) == windows
+    assert pass_size(torch.device(name), own, few) == 3

@@ -21,13 +21,13 @@ from scenes import write_scene
 from typer.testing import CliRunner
 
 from segearth_cli import __version__
-from segearth_cli import evaluate as module
 from segearth_cli.cli import app
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.evaluate import evaluate
 from segearth_cli.geo.dataset_labels import check_labels, read_label
 from segearth_cli.geo.datasets import find_samples, read_dataset
 from segearth_cli.geo.tiling import WindowGrid
+from segearth_cli.model import segmenter as module
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.folder import load_clip, save_model_folder
 from segearth_cli.model.mosaic import image_logits
@@ -397,6 +397,9 @@ def test_maps_of_a_dataset_score_as_it_did(tmp_path, tiny_model, name, number):
         made_by = json.loads(src.tags()["SEGEARTH_MODEL"])
         assert (made_by["name"], made_by["blend"]) == ("tiny", "mean")
         assert src.tags()["SEGEARTH_DATASET"] == name
+    told = CliRunner().invoke(app, ["info", str(found[0])]).stdout
+    assert f"dataset          {name}\n" in told
+    assert told.endswith("none: it is of segearth evaluate --maps\n")
     assert {path.stem for path in found} == {sample.image.stem for sample in samples}
     for path in found:
         (sample,) = (s for s in samples if s.image.stem == path.stem)

@@ -129,7 +129,7 @@ def test_a_file_that_disappears_before_its_turn(out, sources, tiny_model):
 def test_a_part_of_a_mosaic_that_disappears_while_it_is_read(
     tmp_path, out, tiny_model, monkeypatch
 ):
-    from segearth_cli import segment as story
+    from segearth_cli import fitness
 
     source = large_scene(tmp_path / "part.tif")
     rasterio.shutil.copy(source, tmp_path / "all.vrt", driver="VRT")
@@ -138,7 +138,7 @@ def test_a_part_of_a_mosaic_that_disappears_while_it_is_read(
         monkeypatch.undo()
         Path(source).write_bytes(b"")
 
-    monkeypatch.setattr(story, "warn_of_resolution", gone)
+    monkeypatch.setattr(fitness, "warn_of_resolution", gone)
     with pytest.raises(SceneError, match="cannot read") as caught:
         segment(str(tmp_path / "all.vrt"), options_for(tiny_model, out / "map.tif"))
     assert "\n" not in str(caught.value)
@@ -215,7 +215,7 @@ def test_a_server_that_falls_silent_in_the_middle_of_a_scene(
     tmp_path, out, server, tiny_model, monkeypatch
 ):
     """Read, opened anew, read on: the map is that of the file."""
-    from segearth_cli import segment as story
+    from segearth_cli import fitness
 
     local = large_scene(tmp_path / "large.tif")
     server.content = Path(local).read_bytes()
@@ -224,7 +224,7 @@ def test_a_server_that_falls_silent_in_the_middle_of_a_scene(
     def then(*scene_and_model):
         server.will(["half", "503"])
 
-    monkeypatch.setattr(story, "warn_of_resolution", then)
+    monkeypatch.setattr(fitness, "warn_of_resolution", then)
     options = options_for(tiny_model, out / "remote.tif", stride=64)
     segment(server.url(f"{next(names)}.tif"), options)
     assert server.requests[:1] == ["half"]

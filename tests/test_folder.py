@@ -1,6 +1,7 @@
 """A model folder: what open_clip reads, the card, and what a damaged one answers."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,17 @@ import pytest
 from model_server import TINY
 from safetensors.torch import load_file, save_file
 
-from segearth_cli.errors import ModelError, OutputError
+from segearth_cli.errors import ModelError, OutputError, SegEarthError
 from segearth_cli.model.card import ModelCard
+from segearth_cli.model.files import read_checkpoint
 from segearth_cli.model.folder import load_clip, open_model_folder, save_model_folder
+from segearth_cli.model.segmenter import load_segmenter
+from segearth_cli.options import ModelOptions
+from segearth_cli.words import Words
+
+
+class Roads(Words):
+    classes = (("road",),)
 
 
 class TestFolder:
@@ -179,3 +188,35 @@ class TestFolder:
         save_model_folder(tiny_folder, tiny_state, {"model_cfg": TINY}, card, overwrite=True)
         assert open_model_folder(tiny_folder).card.name == "other"
         assert [p.name for p in tiny_folder.parent.iterdir() if p.name.startswith(".")] == []
+
+    def test_too_little_memory_is_no_damage(
+        self, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import safetensors.torch
+
+        def refused(path: Path) -> None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+
+        monkeypatch.setattr(safetensors.torch, "load_file", refused)
+        with pytest.raises(MemoryError):
+            read_checkpoint(tiny_folder / "open_clip_model.safetensors")
+        monkeypatch.undo()
+        monkeypatch.setattr("open_clip.create_model", lambda *_, **__: refused(tiny_folder))
+        with pytest.raises(SegEarthError, match="out of memory; tiny does not fit cpu"):
+            load_segmenter(ModelOptions(model=str(tiny_folder), device="cpu"), Roads(), "optical")
+
+    def test_a_full_disk_is_one_line_and_leaves_the_model_that_is_there(
+        self, tiny_folder: Path, tiny_state: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = open_model_folder(tiny_folder).digest()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+        try:
+            with pytest.raises(OutputError, match="cannot write the model folder"):
+                save_model_folder(
+                    tiny_folder, tiny_state, {"model_cfg": TINY}, ModelCard("x"), overwrite=True
+                )
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert open_model_folder(tiny_folder).digest() == before
+        assert [path.name for path in tiny_folder.parent.iterdir()] == [tiny_folder.name]

@@ -32,6 +32,12 @@ def vocabulary(text, background=None, no_background=False):
     return build_vocabulary(SegmentOptions(choice.classes, choice.background))
 
 
+def test_a_class_is_not_called_as_what_is_none():
+    with pytest.raises(UsageError, match="give that class another name"):
+        vocabulary("road,Unclassified", no_background=True)
+    assert vocabulary("road,unclassified").names == ("background", "road", "unclassified")
+
+
 def test_classes_keep_their_order_behind_the_background():
     words = vocabulary("building, road ,water|river")
 

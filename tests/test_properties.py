@@ -199,6 +199,7 @@ stretches = st.sampled_from(["auto", "none", "minmax", "p2,98", "0,1", "-5,3000"
 def test_any_values_become_an_image_between_0_and_1(data, dtype, shape, stretch, sensor):
     raw = data.draw(arrays(dtype, shape))
     valid = data.draw(arrays(bool, shape))
+    assume(not (stretch == "none" and sensor == "sar" and raw.dtype.kind == "f"))  # refused
     if raw.dtype.kind == "f":
         valid &= np.isfinite(raw)
     with np.errstate(all="ignore"):

@@ -35,7 +35,7 @@ WORDS = (("building",), ("road",))
 def test_every_dataclass_of_options_is_checked():
     every = [each for each in vars(module).values() if isinstance(each, type)]
     options = [each for each in every if each.__module__ == module.__name__]
-    assert len(options) == 11
+    assert len(options) == 12
     assert all(issubclass(each, Typed) for each in options)
 
 

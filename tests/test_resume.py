@@ -339,13 +339,13 @@ def test_remarks_come_with_their_scene_though_it_is_opened_before(tmp_path, out,
 def test_a_bug_in_one_scene_of_many_is_said_in_full_and_the_others_go_on(
     sources, out, tiny_model, monkeypatch
 ):
-    from segearth_cli import segment as story
+    from segearth_cli import fitness
 
     def broken(scene, *rest):
         if scene.source == sources[1]:
             raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr(story, "warn_of_resolution", broken)
+    monkeypatch.setattr(fitness, "warn_of_resolution", broken)
     args = ("segment", "--classes", "a", "--model", tiny_model, "--device", "cpu")
     result = run(*args, *sources, "-o", out / "{stem}.gpkg")
     assert result.exit_code == 3

@@ -15,6 +15,7 @@ from segearth_cli.errors import ModelError, SegEarthError, UsageError
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.tiling import WindowGrid, window_offsets
 from segearth_cli.model.prompts import Vocabulary
+from segearth_cli.options import ModelOptions
 from segearth_cli.segment import segment
 from segearth_cli.stream import (
     class_legend,
@@ -36,7 +37,7 @@ def whole_image_at_once(source, options):
     own_down, own_across = grid.window_weights
     weight = own_down[:, None] * own_across
     offsets = (window_offsets(side, window, stride) for side in valid.shape)
-    size = pass_size(torch.device("cpu"), None, len(grid), grid.window_pixels, exact=False)
+    size = pass_size(torch.device("cpu"), ModelOptions(), grid)
     for row, column in product(*offsets):
         place = (..., slice(row, row + window), slice(column, column + window))
         if valid[place].any():

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Box, Grid, apart, parse_crs, turns, window_of_box
-from segearth_cli.geo.source import opened
+from segearth_cli.geo.source import is_raster
 from segearth_cli.names import is_path
 from segearth_cli.options import SceneOptions
 
@@ -62,7 +62,7 @@ def _outline(grid: Grid, path: str) -> Any:
     try:
         frame = read_shapes(path, shown)
     except SceneError as error:
-        if is_path(path) and _is_raster(path):
+        if is_path(path) and is_raster(path):
             raise SceneError(
                 f"{shown} is a raster and holds no polygons; name a vector file, which "
                 "gdal_polygonize makes of one"
@@ -85,14 +85,6 @@ def _outline(grid: Grid, path: str) -> Any:
     if not outline.intersects(shapely.box(*grid.bounds)):
         raise SceneError(apart(shown, grid.bounds))
     return outline
-
-
-def _is_raster(path: str) -> bool:
-    try:
-        with opened(path):
-            return True
-    except SceneError:
-        return False
 
 
 def _polygons(shapes: NDArray[Any]) -> Any:

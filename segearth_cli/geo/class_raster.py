@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from rasterio.vrt import WarpedVRT
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
-from segearth_cli.geo.grid import Grid
-from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.grid import Grid, check_same_place
+from segearth_cli.geo.source import file_grid, open_raster
 from segearth_cli.names import counted
 
 HIGHEST_VALUE = 65535
@@ -32,7 +31,7 @@ def class_names(path: str) -> tuple[dict[int, str], float | None]:
     Raises:
         SceneError: the file cannot be opened, or its tag names no classes.
     """
-    with environment(gdal_settings(path)), opened(path) as src:
+    with open_raster(path) as src:
         text, nodata = src.tags().get("CLASSES", ""), src.nodata
     try:
         content = json.loads(text)
@@ -72,17 +71,7 @@ def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> An
     if grid.is_same(own):
         return src
     if grid.crs is None or own.crs is None:
-        if (own.width, own.height) != (grid.width, grid.height):
-            raise SceneError(
-                f"{path} has {own.width} x {own.height} pixels and {owner} {grid.width} x "
-                f"{grid.height}, and not both are placed on the ground; resample one of them"
-            )
-        has_places = not (grid.is_in_pixels or own.is_in_pixels)
-        if has_places and not replace(own, crs=grid.crs).is_same(grid):
-            raise SceneError(
-                f"{path} and {owner} lie at different places, and not both have a coordinate "
-                "system; give them one, for instance with gdal_edit.py -a_srs"
-            )
+        check_same_place(own, path, grid, owner)
         return src
     if grid.gcps or own.gcps:
         raise SceneError(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.datasets import Dataset, Sample
 from segearth_cli.geo.failures import GDAL_ERRORS, damage
-from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.geo.source import open_raster
+from segearth_cli.progress import progress_bar
 from segearth_cli.scores import IGNORED
 
 COLOURS_FROM = 3  # bands on, a label is an RGB picture
@@ -42,10 +42,7 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
     pixels = labelled = 0
     cut: list[Sample] = []
     of_class = np.zeros(len(dataset.classes), np.int64)
-    bar = tqdm(
-        samples, unit="label", desc="labels", disable=None if progress else True, leave=False
-    )
-    for sample in bar:
+    for sample in progress_bar(progress, samples, unit="label", desc="labels"):
         truth = read_label(sample, dataset, strange)
         size = _size_of(str(sample.image))
         check_shapes(sample, size, truth.shape)
@@ -90,7 +87,7 @@ def check_labels(dataset: Dataset, samples: Sequence[Sample], progress: bool = T
 
 def _size_of(image: str) -> tuple[int, int]:
     """Height and width by a raster's header."""
-    with environment(gdal_settings(image)), opened(image) as src:
+    with open_raster(image) as src:
         return src.height, src.width
 
 
@@ -145,7 +142,7 @@ def read_label(
         SceneError: it cannot be read, or holds a value that is no class.
     """
     source = str(sample.label)
-    with environment(gdal_settings(source)), opened(source) as src:
+    with open_raster(source) as src:
         nodata = src.nodata
         is_bit = src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"  # 0 and 1, black and white
         try:

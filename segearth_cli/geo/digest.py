@@ -10,9 +10,9 @@ from typing import Any
 from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError
-from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.failures import GDAL_ERRORS, damage
 from segearth_cli.geo.remote import is_remote, patiently
-from segearth_cli.geo.source import environment, gdal_settings, opened
+from segearth_cli.geo.source import open_raster, opened
 from segearth_cli.names import stack_files
 
 _WHOLE = 4 << 20  # bytes: smaller files are read whole
@@ -45,12 +45,12 @@ def source_files(source: str) -> list[str]:
     """
     if is_remote(source):
         return []
-    with environment(gdal_settings(source)), opened(source) as src:
+    with open_raster(source) as src:
         return _files(src, source)
 
 
 def _digest(source: str) -> dict[str, Any]:
-    with environment(gdal_settings(source)), opened(source) as src:
+    with open_raster(source) as src:
         total = hashlib.sha256(_facts(src).encode())
         files = [
             file for file in _files(src, source) if not file.lower().endswith(_MADE_BY_VIEWERS)
@@ -132,7 +132,5 @@ def _add_pixels(total: Any, src: Any, source: str) -> str:
                 top = (src.height - height) * row // (_LATTICE - 1)
                 total.update(src.read(bands, window=Window(left, top, width, height)).tobytes())
     except GDAL_ERRORS as error:
-        raise SceneError(
-            f"cannot read {source}: {reason(error)}; the file may be damaged or cut short"
-        ) from error
+        raise SceneError(f"cannot read {source}: {damage(error)}") from error
     return f"size, place and 9 windows of {width} x {height} pixels"

@@ -19,6 +19,7 @@ _NO_DAMAGE = (  # a file that a VRT is made of; servers; what GDAL does not do
     "Range downloading not supported",
     "CPL_ALLOW_VSISTDIN",
 )
+_NO_ROOM = "No space left on device"  # as libraries pass it on
 _FULL = 1 << 20  # bytes: when writing failed with less left, that was the cause
 
 
@@ -37,8 +38,8 @@ def damage(error: BaseException) -> str:
 
 
 def disk_is_full(folder: Path, error: BaseException) -> bool:
-    """Whether writing into a folder failed for want of room: GDAL itself does not say so."""
+    """Whether writing into a folder failed for want of room: GDAL itself does not always say so."""
     cause = error.__cause__ or error
-    if getattr(cause, "errno", None) == errno.ENOSPC:
+    if getattr(cause, "errno", None) == errno.ENOSPC or _NO_ROOM in str(cause):
         return True
     return folder.is_dir() and shutil.disk_usage(folder).free < _FULL

@@ -161,6 +161,25 @@ class Grid:
         )
 
 
+def check_same_place(own: Grid, name: str, other: Grid, other_name: str) -> None:
+    """Refuse two grids, not both of which have a coordinate system, that cannot be one.
+
+    Raises:
+        SceneError: they differ in size or, in coordinates of whatever system, in place.
+    """
+    if (own.width, own.height) != (other.width, other.height):
+        raise SceneError(
+            f"{name} has {own.width} x {own.height} pixels and {other_name} {other.width} x "
+            f"{other.height}, and not both are placed on the ground; resample one of them"
+        )
+    have_places = not (own.is_in_pixels or other.is_in_pixels)
+    if have_places and not replace(own, crs=other.crs).is_same(other):
+        raise SceneError(
+            f"{name} and {other_name} lie at different places, and not both have a coordinate "
+            "system; give them one, for instance with gdal_edit.py -a_srs"
+        )
+
+
 @contextmanager
 def _placed_by(gcps: tuple[GroundControlPoint, ...]) -> Iterator[GCPTransformer]:
     """Pixels to ground and back by GCPs; raises SceneError where these place nothing."""

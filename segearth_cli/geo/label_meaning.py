@@ -8,7 +8,7 @@ from functools import cached_property
 
 from segearth_cli.errors import UsageError
 from segearth_cli.names import is_number, listed, plain_label, plain_name
-from segearth_cli.options import BACKGROUND_NAMES, CompareOptions, TuneOptions
+from segearth_cli.options import BACKGROUND_NAMES, LabelOptions
 from segearth_cli.scores import IGNORED
 
 _MOST_NAMED = 8  # unknown values
@@ -34,7 +34,7 @@ class LabelMeaning:
     rest: int | None = None
     of_map: bool = False
 
-    def explained(self, options: CompareOptions | TuneOptions) -> LabelMeaning:
+    def explained(self, options: LabelOptions) -> LabelMeaning:
         """The same, with what the options say.
 
         Raises:

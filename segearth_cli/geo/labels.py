@@ -23,7 +23,7 @@ from rasterio.windows import Window
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.class_raster import check_kind, class_names, on_grid, translated
-from segearth_cli.geo.failures import GDAL_ERRORS, reason
+from segearth_cli.geo.failures import GDAL_ERRORS, damage, reason
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.label_meaning import LabelMeaning
 from segearth_cli.geo.shapes import (
@@ -34,7 +34,7 @@ from segearth_cli.geo.shapes import (
     layer_names,
     read_shapes,
 )
-from segearth_cli.geo.source import environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.source import file_grid, open_raster
 from segearth_cli.names import file_and_layer, plain_label
 
 UNKNOWN = -1  # a pixel without a label
@@ -207,7 +207,7 @@ class RasterLabels:
             values = self.aligned.read(1, window=window)
             known = self.aligned.dataset_mask(window=window) > 0
         except GDAL_ERRORS as error:
-            raise SceneError(f"cannot read {self.path}: {reason(error)}") from error
+            raise SceneError(f"cannot read {self.path}: {damage(error)}") from error
         classes = translated(values, known, self.classes_of, UNKNOWN, self.path)
         return LabelRows(classes, classes != UNKNOWN)
 
@@ -226,8 +226,7 @@ def raster_labels(
     classes_of = meaning.of_raster(named, nodata, path)
     _warn_of_unused(meaning.unused(named.values()), path)
     with ExitStack() as stack:
-        stack.enter_context(environment(gdal_settings(path)))
-        src = stack.enter_context(opened(path))
+        src = stack.enter_context(open_raster(path))
         check_kind(src, path)
         own = file_grid(src, path) if grid is None else grid
         aligned = src if grid is None else on_grid(src, path, grid, "the scene", stack)

@@ -7,9 +7,9 @@ from rasterio.warp import transform_bounds
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.bands import sensor_by_facts
 from segearth_cli.geo.failures import GDAL_ERRORS
-from segearth_cli.geo.grid import Grid, nearest_turn
+from segearth_cli.geo.grid import Grid, check_same_place, nearest_turn
 from segearth_cli.geo.raster import Scene, open_scene
-from segearth_cli.geo.source import band_facts, environment, file_grid, gdal_settings, opened
+from segearth_cli.geo.source import band_facts, file_grid, open_raster
 from segearth_cli.geo.values import Reading
 from segearth_cli.options import SceneOptions
 
@@ -41,7 +41,7 @@ def read_head(source: str) -> tuple[Grid, bool]:
 
     One or two bands of floats do. Only the head is read. Raises SceneError for what is no raster.
     """
-    with environment(gdal_settings(source)), opened(source) as src:
+    with open_raster(source) as src:
         grid, facts = file_grid(src, source), band_facts(src)
     found = sensor_by_facts(facts)
     return grid, found == "sar" or (found is None and "float" in facts.dtypes[0])
@@ -51,16 +51,11 @@ def shared_grid(optical: str, sar: str) -> tuple[Grid, bool]:
     """Return the optical image's grid, and whether the radar image has it already.
 
     Only the files' heads are read. Raises SceneError for images that are not of one place: that
-    do not touch on the ground or, when nothing places them there, differ in size.
+    do not touch on the ground or, when nothing places them there, differ in size or transform.
     """
     (first, _), (second, _) = read_head(optical), read_head(sar)
     if first.crs is None or second.crs is None:
-        if (first.width, first.height) != (second.width, second.height):
-            raise SceneError(
-                f"{optical} has {first.width} x {first.height} pixels and {sar} "
-                f"{second.width} x {second.height}, and not both are placed on the ground; "
-                "resample one of them"
-            )
+        check_same_place(first, optical, second, sar)
         return first, True
     if first.gcps:
         raise SceneError(f"{optical} is placed by control points only; rectify it with gdalwarp")

@@ -28,7 +28,8 @@ Record = dict[str, Any]
 KEY = "segearth"
 PREFIX = "SEGEARTH_"
 _TEXTS = ("version", "source", "dataset", "scene", "sensor", "prompts", "model_digest")
-_PARTS = {"version": str, "source": str, "source_digest": dict, "options": dict, "model": dict}
+_PARTS = {"version": str, "source": str, "model": dict}
+_PARTS_OF_SEGMENT = {"source_digest": dict, "options": dict}
 _LONGEST = 64 << 20  # bytes of a file or line that may be a record: far more than any
 
 
@@ -66,7 +67,13 @@ def _checked(value: Any) -> Record | None:
     """The value, if it is a record with all that telling about it needs."""
     if not isinstance(value, dict):
         return None
-    return value if all(isinstance(value.get(k), kind) for k, kind in _PARTS.items()) else None
+    parts = _PARTS | (_PARTS_OF_SEGMENT if is_of_segment(value) else {})
+    return value if all(isinstance(value.get(k), kind) for k, kind in parts.items()) else None
+
+
+def is_of_segment(record: Record) -> bool:
+    """Whether ``segment`` made what carries the record, and can again; else ``evaluate`` did."""
+    return "options" in record
 
 
 def read_record(path: Path) -> Record | None:

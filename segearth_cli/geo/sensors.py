@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segearth_cli.errors import UsageError
 
 NEUTRAL_GREY = 0.45  # what invalid pixels show: close to CLIP's mean, so it excites no class
-_SMALLEST_POWER = 1e-10  # -100 dB: below any sensor's noise floor, and its logarithm is finite
+SMALLEST_POWER = 1e-10  # -100 dB: below any sensor's noise floor, and its logarithm is finite
 _MOST_LOOKED_AT = 1 << 16  # values that decide whether a band looks like decibels
 
 
@@ -193,7 +193,7 @@ def doubt_of_unit(
 
 def _decibels(values: NDArray[Any], factor: int) -> NDArray[Any]:
     """Return factor * log10(values); zero and below become the smallest power, never -inf."""
-    smallest = _SMALLEST_POWER if factor == 10 else _SMALLEST_POWER**0.5
+    smallest = SMALLEST_POWER if factor == 10 else SMALLEST_POWER**0.5
     scaled: NDArray[Any] = factor * np.log10(np.maximum(values, smallest))
     return scaled
 

@@ -97,6 +97,24 @@ def opened(source: str, virtual: VirtualRaster | None = None) -> Iterator[Any]:
             raise SceneError(f"cannot read {source}: {damage(error)}") from error
 
 
+@contextmanager
+def open_raster(source: str) -> Iterator[Any]:
+    """The same under GDAL's settings for where it lies: what is read at once, and closed."""
+    with environment(gdal_settings(source)), opened(source) as src:
+        yield src
+
+
+def is_raster(source: str) -> bool:
+    """Whether GDAL can open a raster; servers are not asked."""
+    if is_remote(source):
+        return True
+    try:
+        with open_raster(source):
+            return True
+    except SceneError:
+        return False
+
+
 def _is_stream(path: str) -> bool:
     """Whether something is there that is neither a file nor a folder."""
     try:
@@ -391,7 +409,10 @@ def warped(
 def _warped_view(resources: ExitStack, dataset: Any, settings: dict[str, Any]) -> Any:
     """Return a warped dataset whose last band is alpha; ``resources`` closes it."""
     has_alpha = dataset.colorinterp[-1].name == "alpha"
+    # rasterio would begin with nodata, which the view has none of: alpha stands for it
+    begin = {"init_dest_nodata": False, "INIT_DEST": "0"}
     try:
-        return resources.enter_context(WarpedVRT(dataset, add_alpha=not has_alpha, **settings))
+        view = WarpedVRT(dataset, add_alpha=not has_alpha, **begin, **settings)
+        return resources.enter_context(view)
     except (*GDAL_ERRORS, OverflowError) as error:
         raise SceneError(f"the scene cannot be resampled: {reason(error)}") from error

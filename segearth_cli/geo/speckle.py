@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segearth_cli.geo.sensors import SMALLEST_POWER
+
 Array = NDArray[Any]
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 UNITS: dict[str, tuple[Function, Function]] = {  # values to intensities, and back
-    "decibels": (lambda x: 10 ** (x / 10), lambda x: 10 * np.log10(np.maximum(x, 1e-10))),
+    "decibels": (lambda x: 10 ** (x / 10), lambda x: 10 * np.log10(np.maximum(x, SMALLEST_POWER))),
     "amplitude": (np.square, np.sqrt),
     "power": (lambda x: x, lambda x: x),
 }

@@ -61,6 +61,7 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
             "state_dict alone, best as safetensors"
         ) from error
     except (SafetensorError, *UNLOADABLE) as error:
+        raise_lack_of_memory(error)
         raise ModelError(
             f"{path} is not a checkpoint that torch or safetensors can read ({first_line(error)}); "
             "get another copy"
@@ -75,6 +76,18 @@ def read_checkpoint(path: Path) -> dict[str, "Tensor"]:
         raise ModelError(f"{path} holds no weights by name{found}; give a state_dict")
     check_numbers(weights, path)
     return weights
+
+
+def raise_lack_of_memory(error: Exception) -> None:
+    """Let go of what torch says for want of memory among what it says of a file.
+
+    Raises:
+        MemoryError: that was it.
+    """
+    from segearth_cli.device import is_out_of_memory
+
+    if is_out_of_memory(error):
+        raise MemoryError from error
 
 
 def _innermost(content: Any, path: Path) -> dict[Any, Any]:

@@ -19,6 +19,7 @@ from segearth_cli.model.files import (
     check_numbers,
     file_digest,
     first_line,
+    raise_lack_of_memory,
     read_json,
 )
 from segearth_cli.plain import is_finite
@@ -168,6 +169,7 @@ def save_model_folder(
     Raises:
         OutputError: the folder exists already, or cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if destination.exists() and not (overwrite or into):
@@ -195,9 +197,10 @@ def save_model_folder(
                 file.replace(destination / file.name)
         else:
             _rename_over(staging, destination)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise OutputError(
-            f"cannot write the model folder {destination}: {error.strerror or error}; free some "
+            f"cannot write the model folder {destination}: {reason}; free some "
             "space or choose another place"
         ) from error
     finally:
@@ -225,6 +228,7 @@ def load_clip(folder: ModelFolder) -> tuple[Any, Any]:
             model = open_clip.create_model(source, require_pretrained=True, weights_only=True)
         tokenizer = open_clip.get_tokenizer(source)
     except (*UNLOADABLE, SafetensorError) as error:
+        raise_lack_of_memory(error)
         raise ModelError(
             f"the model folder {folder.path} cannot be loaded: {first_line(error)}; its weights "
             f"and {CONFIG} must belong together"

@@ -19,7 +19,12 @@ from pathlib import Path
 from segearth_cli.errors import UsageError
 from segearth_cli.geo.datasets import read_dataset
 from segearth_cli.names import listed, plain_name, shortened
-from segearth_cli.options import BACKGROUND_NAMES, DEFAULT_BACKGROUND, SegmentOptions
+from segearth_cli.options import (
+    BACKGROUND_NAMES,
+    DEFAULT_BACKGROUND,
+    UNCLASSIFIED,
+    SegmentOptions,
+)
 from segearth_cli.presets import read_presets
 from segearth_cli.tables import table_line
 from segearth_cli.words import Words
@@ -108,6 +113,11 @@ def build_vocabulary(options: SegmentOptions) -> Vocabulary:
         if names.count(name) > 1:
             raise UsageError(f"class {name!r} is named twice; join synonyms with | instead")
     has_background = options.background is not None
+    if not has_background and UNCLASSIFIED in names:
+        raise UsageError(
+            f"{UNCLASSIFIED} is what pixels below the threshold are called where there is no "
+            "background; give that class another name"
+        )
     if options.background is not None:
         wanted = options.background[0].casefold()
         own = names.index(wanted) if wanted in names else None

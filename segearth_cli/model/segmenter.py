@@ -20,15 +20,16 @@ from segearth_cli.device import (
     pick_precision,
 )
 from segearth_cli.errors import ModelError, UsageError
+from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.clip import DenseEncoder, round_weights
 from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.folder import ModelFolder, load_clip
-from segearth_cli.model.prompts import Vocabulary
 from segearth_cli.model.text import text_features
 from segearth_cli.model.upsampler import Upsampler, build_upsampler, read_upsampler_state
 from segearth_cli.model.weights import cache_folder, resolve_model
 from segearth_cli.options import ModelOptions
 from segearth_cli.stages import stage
+from segearth_cli.words import Words
 
 NO_NUMBERS = "the model gives values that are no numbers; try --precision fp32"
 
@@ -49,6 +50,10 @@ class ModelSettings:
     blend: str  # of overlapping windows
     precision: str
     exact: bool  # no approximation for speed
+
+    def windows(self, height: int, width: int) -> WindowGrid:
+        """The windows over an image."""
+        return WindowGrid(height, width, self.window, self.stride, blend=self.blend)
 
     def as_record(self) -> dict[str, Any]:
         """What a map's record says of them; the folder has a digest of its own there."""
@@ -227,39 +232,57 @@ class Segmenter(nn.Module):
 
 
 def load_segmenter(
-    options: ModelOptions, vocabulary: Vocabulary, sensor: str
+    options: ModelOptions, vocabulary: Words, sensor: str
 ) -> tuple[Segmenter, ModelSettings]:
     """The model that the options name, ready to run, and its settings as they run.
 
     Raises:
         ModelError: the model's files are missing, damaged, or do not fit together.
         UsageError: no such model, sensor or device.
+        SegEarthError: there is not enough memory.
     """
     folder = resolve_model(options.model, sensor)
     device = pick_device(options.device)
-    clip, tokenizer = load_clip(folder)
-    text = text_features(
-        clip, tokenizer, vocabulary.queries, cache_folder() / "text", folder.digest()
-    )
     settings = model_settings(folder, options, pick_precision(options.precision_wanted, device))
-    upsampler = load_upsampler(settings, clip.visual)
-    segmenter = build_segmenter(clip.visual, upsampler, text, vocabulary.query_class, settings)
+    (segmenter,) = load_segmenters([settings], vocabulary, device)
+    return segmenter, settings
+
+
+def load_segmenters(
+    every: Sequence[ModelSettings], words: Words, device: torch.device
+) -> list[Segmenter]:
+    """Settings of one model, ready to run, all on one vision tower.
+
+    Raises:
+        ModelError: the model's files are missing, damaged, or do not fit together.
+        SegEarthError: there is not enough memory.
+    """
+    folder = every[0].folder
     with memory_guard(
-        f"{settings.name} does not fit {device}: try --device cpu, or a smaller model"
+        f"{every[0].name} does not fit {device}: try --device cpu, or a smaller model"
     ):
-        return segmenter.to(device), settings
+        clip, tokenizer = load_clip(folder)
+        cached = cache_folder() / "text"
+        text = text_features(clip, tokenizer, words.queries, cached, folder.digest())
+        paths = dict.fromkeys(settings.upsampler for settings in every)
+        upsamplers = {path: load_upsampler(path, clip.visual) for path in paths}
+        return [
+            build_segmenter(
+                clip.visual, upsamplers[own.upsampler], text, words.query_class, own
+            ).to(device)
+            for own in every
+        ]
 
 
-def load_upsampler(settings: ModelSettings, visual: Any) -> Upsampler | None:
-    """The upsampler of the settings for a vision tower's features; ``None`` for bilinear.
+def load_upsampler(path: str, visual: Any) -> Upsampler | None:
+    """The upsampler of a file for a vision tower's features; ``None`` for ``bilinear``.
 
     Raises:
         ModelError: its file is damaged or of another width.
     """
-    if settings.upsampler == "bilinear":
+    if path == "bilinear":
         return None
-    state = read_upsampler_state(Path(settings.upsampler))
-    return build_upsampler(state, int(visual.output_dim), settings.upsampler)
+    return build_upsampler(read_upsampler_state(Path(path)), int(visual.output_dim), path)
 
 
 def build_segmenter(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -21,6 +20,7 @@ from segearth_cli.errors import OutputError, TrainingError
 from segearth_cli.model.files import UNLOADABLE, first_line
 from segearth_cli.model.folder import CHECKPOINT
 from segearth_cli.options import TrainOptions
+from segearth_cli.plain import plain
 from segearth_cli.training.trainee import Trainee
 
 FREE_SETTINGS = {  # may differ between the parts of a run
@@ -185,8 +185,7 @@ def refuse_another_run(
 
 def all_settings(options: TrainOptions) -> dict[str, Any]:
     """Every setting, as JSON has it."""
-    plain: dict[str, Any] = json.loads(json.dumps(vars(options), default=_plain))
-    return plain
+    return dict(plain({**asdict(options), "output": str(options.output)}))
 
 
 def fixed_settings(options: TrainOptions) -> dict[str, Any]:
@@ -202,7 +201,3 @@ def _flat(settings: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{within}{name}.")
         else:
             yield within + name, value
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else vars(value)

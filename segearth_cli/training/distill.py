@@ -26,7 +26,7 @@ from segearth_cli.geo.bands import named_bands, polarisation_of
 from segearth_cli.geo.pairs import read_head
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.sensors import parse_stretch
-from segearth_cli.geo.source import band_facts, environment, gdal_settings, opened
+from segearth_cli.geo.source import band_facts, open_raster
 from segearth_cli.model.card import ModelCard
 from segearth_cli.model.clip import DenseEncoder
 from segearth_cli.model.folder import save_model_folder
@@ -103,7 +103,7 @@ def _as_shown(scene: SceneOptions, source: str) -> SceneOptions:
     """
     stretch = parse_stretch(scene.stretch, "sar-")
     if scene.bands:
-        with environment(gdal_settings(source)), opened(source) as src:
+        with open_raster(source) as src:
             facts = band_facts(src)
         names = tuple(facts.descriptions[b - 1] for b in named_bands(facts, scene.bands, "sar-"))
         polarisation = polarisation_of(names) or polarisation_of(scene.bands)

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
-from segearth_cli.device import memory_guard, use_threads
+from segearth_cli.device import has_own_memory, memory_guard, use_threads
 from segearth_cli.errors import OutputError, SegEarthError, Stopped, TrainingError, UsageError
 from segearth_cli.model.card import CARD
 from segearth_cli.model.files import first_line
 from segearth_cli.model.folder import CHECKPOINT, REPORT
 from segearth_cli.options import TrainOptions
+from segearth_cli.progress import progress_bar
 from segearth_cli.signals import STOPPING, handled_by
 from segearth_cli.training.checkpoint import Run, identity_of, load_checkpoint, save_checkpoint
 from segearth_cli.training.data import Batch, RandomCrops, collate
@@ -188,10 +188,9 @@ def fit(
     last = min(run.steps, options.stop_at or run.steps)
     batches = or_raised(loader(range(run.step, last), trainee, options, accelerator))
     began = time.monotonic() - run.seconds
-    progress = tqdm(
-        total=run.steps, initial=run.step, unit="step", leave=False,
-        disable=None if options.progress and report is not None else True,
-    )  # fmt: skip
+    progress = progress_bar(
+        options.progress and report is not None, total=run.steps, initial=run.step, unit="step"
+    )
     with stop_requests() as stopping, contextlib.closing(progress):
         if report is not None:
             if run.step == 0:
@@ -243,7 +242,7 @@ def loader(
         batch_size=None,  # the sampler's items are batches already
         num_workers=options.workers,
         worker_init_fn=leave_interrupts_to_the_main_process,
-        pin_memory=accelerator.device.type != "cpu",
+        pin_memory=has_own_memory(accelerator.device),
     )
 
 

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
-from segearth_cli.device import pick_device, pick_precision
+from segearth_cli.device import pick_device, pick_precision, random_numbers_kept
 from segearth_cli.errors import UsageError
 from segearth_cli.options import TrainOptions
 
@@ -63,15 +63,6 @@ def states_kept() -> Iterator[None]:
         for state, before in zip(STATES, kept, strict=True):
             state._shared_state.clear()
             state._shared_state.update(before)
-
-
-@contextlib.contextmanager
-def random_numbers_kept(device: torch.device) -> Iterator[None]:
-    """Torch's own generators, of the CPU and of all GPUs, go on afterwards as if nothing was."""
-    with_gpus = device.type == "cuda" or torch.cuda.is_initialized()
-    gpus = range(torch.cuda.device_count() if with_gpus else 0)
-    with torch.random.fork_rng(gpus, device_type="cuda"):
-        yield
 
 
 def start(options: TrainOptions) -> Accelerator:

@@ -67,6 +67,7 @@ class Report:
             "model": run.identity["model"],
         }
         with self._writing():
+            self._logs.mkdir(parents=True, exist_ok=True)  # TensorFlow, where it is, errs otherwise
             # what an interrupted run logged after its last checkpoint is logged again
             self._writer = SummaryWriter(str(self._logs), purge_step=run.step + 1)
 
