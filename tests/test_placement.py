@@ -509,3 +509,131 @@ def test_aoi_in_one_of_several_layers(tmp_path):
     path = scene_of(tmp_path, pattern())
     with open_scene(path, options(aoi=f"{aoi}|layername=b")) as scene:
         assert scene.grid.bounds[2] == 500_040
+
+
+def degrees_scene(folder, west):
+    """12 by 8 thousandths of a degree from ``west`` on, by a tenth of each."""
+    transform = Affine(1e-4, 0, west, 0, -1e-4, -17.0)
+    return make(folder / f"{west}.tif", pattern(3, 80, 120), crs=4326, transform=transform)
+
+
+@pytest.mark.parametrize(
+    ("west", "crs"),
+    [
+        (179.995, "EPSG:32701"),
+        (-180.005, "EPSG:32701"),
+        (-180.005, "EPSG:32660"),
+        (179.995, "EPSG:32660"),
+        (350.0, "EPSG:32629"),
+    ],
+)
+def test_dst_crs_keeps_all_of_a_scene_beyond_180_degrees(tmp_path, west, crs):
+    path = degrees_scene(tmp_path, west)
+    with open_scene(path, options(dst_crs=crs)) as scene:
+        _, valid = scene.read(0, scene.grid.height)
+        area = valid.sum() * scene.grid.pixel_area_m2
+    with open_scene(path, options()) as scene:
+        assert area == pytest.approx(80 * 120 * scene.grid.pixel_area_m2, rel=0.02)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4258"])
+def test_degrees_go_on_across_the_antimeridian(tmp_path, crs):
+    place = {"crs": 32701, "transform": Affine(10, 0, 179_500, 0, -10, 8_118_000)}
+    path = make(tmp_path / "utm.tif", pattern(3, 80, 120), **place)
+    with open_scene(path, options(dst_crs=crs)) as scene:
+        left, _, right, _ = scene.grid.bounds
+        assert 179.9 < left < 180 < right < 180.1
+        assert scene.grid.crs == CRS.from_user_input(crs)
+        _, valid = scene.read(0, scene.grid.height)
+        assert valid.sum() * scene.grid.pixel_area_m2 == pytest.approx(80 * 120 * 100, rel=0.02)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:6933"])
+def test_a_system_that_tears_the_scene_apart_is_one_line(tmp_path, crs):
+    with pytest.raises(SceneError, match="it lies on both sides of that system's edge"):
+        open_scene(degrees_scene(tmp_path, 179.995), options(dst_crs=crs))
+    pole = {"crs": 3413, "transform": Affine(100, 0, -4000, 0, -100, 4000)}
+    path = make(tmp_path / "pole.tif", pattern(3, 80, 80), **pole)
+    with pytest.raises(SceneError, match="or around a pole"):
+        open_scene(path, options(dst_crs="EPSG:4326"))
+
+
+@pytest.mark.parametrize("west", [179.995, -180.005, 350.0])
+def test_an_aoi_in_degrees_is_understood_on_all_turns(tmp_path, west):
+    parts = [shapely.box(west, -17.008, 180, -17), shapely.box(-180, -17.008, west - 348, -17)]
+    if west < 0:
+        parts = [shapely.box(-180, -17.008, west + 0.012, -17), shapely.box(179.9, -18, 180, -17)]
+    elif west > 180:
+        parts = [shapely.box(west - 360, -17.008, west - 359.988, -17)]
+    shape = shapely.MultiPolygon(parts)
+    geopandas.GeoSeries([shape], crs=4326).to_file(tmp_path / "aoi.geojson")
+    path = degrees_scene(tmp_path, west)
+    with open_scene(path, options(aoi=str(tmp_path / "aoi.geojson"))) as scene:
+        assert (scene.grid.width, scene.grid.height) == (120, 80)
+        assert scene.read(0, 80)[1].all()
+
+
+def banded(folder, values, nodata):
+    """A VRT of bands that each declare their own nodata value."""
+    path = make(folder / "plain.tif", values)
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><NoDataValue>{missing}</NoDataValue>'
+        f"<SimpleSource><SourceFilename>{path}</SourceFilename><SourceBand>{band}</SourceBand>"
+        "</SimpleSource></VRTRasterBand>"
+        for band, missing in enumerate(nodata, 1)
+    )
+    transform = "<GeoTransform>500000,2,0,5400000,0,-2</GeoTransform>"
+    size = f'rasterXSize="{values.shape[2]}" rasterYSize="{values.shape[1]}"'
+    made = folder / "bands.vrt"
+    made.write_text(f"<VRTDataset {size}><SRS>EPSG:32633</SRS>{transform}{bands}</VRTDataset>")
+    return str(made)
+
+
+def test_each_band_keeps_its_own_nodata_when_warped(tmp_path):
+    values = pattern()
+    values[:, :30, :20] = np.array([0, 255, 255], np.uint8)[:, None, None]
+    values[:, :10, 30:] = 0
+    path = banded(tmp_path, values, (0, 255, 255))
+    image, valid = read_all(path)
+    assert (~valid).sum() == 600
+    warped_image, warped_valid = read_all(path, gsd=2.0)
+    assert (warped_valid == valid).all()
+    np.testing.assert_allclose(warped_image[:, 35:], image[:, 35:], atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [-3.4e38, np.inf])
+@pytest.mark.parametrize("gsd", [1.5, 4.0])
+def test_undeclared_floats_beyond_measure_spoil_no_neighbours(tmp_path, missing, gsd):
+    values = pattern(dtype="float32")
+    values[:, 20:24, 20:24] = missing
+    declared = make(tmp_path / "declared.tif", values, nodata=missing)
+    silent = scene_of(tmp_path, values)
+    expected, valid = read_all(declared, gsd=gsd, stretch="0,255")
+    found, found_valid = read_all(silent, gsd=gsd, stretch="0,255")
+    assert (found_valid == valid).all()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16", "uint16", "uint8"])
+def test_alpha_of_0_and_1_is_all_or_nothing(tmp_path, dtype):
+    values = pattern(4, dtype=dtype)
+    values[3] = 1
+    values[3, :, :10] = 0
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    path = make(tmp_path / "alpha.tif", values, colours=colours)
+    assert read_all(path)[1].sum() == 60 * 40
+    assert read_all(path, gsd=2.0)[1].sum() == 60 * 40
+
+
+def test_alpha_and_mask_are_both_respected(tmp_path):
+    values = pattern(4)
+    values[3] = 255
+    values[3, :, :10] = 0
+    mask = np.full(values.shape[1:], 255, np.uint8)
+    mask[:20] = 0
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    path = make(tmp_path / "both.tif", values, colours=colours, mask=mask)
+    for more in ({}, {"gsd": 2.0}):
+        valid = read_all(path, **more)[1]
+        assert valid[20:, 10:].all()
+        assert valid.sum() == 40 * 40

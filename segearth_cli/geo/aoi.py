@@ -76,7 +76,8 @@ def _outline(grid: Grid, path: str) -> Any:
         if placed:
             parts = [_near(outline, bounds) for bounds in _bounds_in(grid, frame.crs)]
             outline = _polygons(np.array(parts))
-            outline = in_crs_of(geopandas.GeoSeries([outline], crs=frame.crs), grid).iloc[0]
+            own = in_crs_of(geopandas.GeoSeries([outline], crs=frame.crs), grid)
+            outline = _polygons(own.to_numpy())
         if grid.is_in_pixels and outline.bounds[3] <= 0:  # as GIS show it, and maps of it have it
             outline = shapely.transform(outline, lambda places: places * (1, -1))
         outline = _near(outline, grid.bounds)

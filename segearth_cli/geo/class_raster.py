@@ -82,7 +82,8 @@ def on_grid(src: Any, path: str, grid: Grid, owner: str, stack: ExitStack) -> An
         return stack.enter_context(
             WarpedVRT(
                 src,
-                crs=grid.crs,
+                src_crs=own.wrapped_crs,
+                crs=grid.wrapped_crs,
                 transform=grid.transform,
                 width=grid.width,
                 height=grid.height,

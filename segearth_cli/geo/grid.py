@@ -1,6 +1,7 @@
 """Where pixels lie on the ground: grids, windows from boxes, the grid a scene is warped to."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ _FARTHEST = 1e15  # CRS units
 _FINEST = 1e-14  # of the largest coordinate: a pixel's side in float64
 _FLATTEST = 1e-9  # sine of the angle between rows and columns
 _FINER = 100  # pixels that --gsd may make of one, along a side
-_TURN = 360.0  # degrees
+TURN = 360.0  # degrees
+_TORN = 10  # times as coarse as a scene: a projection has torn it apart
 _STRETCH = 0.01  # a projection's scale error that is not worth correcting (UTM's is 0.0004)
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -108,11 +110,24 @@ class Grid:
         return t.a * xs + t.b * ys + t.c, t.d * xs + t.e * ys + t.f
 
     @property
+    def ring(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Columns and rows along the grid's edges."""
+        return _ring((0.0, 0.0, float(self.width), float(self.height)))
+
+    @property
     def bounds(self) -> Box:
         """Left, bottom, right, top of the smallest box around the grid, in CRS units."""
-        cols, rows = _ring((0.0, 0.0, float(self.width), float(self.height)))
-        xs, ys = self.ground(cols, rows)
+        xs, ys = self.ground(*self.ring)
         return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+
+    @property
+    def wrapped_crs(self) -> CRS | None:
+        """The CRS for warping: beyond 180 degrees longitudes go on as the grid's do."""
+        if self.crs is None or not self.crs.is_geographic:
+            return self.crs
+        left, _, right, _ = self.bounds
+        beyond = left < -TURN / 2 or right > TURN / 2
+        return _around(self.crs, (left + right) / 2) if beyond else self.crs
 
     @property
     def pixel_area_m2(self) -> float | None:
@@ -286,7 +301,7 @@ def window_of_box(grid: Grid, box: Box, box_crs: CRS | None) -> Window:
     if box[2] < box[0]:  # across the antimeridian, as GeoJSON has it
         if of_box is None or not of_box.is_geographic:
             raise UsageError(no_box(box))
-        box = (box[0], box[1], box[2] + _TURN, box[3])
+        box = (box[0], box[1], box[2] + TURN, box[3])
     if grid.is_in_pixels and -box[1] > box[3]:  # as GIS show it, and maps of it have it
         box = (box[0], -box[3], box[2], -box[1])
     bounds = grid.bounds
@@ -338,8 +353,8 @@ def turns(box: Box) -> list[Box]:
     """
     left, bottom, right, top = box
     if left > right:
-        right += _TURN
-    return [(left + turn, bottom, right + turn, top) for turn in (0.0, _TURN, -_TURN)]
+        right += TURN
+    return [(left + turn, bottom, right + turn, top) for turn in (0.0, TURN, -TURN)]
 
 
 def nearest_turn(box: Box, crs: CRS, bounds: Box) -> Box:
@@ -358,7 +373,7 @@ def apart(asked: str, bounds: Box) -> str:
 def _box_apart(bounds: Box, box: Box, box_crs: CRS | None, crs: CRS | None) -> str:
     hint = ""
     if box_crs is None and crs is not None:
-        in_degrees = max(map(abs, box)) <= _TURN
+        in_degrees = max(map(abs, box)) <= TURN
         if in_degrees and not crs.is_geographic:
             hint = "; for a box in degrees say --bbox-crs EPSG:4326"
         elif crs.is_geographic and not in_degrees:
@@ -419,10 +434,34 @@ def _projected(grid: Grid, crs: CRS) -> Grid:
         if crs != grid.crs and not (is_on_earth(grid.crs) and is_on_earth(crs)):
             raise CRSError("local and geocentric systems have no place on the map")
         transform, width, height = calculate_default_transform(
-            grid.crs, crs, grid.width, grid.height, *box, **placed
+            grid.wrapped_crs, _around_grid(crs, grid), grid.width, grid.height, *box, **placed
         )
+        target = Grid(int(width), int(height), transform, crs)
+        if not (width and height) or (target.gsd_m or 0.0) > _TORN * (grid.gsd_m or math.inf):
+            raise CRSError("it lies on both sides of that system's edge, or around a pole")
     except GDAL_ERRORS as error:
         raise SceneError(
             f"the scene cannot be projected to {crs.to_string()}: {reason(error)}"
         ) from error
-    return Grid(int(width), int(height), transform, crs)
+    return target
+
+
+def _around_grid(crs: CRS, grid: Grid) -> CRS:
+    """Return a CRS; if it counts degrees, such that they go on across a grid's antimeridian."""
+    if not crs.is_geographic:
+        return crs
+    longitudes, _ = degrees(pyproj.CRS.from_user_input(grid.crs), *grid.ground(*grid.ring))
+    ends = longitudes.min(), longitudes.max()
+    if ends[1] - ends[0] < TURN / 2 and -TURN / 2 <= ends[0] and ends[1] <= TURN / 2:
+        return crs
+    eastward = longitudes % TURN
+    return _around(crs, float(eastward.min() + eastward.max()) / 2)
+
+
+def _around(crs: CRS, longitude: float) -> CRS:
+    """Return a CRS that counts degrees from 180 below the longitude to 180 above, to GDAL."""
+    wkt = crs.to_wkt(version="WKT1_GDAL")
+    # GDAL keeps transformations by authority and name, and would take one for another
+    own = re.sub(r',AUTHORITY\["[^"]*","[^"]*"\]\]$', "]", wkt)
+    own = re.sub(r'^GEOGCS\["', f'GEOGCS["around {longitude:.10g}: ', own)
+    return CRS.from_wkt(f'{own[:-1]},EXTENSION["CENTER_LONG","{longitude:.10g}"]]')

@@ -239,13 +239,17 @@ def _open_once(
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
             is_scaled = known == "sar" and facts.are_scaled(bands)
+            is_warped = onto is not None or (options.gsd or options.dst_crs) is not None
             virtual, channels, alpha = picked_bands(
-                src, source, grid, facts, bands, nodata, as_floats=is_scaled
+                src, source, grid, facts, bands, nodata, is_scaled, is_warped
             )
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
+            if reading is None and facts.alpha is not None and facts.alpha not in bands:
+                whole = Window(0, 0, grid.width, grid.height)
+                warn_of_alpha(Region(source, src, whole, 0, facts.alpha, None), facts.alpha)
         dataset = resources.enter_context(opened(source, virtual))
         own = grid
-        if options.gsd is not None or options.dst_crs is not None or onto is not None:
+        if is_warped:
             dataset, grid = warped(resources, dataset, grid, options, onto)
             alpha = dataset.count
         window, shapes = region_asked(grid, options)
@@ -262,8 +266,6 @@ def _open_once(
                 options = radar()
             if known is None and sample[0].dtype.kind == "f":
                 _warn_of_guess(source, sensor, prefix)
-            if facts.alpha is not None and alpha is not None:
-                warn_of_alpha(region, facts.alpha)
             doubtful = options.nodata is None and (silent or sensor == "sar")
             warn_about_values(sample, stray, facts, bands, source, assumed, doubtful, prefix)
             full = int(bits) if bits else None

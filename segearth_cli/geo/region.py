@@ -20,7 +20,7 @@ from segearth_cli.geo.speckle import LeeFilter
 _LATTICE = 16  # windows along each side that a large scene's statistics come from
 _SAMPLE_SIDE = 64  # pixels of such a window: it lies within one tile of most files
 _SAMPLE_PIXELS = (_LATTICE * _SAMPLE_SIDE) ** 2  # a scene of as many is sampled whole
-_BEYOND_DATA = 1e30  # nothing measures this: undeclared nodata, such as -3.4e38
+BEYOND_DATA = 1e30  # nothing measures this: undeclared nodata, such as -3.4e38
 _TOO_FEW = 0.01  # valid share of the windows below which data may lie between them
 
 Sample = tuple[NDArray[Any], NDArray[np.bool_]]  # raw and valid, both [B, H, W]
@@ -83,7 +83,7 @@ class Region:
             if self.alpha:
                 valid &= self.dataset.read(self.alpha, out_shape=shape, **options) > 0
         if raw.dtype.kind == "f":
-            raw[(raw < -_BEYOND_DATA) | (raw > _BEYOND_DATA)] = np.nan
+            raw[(raw < -BEYOND_DATA) | (raw > BEYOND_DATA)] = np.nan
         return self.measured(raw), valid
 
     @contextmanager

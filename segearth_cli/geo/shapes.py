@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import geopandas
 import numpy as np
 import pandas
 import pyogrio
 import shapely
+from numpy.typing import NDArray
 from pyogrio.errors import DataSourceError
 from pyproj.exceptions import CRSError, ProjError
 from rasterio.crs import CRS
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import reason
-from segearth_cli.geo.grid import Grid, is_on_earth
+from segearth_cli.geo.grid import TURN, Box, Grid, is_on_earth
 from segearth_cli.names import file_and_layer, is_path
 
 PLACING_ERRORS = (CRSError, ProjError, shapely.errors.ShapelyError)
@@ -139,5 +141,25 @@ def are_placed(frame: geopandas.GeoDataFrame, grid: Grid, shown: str) -> bool:
 
 
 def in_crs_of(shapes: geopandas.GeoSeries, grid: Grid) -> geopandas.GeoSeries:
-    """Geometries that have a place, in the coordinate system of a scene that has one."""
-    return shapes.to_crs(CRS.from_user_input(grid.crs).to_wkt())
+    """Geometries that have a place, in the coordinate system of a scene that has one.
+
+    In degrees on each turn of the Earth on which they touch the scene, or as they are.
+    """
+    crs = CRS.from_user_input(grid.crs)
+    placed = shapes.to_crs(crs.to_wkt())
+    if not crs.is_geographic:
+        return placed
+    return geopandas.GeoSeries(
+        _on_turns(placed.to_numpy(), grid.bounds), index=placed.index, crs=placed.crs
+    )
+
+
+def _on_turns(shapes: NDArray[Any], bounds: Box) -> NDArray[Any]:
+    found = np.asarray(shapes).copy()
+    steps = np.array([[0.0, 0.0], [TURN, 0.0], [-TURN, 0.0]])
+    left, bottom, right, top = shapely.bounds(found).T[:, None] + np.tile(steps, 2).T[:, :, None]
+    touch = (left < bounds[2]) & (right > bounds[0]) & (bottom < bounds[3]) & (top > bounds[1])
+    for place in np.flatnonzero(touch[1:].any(axis=0)):
+        own = [shapely.transform(found[place], step.__add__) for step in steps[touch[:, place]]]
+        found[place] = own[0] if len(own) == 1 else shapely.geometrycollections(own)
+    return found

@@ -25,6 +25,7 @@ from segearth_cli.errors import SceneError
 from segearth_cli.geo.bands import BandFacts
 from segearth_cli.geo.failures import GDAL_ERRORS, CPLE_BaseError, damage, reason
 from segearth_cli.geo.grid import Grid, parse_crs, warp_target
+from segearth_cli.geo.region import BEYOND_DATA
 from segearth_cli.geo.remote import is_remote, retry_settings
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.names import is_path, stack_files
@@ -307,11 +308,14 @@ def picked_bands(
     bands: tuple[int, ...],
     nodata: float | None,
     as_floats: bool = False,
+    for_warping: bool = False,
 ) -> tuple[VirtualRaster, int, int | None]:
     """Return the chosen bands as a virtual raster, their number, and its alpha band.
 
     A colour table is expanded, complex values become amplitudes, a mask becomes an alpha band.
-    ``as_floats`` are NaN where a band has no data, whatever the others have.
+    ``as_floats`` are NaN where a band has no data, whatever the others have. Warping knows one
+    nodata value for all bands: ``for_warping`` alpha tells where there is data if each has its own,
+    or if floats beyond `BEYOND_DATA` are none.
     """
     virtual = VirtualRaster(_gdal_name(src, source), grid)
     if facts.colours[bands[0] - 1] == "palette" and len(bands) == 1:
@@ -321,8 +325,9 @@ def picked_bands(
         *(facts.dtypes[b - 1] for b in bands if not facts.dtypes[b - 1].startswith("complex")),
         *(np.float32 for b in bands if facts.dtypes[b - 1].startswith("complex")),
     ).name
-    for band in bands:
-        missing = src.nodatavals[band - 1] if nodata is None else nodata
+    declared = [src.nodatavals[band - 1] if nodata is None else nodata for band in bands]
+    differ = for_warping and not as_floats and len(set(map(repr, declared))) > 1
+    for band, missing in zip(bands, [None] * len(bands) if differ else declared, strict=True):
         if facts.dtypes[band - 1].startswith("complex"):
             virtual.add_amplitude(band, facts.dtypes[band - 1], missing)
             continue
@@ -332,10 +337,17 @@ def picked_bands(
         if missing is None and np.dtype(dtype).kind == "f":
             missing = math.nan
         virtual.add_band(band, dtype, missing)
+    masks: list[int | str] = []
     if facts.alpha and facts.alpha not in bands:
-        virtual.add_alpha(facts.alpha, facts.dtypes[facts.alpha - 1])
-    elif _has_mask(src, bands[0]):
-        virtual.add_alpha(f"mask,{bands[0]}")
+        masks.append(facts.alpha)
+    if _has_mask(src, bands[0]):
+        masks.append(f"mask,{bands[0]}")
+    if masks:
+        virtual.add_alpha(*masks)
+    elif differ:
+        virtual.add_alpha_of_any([f"mask,{band}" for band in bands])
+    elif for_warping and np.dtype(dtype).kind == "f":
+        virtual.add_alpha_within(bands, BEYOND_DATA)
     else:
         return virtual, len(bands), None
     return virtual, len(bands), len(bands) + 1
@@ -396,8 +408,8 @@ def warped(
     target = onto or warp_target(grid, options.gsd, crs)
     coarser = (target.pixel_area_m2 or 0.0) > _COARSER * (grid.pixel_area_m2 or 0.0)
     place = {
-        "src_crs": grid.crs,
-        "crs": target.crs,
+        "src_crs": grid.wrapped_crs,
+        "crs": target.wrapped_crs,
         "transform": target.transform,
         "width": target.width,
         "height": target.height,

@@ -5,7 +5,7 @@ amplitude of complex values, masks that survive warping, category names.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -30,6 +30,8 @@ _GDAL_TYPES = {
 }
 _ALPHA = {"ColorInterp": "Alpha"}
 _MASK = {"dataType": "Byte"}
+_ABOVE_0 = {0: 0, 1e-6: 255}
+_INSIDE = 1 - 1e-6  # of a limit
 
 Colour = tuple[int, int, int]
 
@@ -142,9 +144,28 @@ class VirtualRaster:
         source = self._source(band, "ComplexSource", source_band)
         ET.SubElement(source, "ColorTableComponent").text = str(component)
 
-    def add_alpha(self, source_band: int | str, dtype: str = "uint8") -> None:
-        """Add an alpha band, from a band or from a mask (``"mask,1"``)."""
-        self._source(self._band(_GDAL_TYPES[dtype], **_ALPHA), "SimpleSource", source_band)
+    def add_alpha(self, *source_bands: int | str) -> None:
+        """Add an alpha band that is 255 where bands or masks (``"mask,1"``) are above 0, all."""
+        self._add_alpha("mul", source_bands, _ABOVE_0)
+
+    def add_alpha_of_any(self, source_bands: Sequence[int | str]) -> None:
+        """Add an alpha band that is 255 where any of the bands or masks is above 0."""
+        self._add_alpha("sum", source_bands, _ABOVE_0)
+
+    def add_alpha_within(self, source_bands: Sequence[int], limit: float) -> None:
+        """Add an alpha band that is 255 where any band lies between minus and plus the limit."""
+        table = {-limit: 0, -limit * _INSIDE: 255, limit * _INSIDE: 255, limit: 0}
+        self._add_alpha("sum", source_bands, table)
+
+    def _add_alpha(
+        self, function: str, source_bands: Sequence[int | str], table: Mapping[Any, int]
+    ) -> None:
+        derived = {} if len(source_bands) == 1 else {"subClass": "VRTDerivedRasterBand"}
+        band = self._band("Byte", **_ALPHA, **derived)
+        if derived:
+            ET.SubElement(band, "PixelFunctionType").text = function
+        for source_band in source_bands:
+            self._looked_up(band, source_band, table)
 
     def add_alpha_where_not(self, source_band: int, value: float) -> None:
         """Add an alpha band that is 0 where the source has ``value``, 255 elsewhere."""
@@ -153,10 +174,15 @@ class VirtualRaster:
         ET.SubElement(source, "ScaleRatio").text = "0"
         ET.SubElement(source, "NODATA").text = _number(value)
 
-    def add_lookup(self, source_band: int, table: dict[int, int]) -> None:
+    def add_lookup(self, source_band: int, table: Mapping[Any, int]) -> None:
         """Add a uint8 band whose values come from a table, constant beyond its ends."""
-        source = self._source(self._band("Byte"), "ComplexSource", source_band)
-        ET.SubElement(source, "LUT").text = ",".join(f"{k}:{v}" for k, v in table.items())
+        self._looked_up(self._band("Byte"), source_band, table)
+
+    def _looked_up(
+        self, band: ET.Element, source_band: int | str, table: Mapping[Any, int]
+    ) -> None:
+        source = self._source(band, "ComplexSource", source_band)
+        ET.SubElement(source, "LUT").text = ",".join(f"{k!r}:{v}" for k, v in table.items())
 
     def _band(self, gdal_type: str, **attributes: str) -> ET.Element:
         interpretation = attributes.pop("ColorInterp", None)
