@@ -163,8 +163,9 @@ def evaluate_command(
     Example: segearth evaluate --pred map.tif --label labels.tif
     """
     given = dict(locals())
-    pictures = dataset is not None and not verbose
-    terminal.log_to_stderr(verbose, quiet, many_scenes=True, pictures=pictures)
+    # pictures, which have no place on the ground and need none
+    hidden = terminal.OF_SCENES if dataset is not None and not verbose else ()
+    terminal.log_to_stderr(verbose, quiet, many_scenes=True, hidden=hidden)
     form = table_form(json, csv, markdown)
     if dataset is not None or pred is not None:
         refuse_idle_options(context, measures_maps=dataset is None)
@@ -283,7 +284,7 @@ def show_comparison(result: CompareResult, form: str | None, quiet: bool) -> Non
     elif form:
         print_table(form, CLASS_COLUMNS, _class_rows(result.scores, TOLD[form]))
     if not quiet:
-        terminal.console().print(_class_table(counted(result.maps, "map"), result.scores))
+        terminal.console().print(_class_table(counted(len(result.pairs), "map"), result.scores))
         _show_worst(result.files)
 
 

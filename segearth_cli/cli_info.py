@@ -14,6 +14,7 @@ from segearth_cli.stdout import print_json, print_lines
 
 if TYPE_CHECKING:
     from segearth_cli.info import MapInfo, ModelInfo, SceneInfo
+    from segearth_cli.model.card import ModelCard
 
 
 def info_command(
@@ -112,6 +113,7 @@ def show_model(info: ModelInfo, as_json: bool) -> None:
         ["description", card.description],
         ["made for", f"{card.sensor} images{pixels}"],
         ["runs as", ", ".join([*settings, f"stride {card.stride}", f"upsampler {info.upsampler}"])],
+        ["reads radar by", ", ".join(_of_radar(card))],
         ["words", f"{len(card.words)} that it has read" if card.words else "any"],
         ["channels", f"{info.channels}"],
         ["size", f"{info.size / 1e6:.0f} MB"],
@@ -120,6 +122,13 @@ def show_model(info: ModelInfo, as_json: bool) -> None:
         ["made by", card.made_by],
     ]
     print_rows([row for row in rows if row[1]])
+
+
+def _of_radar(card: ModelCard) -> list[str]:
+    """How a model's radar images were read, where it matters."""
+    filtered = [f"--speckle {card.speckle}"] if card.speckle else []
+    span = ["black and white at {:g} and {:g} dB".format(*card.radar_db)] if card.radar_db else []
+    return [*([card.polarisation] if card.polarisation else []), *span, *filtered]
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from segearth_cli import terminal
+from segearth_cli.errors import Stopped
 from segearth_cli.flags import (
     Accumulate,
     Bands,
@@ -133,7 +135,7 @@ def train_upsampler_command(
     Example: segearth train-upsampler images/ -o sharp --model vit-b-16
     """
     given = dict(locals())
-    terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
+    terminal.log_to_stderr(not quiet, quiet, many_scenes=True, hidden=terminal.OF_PLACES)
     of_scene = given | {"bands": parse_bands(bands), "threads": None}  # those are the network's
     parsed = {
         "images": tuple(images),
@@ -144,7 +146,7 @@ def train_upsampler_command(
     options = UpsamplerOptions(**own(UpsamplerOptions, given | parsed))
     from segearth_cli.training.upsampler import train_upsampler
 
-    show_training(train_upsampler(options), json, quiet)
+    show_training(lambda: train_upsampler(options), json, quiet)
 
 
 def distill_sar_command(
@@ -220,7 +222,7 @@ def distill_sar_command(
     Example: segearth distill-sar --optical rgb/ --sar vh/ -o radar --model vit-b-16
     """
     given = dict(locals())
-    terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
+    terminal.log_to_stderr(not quiet, quiet, many_scenes=True, hidden=terminal.OF_PLACES)
     parsed = {
         "optical_scene": SceneOptions(
             sensor="optical", bands=parse_bands(bands), stretch=stretch, nodata=nodata
@@ -238,15 +240,21 @@ def distill_sar_command(
     options = DistillOptions(**own(DistillOptions, given | parsed))
     from segearth_cli.training.distill import distill_sar
 
-    show_training(distill_sar(options), json, quiet)
+    show_training(lambda: distill_sar(options), json, quiet)
 
 
-def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> None:
-    """What a training came to: every measure, before and after; or how to go on with it."""
+def show_training(train: Callable[[], TrainResult | None], as_json: bool, quiet: bool) -> None:
+    """What a training comes to: every measure, before and after; or how to go on with it."""
+    try:
+        result = train()
+    except Stopped as stop:  # which says the rest itself
+        if as_json and stop.result is not None:
+            print_result(stop.result)
+        raise
     if result is None:  # another process's to show
         return
     if as_json:
-        print_json({"status": result.status, **asdict(result)})
+        print_result(result)
     if quiet:
         return
     if result.step < result.steps:
@@ -269,7 +277,11 @@ def show_training(result: TrainResult | None, as_json: bool, quiet: bool) -> Non
     )
     if result.skipped:
         number = len(result.skipped)
-        out.print(
-            Text(f"{number} {'file or pair was' if number == 1 else 'files or pairs were'} skipped")
-        )
+        what = "file or pair was" if number == 1 else "files or pairs were"
+        out.print(Text(f"{number} {what} skipped: see training.json"))
     out.print(Text(f"{result.output} in {result.seconds:.0f} s"))
+
+
+def print_result(result: Any) -> None:
+    """What a training came to, as JSON on stdout."""
+    print_json({"status": result.status, **asdict(result)})

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segearth_cli import __version__
 from segearth_cli.compare_classes import classes_of
 from segearth_cli.compare_labels import Coverage, beside_labels
 from segearth_cli.errors import SceneError, UsageError
@@ -27,7 +28,8 @@ RASTERS = (".tif", ".tiff", ".png", ".jp2", ".img", ".vrt")
 class CompareResult:
     """Maps, and how they score against labels."""
 
-    maps: int
+    version: str
+    pairs: tuple[tuple[str, str], ...]  # a map and its labels
     scores: Scores
     seconds: float
     files: tuple[FileScores, ...]  # each map's, where they were asked for
@@ -68,7 +70,8 @@ def compare(options: CompareOptions) -> CompareResult:
     if scores.pixels == 0:
         raise SceneError("map and label have no pixel in common that both of them know")
     coverage.warn()
-    return CompareResult(len(pairs), scores, time.perf_counter() - started, tuple(files))
+    seconds = time.perf_counter() - started
+    return CompareResult(__version__, tuple(pairs), scores, seconds, tuple(files))
 
 
 def file_pairs(maps: str, labels: str) -> list[tuple[str, str]]:

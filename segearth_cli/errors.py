@@ -39,7 +39,12 @@ class Stopped(KeyboardInterrupt):
     Args:
         message: empty where another process says it.
         number: of the signal that stopped it.
+
+    Attributes:
+        result: what it came to so far.
     """
+
+    result: object = None
 
     def __init__(self, message: str, number: int = SIGINT) -> None:
         super().__init__(message)

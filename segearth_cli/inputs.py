@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from segearth_cli.errors import SceneError, SegEarthError, UsageError
-from segearth_cli.names import files_named, is_path, public_name, stack_files, stack_name
+from segearth_cli.names import counted, files_named, is_path, public_name, stack_files, stack_name
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
 _PRODUCTS = ("*_MTL.txt", "MTD_MSI*.xml")  # Landsat's, Sentinel-2's
@@ -177,7 +177,9 @@ def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     scenes = [path for path in paths if not _is_a_map(path)]
     if len(scenes) < len(paths):
         logger.warning(
-            "%s: left out %d rasters that segearth made", folder, len(paths) - len(scenes)
+            "%s: left out %s that segearth made",
+            folder,
+            counted(len(paths) - len(scenes), "raster"),
         )
     return scenes
 

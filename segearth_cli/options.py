@@ -495,6 +495,10 @@ class TrainOptions(Typed):
         )
         _one_of("--precision", self.precision, PRECISIONS)
         if self.steps is not None:
+            _require(
+                self.epochs == type(self).epochs,
+                "--steps and --epochs both say how long to train; give one",
+            )
             self.check_warmup(self.steps)
 
     def check_warmup(self, steps: int) -> None:

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 
 _ENDLESS = 10_000  # columns
-# loggers of how a raster is read
-OF_SCENES = tuple(f"segearth_cli.geo.{name}" for name in ("raster", "missing", "source", "bands"))
+# loggers of whether a raster has a place, and of how it is read
+OF_PLACES = ("segearth_cli.geo.source",)
+OF_SCENES = (*OF_PLACES, *(f"segearth_cli.geo.{name}" for name in ("raster", "missing", "bands")))
 
 
 def need_no_stderr() -> None:
@@ -93,12 +95,19 @@ class LineHandler(logging.Handler):
             self._warned.add(message)
         style = self.STYLES.get(record.levelno, "bold red")
         level = (f"{record.levelname.lower()}: ", style)
-        out = console()
-        out.print(Text.assemble(level, " ".join(record.getMessage().split())))
         if record.exc_info and not record.exc_text:  # of a worker's record the text is all there is
             record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text:
-            out.print(Text(record.exc_text))
+        out = console()
+        with bars_aside():
+            out.print(Text.assemble(level, " ".join(record.getMessage().split())))
+            if record.exc_text:
+                out.print(Text(record.exc_text))
+
+
+def bars_aside() -> AbstractContextManager[object]:
+    """Context in which lines do not run into progress bars, if there are any."""
+    tqdm = sys.modules.get("tqdm")  # whoever shows a bar has imported it
+    return tqdm.tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext()
 
 
 class OnceForAllScenes(logging.Filter):
@@ -118,16 +127,14 @@ class OnceForAllScenes(logging.Filter):
 
 
 def log_to_stderr(
-    verbose: bool, quiet: bool, many_scenes: bool = False, pictures: bool = False
+    verbose: bool, quiet: bool, many_scenes: bool = False, hidden: Collection[str] = ()
 ) -> None:
     """Warnings (and with ``verbose`` the steps) on stderr, one line each.
 
-    Of ``many_scenes`` each kind of remark comes once; of ``pictures``, which have no place on the
-    ground and need none, no remark on how they are read unless an option asked for it.
+    Of ``many_scenes`` each kind of remark comes once; of the loggers ``hidden`` none does.
     """
     handler = LineHandler()
-    if pictures:
-        handler.addFilter(lambda record: record.name not in OF_SCENES)
+    handler.addFilter(lambda record: record.name not in hidden)
     if many_scenes:
         handler.addFilter(OnceForAllScenes())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -200,6 +200,16 @@ def test_a_preview_beside_a_map_is_not_taken_for_one(tmp_path, label):
     assert json.loads(done.stdout)["scores"]["pixels"] == 96
 
 
+def test_all_other_values_are_those_that_no_class_has(tmp_path, label):
+    values = read(label).copy()
+    values[0, :3] = 9
+    plain = write(tmp_path / "plain.tif", values)
+    for said, first in (("*=0", [24, 0, 0, 0]), ("0=0,*=tree", [21, 0, 0, 75])):
+        done = run("--pred", label, "--label", plain, "--label-values", said, "--json", "-q")
+        confusion = np.array(json.loads(done.stdout)["scores"]["confusion"])
+        assert confusion.sum(axis=1).tolist() == ([24] * 4 if said == "*=0" else first)
+
+
 def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, label):
     values = read(label).astype(np.int16)
     values[:2] = -1

@@ -146,10 +146,11 @@ def test_a_loss_that_is_no_number_names_the_images(arguments, tmp_path):
 )
 def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number, workers):
     output = tmp_path / "run"
-    own = distill_run(output, "--steps", "100000", "--workers", workers)
+    own = distill_run(output, "--steps", "100000", "--workers", workers, "--json")
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "segearth_cli", *own], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        [sys.executable, "-m", "segearth_cli", *own],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         preexec_fn=interruptible, start_new_session=True,
     )  # fmt: skip
     for line in process.stderr:
@@ -159,10 +160,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(distill_run, tmp_path, number, worke
             if number == signal.SIGHUP:  # which comes twice
                 os.killpg(process.pid, number)
             break
-    _, rest = process.communicate(timeout=120)
+    told, rest = process.communicate(timeout=120)
 
     assert process.returncode == 128 + number, rest
     assert rest.count("stopping after this step") == 1
+    assert json.loads(told)["status"] == "stopped"
     assert "--resume" in rest
     assert (output / "checkpoint.pt").is_file()
     assert not list(output.glob("*.part"))

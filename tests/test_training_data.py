@@ -211,7 +211,7 @@ def test_a_lone_image_of_two_rows_is_shared_out_and_one_of_a_single_row_is_refus
     assert RandomCrops(sources.train, opener(), 32, 0)[0].images[0].shape == (3, 32, 32)
     assert len(fixed_crops(sources.held_out, opener(), 32, 2)[0]) == 2
     scene = write_scene(tmp_path / "one.tif", blocks(3, 1, 130))
-    with pytest.raises(UsageError, match="only 1 of the images"):
+    with pytest.raises(UsageError, match="of 1 images 1 can be used"):
         image_sources([scene], 0.1, SceneOptions())
 
 
@@ -438,9 +438,15 @@ def test_a_table_names_pairs_and_their_parts(tmp_path, caplog):
     table.write_text("optical,sar,split\na.tif,a_vh.tif,test\n")
     with pytest.raises(UsageError, match="has the split 'test'"):
         pair_sources(None, None, str(table), 0.1, SceneOptions())
-    table.write_text("left,right\n")
-    with pytest.raises(UsageError, match="columns optical and sar"):
-        pair_sources(None, None, str(table), 0.1, SceneOptions())
+    assert "--held-out changes nothing" in caplog.text
+    for text, why in (
+        ("left,right\n", "parted by commas; it has 'left', 'right'"),
+        ("optical;sar\na.tif;b.tif\n", "parted by commas; it has 'optical;sar'"),
+        ("optical,sar\n", "names no pair"),
+    ):
+        table.write_text(text)
+        with pytest.raises(UsageError, match=why):
+            pair_sources(None, None, str(table), 0.1, SceneOptions())
 
 
 def test_headings_of_a_table_come_in_any_case_and_with_blanks(tmp_path):

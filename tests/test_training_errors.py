@@ -1,6 +1,7 @@
 """What can go wrong with a training: one line that says what to do, and nothing half done."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -305,6 +306,60 @@ def test_pairs_the_wrong_way_round_are_said(distill_run, data, tmp_path):
         done = run(words)
         assert done.exit_code == 0, done.stderr
         assert ("the right way round?" in done.stderr) == (words is ways["vh"])
+    assert "no coordinate system" not in done.stderr  # none is needed
+
+
+def test_one_pair_the_wrong_way_round_is_said(distill_run, data, tmp_path):
+    for kind, other in (("rgb", "vh"), ("vh", "rgb")):
+        shutil.copytree(data / kind, tmp_path / kind)
+        name = sorted(path.name for path in (data / kind).iterdir())[-1]
+        shutil.copy(data / other / name, tmp_path / kind / name)
+    words = [word.replace(str(data), str(tmp_path)) for word in distill_run(tmp_path / "run")]
+    done = run([*words, "--steps", "1"])
+    assert "optical images 1 look like radar" in done.stderr
+
+
+def test_a_run_that_left_no_checkpoint_is_no_obstacle(upsampler_run, tmp_path):
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "training.json").write_text("{}")
+    done = run(upsampler_run(tmp_path / "run", "--steps", "1"))
+    assert done.exit_code == 0, done.stderr
+    assert "use --resume" in run(upsampler_run(tmp_path / "run", "--steps", "1")).stderr
+
+
+def test_no_model_is_written_among_the_images(upsampler_run, own_data, data):
+    words = [word.replace(str(data), str(own_data)) for word in upsampler_run(data / "rgb")]
+    done = run([*words, "--steps", "1", "--overwrite"])
+    assert_one_line(done, 1, f"lies in {own_data / 'rgb'}; name another folder for the model")
+    assert not (own_data / "rgb" / "training.json").exists()
+
+
+def test_steps_and_epochs_exclude_each_other(upsampler_run, tmp_path):
+    done = run(upsampler_run(tmp_path / "run", "--steps", "1", "--epochs", "3"))
+    assert_one_line(done, 2, "--steps and --epochs both say how long to train; give one")
+
+
+def test_settings_are_json(upsampler_run, tmp_path):
+    run(upsampler_run(tmp_path / "run", "--steps", "1", "--nodata", "none"))
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    for name in ("training.json", "segearth.json"):
+        text = (tmp_path / "run" / name).read_text()
+        found = json.loads(text, parse_constant=refuse)
+    assert found["upsampler_training"]["settings"]["epochs"] is None
+
+
+def test_what_is_left_out_on_the_way_is_named(upsampler_run, own_data, data, tmp_path):
+    bad = write_scene(own_data / "rgb" / "bad.tif")
+    with open(bad, "r+b") as file:
+        file.truncate(os.path.getsize(bad) // 2)
+    words = [word.replace(str(data), str(own_data)) for word in upsampler_run(tmp_path / "run")]
+    done = run([*words, "--steps", "20", "--held-out", "0.01"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count(f"skipped: cannot read {bad}") == 1
+    assert "1 file or pair was skipped: see training.json" in done.stderr
 
 
 def test_images_that_are_not_there(upsampler_run, tmp_path):

@@ -130,7 +130,7 @@ class LabelMeaning:
         if named:
             values = self._taken(named.values(), self.by_tag)
             codes |= {code: values[name] for code, name in named.items() if name in values}
-        elif self.rest is None and all(value is None for value in self.said.values()):
+        elif all(value is None for value in self.said.values()):
             codes |= {int(number): value for number, value in self.numbers.items()}
         codes |= self._said_of(named, path)
         if nodata is not None and float(nodata).is_integer():

@@ -185,7 +185,8 @@ def refuse_another_run(
 
 def all_settings(options: TrainOptions) -> dict[str, Any]:
     """Every setting, as JSON has it."""
-    return dict(plain({**asdict(options), "output": str(options.output)}))
+    epochs = options.epochs if options.steps is None else None
+    return dict(plain({**asdict(options), "output": str(options.output), "epochs": epochs}))
 
 
 def fixed_settings(options: TrainOptions) -> dict[str, Any]:

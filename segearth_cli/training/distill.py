@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from segearth_cli.errors import SceneError, UsageError
 from segearth_cli.geo.bands import named_bands, polarisation_of
-from segearth_cli.geo.pairs import read_head
 from segearth_cli.geo.raster import open_scene
 from segearth_cli.geo.sensors import parse_stretch
 from segearth_cli.geo.source import band_facts, open_raster
@@ -157,12 +156,15 @@ class Distillation:
                 "--batch-size 1 leaves nothing to tell a pair from: contrast is 0, and only token "
                 "and region teach; give 2 or more"
             )
-        first = self.sources.train[0].sources[0]
-        if read_head(first)[1]:
+        places = self.sources.train + self.sources.held_out
+        turned = [place.sources[0] for place in places if place.looks_like_radar]
+        if turned:
             logger.warning(
-                "%s is given as an optical image and looks like radar: are --optical and --sar the "
+                "of %d optical images %d look like radar, %s first: are --optical and --sar the "
                 "right way round?",
-                first,
+                len(places),
+                len(turned),
+                turned[0],
             )
         self.crops = RandomCrops(
             self.sources.train,
@@ -311,6 +313,7 @@ class Distillation:
             logit_scale=own.card.logit_scale,
             window=own.card.window,
             stride=own.card.stride,
+            words=own.card.words,
             description=f"{own.card.name} distilled for radar images by segearth",
             licence=own.card.licence,
             made_by=facts["command"],

@@ -11,7 +11,9 @@ import logging
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from segearth_cli.training.checkpoint import Run, identity_of, load_checkpoint, 
 from segearth_cli.training.data import Batch, RandomCrops, collate
 from segearth_cli.training.processes import agreed, share_gradients, started
 from segearth_cli.training.report import LOGS, Report, TrainResult
+from segearth_cli.training.sources import Sources
 from segearth_cli.training.trainee import Step, Trainee
 
 OUT_OF_MEMORY = (
@@ -101,6 +104,7 @@ def train(
     with started(options) as accelerator, memory_guard(OUT_OF_MEMORY), reader_guard():
         torch.manual_seed(options.seed)  # of the first weights
         trainee = build(accelerator.device)
+        check_not_among(options.output, trainee.sources)
         steps = options.steps or math.ceil(options.epochs * len(trainee.crops) / options.batch_size)
         options.check_warmup(steps)
         accelerator.wait_for_everyone()  # all have looked before one writes
@@ -115,7 +119,11 @@ def train(
             return None
         report = Report(options, trainee, command, accelerator.device, run)
         with contextlib.closing(report):
-            fit(run, trainee, optimizer, accelerator, options, report)
+            try:
+                fit(run, trainee, optimizer, accelerator, options, report)
+            except Stopped as stop:
+                stop.result = report.finish(run)
+                raise
             return report.finish(run)
 
 
@@ -129,13 +137,27 @@ def check_output(options: TrainOptions) -> None:
     output, checkpoint = options.output, options.output / CHECKPOINT
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; name a folder")
-    is_taken = output.is_dir() and any(output.iterdir())
+    # a run that ended before its first checkpoint left these
+    begun = {LOGS, REPORT} if not checkpoint.exists() else set()
+    is_taken = output.is_dir() and any(file.name not in begun for file in output.iterdir())
     if options.resume and not checkpoint.is_file():
         way = "begin anew with --overwrite" if is_taken else "leave --resume out"
         raise UsageError(f"there is no {checkpoint} to go on from; {way}")
     if is_taken and not (options.resume or options.overwrite):
         resume = "--resume to go on with it or " if checkpoint.is_file() else ""
         raise OutputError(f"{output} exists; use {resume}--overwrite to begin anew in it")
+
+
+def check_not_among(output: Path, sources: Sources) -> None:
+    """Refuse a folder that images lie in.
+
+    Raises:
+        OutputError: they do.
+    """
+    for place in sources.train + sources.held_out:
+        for source in place.sources:
+            if Path(source).parent.resolve() == output.resolve():
+                raise OutputError(f"{source} lies in {output}; name another folder for the model")
 
 
 def make_output(options: TrainOptions) -> None:
@@ -199,7 +221,7 @@ def fit(
                 report.update(run)
         while run.step < last:
             parts = [next(batches).to(accelerator.device) for _ in range(options.accumulate)]
-            run.skipped |= dict.fromkeys(reason for part in parts for reason in part.skipped)
+            say_skipped(run, [reason for part in parts for reason in part.skipped])
             scalars = take_step(run, parts, trainee, optimizer, accelerator, options)
             run.step += 1
             run.seconds = time.monotonic() - began
@@ -225,6 +247,14 @@ def fit(
                 )
 
 
+def say_skipped(run: Run, reasons: Sequence[str]) -> None:
+    """Remember what a step left out; the first of all are named."""
+    for reason in reasons:
+        if reason not in run.skipped and len(run.skipped) < MOST_NAMED:
+            logger.warning("skipped: %s", reason)
+        run.skipped[reason] = None
+
+
 def loader(
     steps: range, trainee: Trainee, options: TrainOptions, accelerator: Accelerator
 ) -> DataLoader[Any]:
@@ -236,6 +266,8 @@ def loader(
         accelerator.process_index,
         accelerator.num_processes,
     )
+    # torch thinks more readers than processors slow; the user says
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     return DataLoader(
         Parts(trainee.crops),
         sampler=sampler,

@@ -64,6 +64,7 @@ class Report:
             "processes": run.identity["processes"],
             "device": str(device),
             "precision": run.identity["precision"],
+            "threads": torch.get_num_threads(),
             "model": run.identity["model"],
         }
         with self._writing():

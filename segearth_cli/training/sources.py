@@ -20,7 +20,7 @@ from segearth_cli.geo.pairs import read_head, shared_grid
 from segearth_cli.geo.remote import is_remote
 from segearth_cli.inputs import SCENE_SUFFIXES, rasters_in
 from segearth_cli.names import file_meant, listed, plain_name, public_name
-from segearth_cli.options import SceneOptions
+from segearth_cli.options import SceneOptions, TrainOptions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", *SCENE_SUFFIXES)
 LONE_HELD_OUT = 0.25  # share of the rows of an image that is the only one, at least
@@ -51,7 +51,7 @@ class Place:
         sources: where the images are.
         size: height and width in pixels, as they are read.
         first, last: the rows, from and to these shares of the height.
-        looks_like_radar: by its head; of pairs nobody asks.
+        looks_like_radar: the image, or the optical one, by its head.
     """
 
     sources: tuple[str, ...]
@@ -69,7 +69,7 @@ class Place:
         """
         with leaving_out(sources):
             if len(sources) == 2:
-                grid, is_radar = shared_grid(*sources)[0], False
+                grid, is_radar = shared_grid(*sources)[0], read_head(sources[0])[1]
             else:
                 grid, is_radar = read_head(sources[0])
             if options.gsd is not None:
@@ -218,6 +218,8 @@ def pair_sources(
     skipped = lost + unfit
     if not any(part == "val" for _, part in named):
         return _split([place for place, _ in places], held_out, skipped, "pairs")
+    if held_out != TrainOptions.held_out:
+        logger.warning("--held-out changes nothing: %s says by split what is held out", table)
     train = tuple(place for place, part in places if part != "val")
     return _checked(train, tuple(p for p, part in places if part == "val"), skipped, "pairs")
 
@@ -315,10 +317,14 @@ def _pairs_of_table(path: Path) -> tuple[list[Named], list[str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
         raise UsageError(f"cannot read the pairs of {path}: {reason}") from error
-    if not rows or not {"optical", "sar"} <= set(rows[0]):
+    headings = list(reader.fieldnames)
+    if not {"optical", "sar"} <= set(headings):
         raise UsageError(
-            f"{path} must have columns optical and sar (and split, if you like, with train or val)"
+            f"{path} must have columns optical and sar (and split, if you like, with train or "
+            f"val), parted by commas; it has {listed([repr(name) for name in headings])}"
         )
+    if not rows:
+        raise UsageError(f"{path} names no pair; give one a line")
     named: list[Named] = []
     skipped = []
     for number, row in enumerate(rows, 2):
@@ -359,10 +365,10 @@ def _checked(
 ) -> Sources:
     _warn_of(skipped)
     if not train or not held_out:
+        usable = len(train) + len(held_out)
         raise UsageError(
-            f"only {len(train) + len(held_out)} of the {kind} can be used"
-            + (f" ({len(skipped)} were skipped)" if skipped else "")
-            + ": there must be at least one to train on and one to measure on"
+            f"of {usable + len(skipped)} {kind} {usable or 'none'} can be used: there must be at "
+            "least one to train on and one to measure on"
         )
     return Sources(train, held_out, tuple(skipped))
 
