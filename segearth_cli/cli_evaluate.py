@@ -24,6 +24,8 @@ from segearth_cli.flags import (
     Ignore,
     Json,
     LabelValues,
+    LogitScale,
+    ModulatedBlocks,
     Precision,
     Quiet,
     SarUnit,
@@ -117,15 +119,11 @@ def evaluate_command(
         str | None,
         scene_option(metavar="A,B,...", help="Sizes of the images to compare; 0: as they are."),
     ] = None,
-    modulated_blocks: Annotated[
-        int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
-    ] = None,
+    modulated_blocks: ModulatedBlocks = None,
     threshold: Annotated[
         float | None, class_option(metavar="0..1", help="Less certain pixels are background.")
     ] = None,
-    logit_scale: Annotated[
-        float | None, model_option(metavar="FACTOR", help="Sharpness of the softmax.")
-    ] = None,
+    logit_scale: LogitScale = None,
     window: Window = None,
     stride: Stride = None,
     blend: Blend = EvaluateOptions.model.blend,

@@ -15,26 +15,25 @@ from rich.text import Text
 from segearth_cli import terminal
 from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.flags import (
-    Address,
-    Asset,
     Attention,
     Bands,
     BatchSize,
     Blend,
+    ClassesFile,
     Device,
-    Engine,
     Exact,
     Gsd,
     Json,
+    LogitScale,
     MaxMemory,
     ModelName,
+    ModulatedBlocks,
+    NoBackground,
     Nodata,
-    OnError,
     Precision,
     Quiet,
-    ResumeBatch,
     SarUnit,
-    Shard,
+    Sensor,
     Speckle,
     Stretch,
     Stride,
@@ -43,6 +42,7 @@ from segearth_cli.flags import (
     Verbose,
     Window,
     class_option,
+    many_option,
     map_option,
     model_option,
     option,
@@ -51,8 +51,9 @@ from segearth_cli.flags import (
 )
 from segearth_cli.names import listed, shortened
 from segearth_cli.options import (
+    ENGINES,
+    ON_ERROR,
     RASTER_SUFFIXES,
-    SENSOR_CHOICES,
     VECTOR_SUFFIXES,
     BatchOptions,
     ModelOptions,
@@ -104,12 +105,7 @@ def segment_command(
         str | None,
         class_option(metavar="A,B|C,...", help="What to look for; | joins synonyms of a class."),
     ] = None,
-    classes_file: Annotated[
-        Path | None,
-        class_option(
-            metavar="FILE", help="The same as text: a class a line, synonyms after commas."
-        ),
-    ] = None,
+    classes_file: ClassesFile = None,
     preset: Annotated[
         str | None,
         class_option(metavar="NAME", help="Classes and threshold of a known dataset, as loveda."),
@@ -127,18 +123,14 @@ def segment_command(
             help='Words for everything else, value 0 of the map. Default: "background".',
         ),
     ] = None,
-    no_background: Annotated[
-        bool, class_option("--no-background", help="Give every valid pixel one of the classes.")
-    ] = False,
+    no_background: NoBackground = False,
     threshold: Annotated[
         float | None,
         class_option(
             metavar="0..1", help="Less certain pixels become 0. Default: 0, or the preset's."
         ),
     ] = None,
-    sensor: Annotated[
-        str, scene_option(metavar="|".join(SENSOR_CHOICES), help="Kind of image.")
-    ] = SegmentOptions.sensor,
+    sensor: Sensor = SegmentOptions.sensor,
     bands: Bands = None,
     stretch: Stretch = SegmentOptions.stretch,
     nodata: Nodata = None,
@@ -166,20 +158,13 @@ def segment_command(
     ] = None,
     model: ModelName = ModelOptions.model,
     attention: Attention = None,
-    modulated_blocks: Annotated[
-        int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
-    ] = None,
+    modulated_blocks: ModulatedBlocks = None,
     upsampler: UpsamplerName = ModelOptions.upsampler,
     global_bias: Annotated[
         float | None,
         model_option(metavar="LAMBDA", help="Share of the class token that is taken off."),
     ] = None,
-    logit_scale: Annotated[
-        float | None,
-        model_option(
-            metavar="FACTOR", help="Sharpness of the softmax: the logits are multiplied by it."
-        ),
-    ] = None,
+    logit_scale: LogitScale = None,
     window: Window = None,
     stride: Stride = None,
     blend: Blend = ModelOptions.blend,
@@ -217,12 +202,40 @@ def segment_command(
         map_option(metavar="NAME=VALUE", help="Creation option of GDAL's COG driver; repeatable."),
     ] = None,
     overwrite: Annotated[bool, map_option("--overwrite", help="Replace existing outputs.")] = False,
-    asset: Asset = None,
-    shard: Shard = None,
-    resume: ResumeBatch = False,
-    on_error: OnError = BatchOptions.on_error,
-    engine: Engine = BatchOptions.engine,
-    address: Address = None,
+    asset: Annotated[
+        str | None,
+        many_option(
+            metavar="NAME[,NAME...]",
+            help="The asset of STAC Items to read, or several that are a band each, as "
+            "red,green,blue. Default: visual, or its only raster.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        many_option(metavar="I/N", help="Only the I-th of N parts of the scenes: for job arrays."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        many_option(
+            "--resume", help="Leave out scenes whose maps are there, whole and made the same way."
+        ),
+    ] = False,
+    on_error: Annotated[
+        str, many_option(metavar="|".join(ON_ERROR), help="What to do when a scene fails.")
+    ] = BatchOptions.on_error,
+    engine: Annotated[
+        str,
+        many_option(
+            metavar="|".join(ENGINES), help="Who does the work: this process, or a Ray cluster."
+        ),
+    ] = BatchOptions.engine,
+    address: Annotated[
+        str | None,
+        many_option(
+            metavar="HOST:PORT",
+            help="The Ray cluster that runs, or auto. Left out: one on this machine, for this run.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, option("--dry-run", help="Say what would be read and how, and stop.")
     ] = False,

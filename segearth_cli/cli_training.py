@@ -14,7 +14,6 @@ from segearth_cli.errors import Stopped
 from segearth_cli.flags import (
     Accumulate,
     Bands,
-    Checkpointing,
     CropSide,
     Device,
     Epochs,
@@ -33,6 +32,7 @@ from segearth_cli.flags import (
     SarUnit,
     SaveEvery,
     Seed,
+    Sensor,
     Speckle,
     Steps,
     StopAt,
@@ -49,7 +49,6 @@ from segearth_cli.flags import (
 )
 from segearth_cli.names import counted
 from segearth_cli.options import (
-    SENSOR_CHOICES,
     UPSAMPLED,
     DistillOptions,
     SceneOptions,
@@ -91,13 +90,7 @@ def train_upsampler_command(
     jitters: Annotated[
         int, run_option(metavar="N", help="Views of each crop.")
     ] = UpsamplerOptions.jitters,
-    sensor: Annotated[
-        str,
-        scene_option(
-            metavar="|".join(SENSOR_CHOICES),
-            help="How images are read; auto: as those of the model.",
-        ),
-    ] = SceneOptions.sensor,
+    sensor: Sensor = SceneOptions.sensor,
     bands: Bands = None,
     stretch: Stretch = SceneOptions.stretch,
     nodata: Nodata = None,
@@ -204,7 +197,10 @@ def distill_sar_command(
     seed: Seed = DistillOptions.seed,
     device: Device = DistillOptions.device,
     precision: Precision = DistillOptions.precision,
-    checkpointing: Checkpointing = False,
+    checkpointing: Annotated[
+        bool,
+        run_option("--checkpointing", help="Compute activations twice instead of keeping them."),
+    ] = False,
     workers: Workers = DistillOptions.workers,
     threads: Threads = None,
     resume: Resume = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +15,7 @@ from segearth_cli.flags import (
     Bands,
     BatchSize,
     Blend,
+    ClassesFile,
     Column,
     Device,
     Exact,
@@ -23,11 +23,15 @@ from segearth_cli.flags import (
     Ignore,
     Json,
     LabelValues,
+    LogitScale,
     ModelName,
+    ModulatedBlocks,
+    NoBackground,
     Nodata,
     Precision,
     Quiet,
     SarUnit,
+    Sensor,
     Speckle,
     Stretch,
     Stride,
@@ -36,13 +40,11 @@ from segearth_cli.flags import (
     Verbose,
     Window,
     class_option,
-    model_option,
     own,
     run_option,
-    scene_option,
 )
 from segearth_cli.names import counted
-from segearth_cli.options import SENSOR_CHOICES, ModelOptions, SegmentOptions, TuneOptions
+from segearth_cli.options import ModelOptions, SegmentOptions, TuneOptions
 from segearth_cli.parse import parse_bands, parse_label_values, parse_labelled, parse_values
 from segearth_cli.stdout import print_json, print_lines
 
@@ -66,28 +68,21 @@ def tune_command(
         str | None,
         class_option(metavar="A,B|C,...", help="Classes, and after | words to choose from."),
     ] = None,
-    classes_file: Annotated[
-        Path | None,
-        class_option(metavar="FILE", help="The same as text: a class a line, words after commas."),
-    ] = None,
+    classes_file: ClassesFile = None,
     background: Annotated[
         str | None,
         class_option(
             metavar="A|B", help='Words for everything else to choose from. Default: "background".'
         ),
     ] = None,
-    no_background: Annotated[
-        bool, class_option("--no-background", help="Give every valid pixel one of the classes.")
-    ] = False,
+    no_background: NoBackground = False,
     label_values: LabelValues = None,
     ignore: Ignore = None,
     column: Column = None,
     samples: Annotated[
         int, run_option(metavar="N", help="Labelled pixels of each class used per scene.")
     ] = TuneOptions.samples,
-    sensor: Annotated[
-        str, scene_option(metavar="|".join(SENSOR_CHOICES), help="Kind of image.")
-    ] = SegmentOptions.sensor,
+    sensor: Sensor = SegmentOptions.sensor,
     bands: Bands = None,
     stretch: Stretch = SegmentOptions.stretch,
     nodata: Nodata = None,
@@ -96,13 +91,9 @@ def tune_command(
     speckle: Speckle = None,
     model: ModelName = ModelOptions.model,
     attention: Attention = None,
-    modulated_blocks: Annotated[
-        int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
-    ] = None,
+    modulated_blocks: ModulatedBlocks = None,
     upsampler: UpsamplerName = ModelOptions.upsampler,
-    logit_scale: Annotated[
-        float | None, model_option(metavar="FACTOR", help="Sharpness of the softmax.")
-    ] = None,
+    logit_scale: LogitScale = None,
     window: Window = None,
     stride: Stride = None,
     blend: Blend = ModelOptions.blend,

@@ -12,7 +12,13 @@ import typer
 from typer.core import TyperCommand
 
 from segearth_cli.errors import UsageError
-from segearth_cli.options import ATTENTIONS, BLENDS, ENGINES, ON_ERROR, PRECISIONS, SAR_UNITS
+from segearth_cli.options import (
+    ATTENTIONS,
+    BLENDS,
+    PRECISIONS,
+    SAR_UNITS,
+    SENSOR_CHOICES,
+)
 from segearth_cli.parse import parse_nodata
 
 option = partial(typer.Option, show_envvar=False)
@@ -56,6 +62,25 @@ def own(options: type, given: Mapping[str, Any]) -> dict[str, Any]:
 Verbose: TypeAlias = Annotated[bool, option("--verbose", "-v", help="Say what is being done.")]
 Quiet: TypeAlias = Annotated[bool, option("--quiet", "-q", help="Print only warnings and errors.")]
 Json: TypeAlias = Annotated[bool, option("--json", help="Print results as JSON lines on stdout.")]
+ClassesFile: TypeAlias = Annotated[
+    Path | None,
+    class_option(metavar="FILE", help="The same as text: a class a line, synonyms after commas."),
+]
+NoBackground: TypeAlias = Annotated[
+    bool, class_option("--no-background", help="Give every valid pixel one of the classes.")
+]
+Sensor: TypeAlias = Annotated[
+    str, scene_option(metavar="|".join(SENSOR_CHOICES), help="Kind of image.")
+]
+ModulatedBlocks: TypeAlias = Annotated[
+    int | None, model_option(metavar="N", help="Blocks with that attention, from the last.")
+]
+LogitScale: TypeAlias = Annotated[
+    float | None,
+    model_option(
+        metavar="FACTOR", help="Sharpness of the softmax: the logits are multiplied by it."
+    ),
+]
 ModelName: TypeAlias = Annotated[
     str,
     model_option(
@@ -143,40 +168,6 @@ Speckle: TypeAlias = Annotated[
         help="Radar: a Lee filter of N x N pixels against speckle; 0: none. Default: the model's.",
     ),
 ]
-Asset: TypeAlias = Annotated[
-    str | None,
-    many_option(
-        metavar="NAME[,NAME...]",
-        help="The asset of STAC Items to read, or several that are a band each, as red,green,blue. "
-        "Default: visual, or its only raster.",
-    ),
-]
-Shard: TypeAlias = Annotated[
-    str | None,
-    many_option(metavar="I/N", help="Only the I-th of N parts of the scenes: for job arrays."),
-]
-ResumeBatch: TypeAlias = Annotated[
-    bool,
-    many_option(
-        "--resume", help="Leave out scenes whose maps are there, whole and made the same way."
-    ),
-]
-OnError: TypeAlias = Annotated[
-    str, many_option(metavar="|".join(ON_ERROR), help="What to do when a scene fails.")
-]
-Engine: TypeAlias = Annotated[
-    str,
-    many_option(
-        metavar="|".join(ENGINES), help="Who does the work: this process, or a Ray cluster."
-    ),
-]
-Address: TypeAlias = Annotated[
-    str | None,
-    many_option(
-        metavar="HOST:PORT",
-        help="The Ray cluster that runs, or auto. Left out: one on this machine, for this run.",
-    ),
-]
 LabelValues: TypeAlias = Annotated[
     str | None,
     class_option(
@@ -225,10 +216,6 @@ SaveEvery: TypeAlias = Annotated[
 ]
 LogEvery: TypeAlias = Annotated[int, run_option(metavar="STEPS", help="Log losses so often.")]
 Seed: TypeAlias = Annotated[int, run_option(metavar="N", help="The same seed, the same result.")]
-Checkpointing: TypeAlias = Annotated[
-    bool,
-    run_option("--checkpointing", help="Compute activations twice instead of keeping them."),
-]
 Workers: TypeAlias = Annotated[
     int, run_option(metavar="N", help="Processes that read images; 0: the main one does.")
 ]

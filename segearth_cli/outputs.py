@@ -21,7 +21,7 @@ from segearth_cli.geo.digest import source_files
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.raster import Scene
-from segearth_cli.geo.recorded import Record, is_of_segment, read_record, to_tags
+from segearth_cli.geo.recorded import Record, is_of_segment, read_record, require_package, to_tags
 from segearth_cli.names import file_and_layer, files_named, shortened, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
 from segearth_cli.staging import companions, files_of, record_beside
@@ -108,7 +108,7 @@ def check_outputs(read: Collection[FileId], options: SegmentOptions) -> None:
         OutputError: an output exists and may not be replaced, or is to be read.
     """
     for path in output_paths(options):
-        vector.require_vector_support(path)
+        require_package(path)
         if os.path.isdir(path):
             raise OutputError(f"{path} is a folder; name a file in it")
         check_length(path)

@@ -11,8 +11,9 @@ from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model import cells
 from segearth_cli.model.cells import shares_cells
 from segearth_cli.model.clip import DenseEncoder
-from segearth_cli.model.mosaic import RollingSums, blended_logits, image_logits
+from segearth_cli.model.mosaic import blended_logits, image_logits
 from segearth_cli.model.segmenter import Segmenter
+from segearth_cli.model.sums import RollingSums
 from segearth_cli.model.upsampler import JBUOne, JBUStack
 from segearth_cli.model.windows import MARGIN, Strip
 

@@ -24,8 +24,8 @@ from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.recorded import from_tags, to_tags
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.inputs import expand_inputs, safe_name
-from segearth_cli.model.mosaic import RollingSums
 from segearth_cli.model.prompts import build_vocabulary, class_text, parse_classes
+from segearth_cli.model.sums import RollingSums
 from segearth_cli.options import BLENDS, BatchOptions
 from segearth_cli.parse import parse_memory, parse_shard, parse_size
 from segearth_cli.plain import plain

@@ -167,7 +167,7 @@ def test_a_picture_of_any_size_may_be_asked(tmp_path, recwarn):
 
 
 def test_parquet_without_its_package_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("segearth_cli.geo.vector.find_spec", lambda name: None)
+    monkeypatch.setattr("segearth_cli.geo.recorded.find_spec", lambda name: None)
     (tmp_path / "map.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match=r"reading map\.parquet needs pyarrow: pip install"):
         map_info(tmp_path / "map.parquet")

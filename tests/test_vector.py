@@ -31,9 +31,9 @@ from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo import seams
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
+from segearth_cli.geo.recorded import require_package
 from segearth_cli.geo.vector import (
     Polygons,
-    require_vector_support,
     write_features,
     write_vector,
 )
@@ -618,7 +618,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     frame = make(tmp_path, RING)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'segearth-cli\[parquet\]'"):
-        require_vector_support("map.parquet")
+        require_package("map.parquet")
     with pytest.raises(UsageError):
         write_vector([frame], tmp_path / "map.parquet", LEGEND)
-    require_vector_support("map.gpkg")
+    require_package("map.gpkg")

@@ -8,6 +8,7 @@ for each value (``SEGEARTH_VERSION``, ...), JSON and pictures all of it as an ob
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import rasterio
 from PIL import Image, UnidentifiedImageError
 from pyogrio.errors import DataLayerError, DataSourceError
 
-from segearth_cli.errors import SegEarthError
+from segearth_cli.errors import SegEarthError, UsageError
 from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.geo.writer import quiet
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX
@@ -102,6 +103,14 @@ def _raster_record(path: Path) -> Record | None:
         return None  # whatever it is, it is no map of ours
 
 
+def require_package(path: str | Path, what: str = "writing") -> None:
+    """Raise UsageError when a package that the format of a file needs is not installed."""
+    if Path(path).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise UsageError(
+            f"{what} {Path(path).name} needs pyarrow: pip install 'segearth-cli[parquet]'"
+        )
+
+
 def is_probabilities(path: Path) -> bool:
     """Whether an output is a raster of probabilities, which names no classes by value."""
     if path.suffix.lower() not in RASTER_SUFFIXES:
@@ -126,9 +135,7 @@ def _layer_record(path: Path) -> Record | None:
 
 
 def _parquet_record(path: Path) -> Any:
-    from segearth_cli.geo.vector import require_vector_support
-
-    require_vector_support(path, "reading")
+    require_package(path, "reading")
     import pyarrow
     import pyarrow.parquet
 

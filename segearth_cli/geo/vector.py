@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from importlib.util import find_spec
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +36,7 @@ from segearth_cli.geo.failures import DISK_FULL, disk_is_full
 from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, unit_of
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.outlines import Regions, Rings, noded, simplified, together
-from segearth_cli.geo.recorded import KEY, Record, to_json, to_tags
+from segearth_cli.geo.recorded import KEY, Record, require_package, to_json, to_tags
 from segearth_cli.geo.seams import whole_regions
 from segearth_cli.geo.style import save_default_style
 from segearth_cli.staging import companions, files_of, record_beside, shown
@@ -197,14 +196,6 @@ def _stretches(grid: Grid, crs: CRS, unit: float) -> bool:
     return bool((across != unit).any() or (up != unit).any())
 
 
-def require_vector_support(destination: str | Path, what: str = "writing") -> None:
-    """Raise UsageError when a package that the format needs is not installed."""
-    if Path(destination).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
-        raise UsageError(
-            f"{what} {Path(destination).name} needs pyarrow: pip install 'segearth-cli[parquet]'"
-        )
-
-
 def write_vector(
     frames: Frames,
     destination: str | Path,
@@ -218,7 +209,7 @@ def write_vector(
     Raises OutputError, and leaves no file, when the disk is full or the folder is not writable.
     """
     path = Path(destination)
-    require_vector_support(path)
+    require_package(path)
     layer = _Layer(_layer_name(path.stem), legend, record or {})
     write = WRITERS[path.suffix.lower()]
     parts = _Watched(frames, path.name, as_geojson=write in (_write_geojson, _write_geojsonl))

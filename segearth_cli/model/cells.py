@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress, groupby, product
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,10 @@ from torch import Tensor
 from segearth_cli.geo.tiling import WindowGrid
 from segearth_cli.model.fast_upsampler import FastUpsampler
 from segearth_cli.model.runs import TILE, Block, Chunk, Run, inner_maps, reach, runs
+from segearth_cli.model.sums import RollingSums
 from segearth_cli.model.tiles import TileKernels, repeat_borders
 from segearth_cli.model.windows import MARGIN, WindowRow
 from segearth_cli.stages import stage
-
-if TYPE_CHECKING:
-    from segearth_cli.model.mosaic import RollingSums
 
 SHARED = 2  # doublings, the last ones
 # share of a map that a window may have along its border, where it goes by the inside's kernels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,7 @@ def folder_of_file(text: str, sensor: str, cache: Path) -> ModelFolder | None:
     if not colon or not file.is_file():
         return None
     plain_config(architecture)
-    place = cache / f"{file.stem}-{architecture}-{sensor}-{file_digest(file)[:16]}"
-    if (place / CARD).is_file():
-        return open_model_folder(place)
-    state, config = encoder_parts(file, architecture)
+    place = cache / f"{file.stem}-{architecture}-{file_digest(file)[:16]}"
     card = ModelCard.for_sensor(
         file.stem,
         sensor,
@@ -46,12 +44,14 @@ def folder_of_file(text: str, sensor: str, cache: Path) -> ModelFolder | None:
         made_by="converted from ARCH:FILE",
         extra={"architecture": architecture},
     )
-    try:
-        return save_model_folder(place, state, config, card, overwrite=place.exists())
-    except OutputError:
-        if (place / CARD).is_file():  # another process was faster
-            return open_model_folder(place)
-        raise
+    if not (place / CARD).is_file():
+        state, config = encoder_parts(file, architecture)
+        try:
+            save_model_folder(place, state, config, card, overwrite=place.exists())
+        except OutputError:
+            if not (place / CARD).is_file():  # no other process was faster
+                raise
+    return replace(open_model_folder(place), card=card)  # which may be there for another sensor
 
 
 def plain_config(architecture: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,8 @@ from segearth_cli.model.fused import (
     resized,
     whole_channels,
 )
+from segearth_cli.model.sums import RollingSums
 from segearth_cli.model.windows import MARGIN, WindowRow
-
-if TYPE_CHECKING:
-    from segearth_cli.model.mosaic import RollingSums
 
 CELLS_PIXELS = 32 * 112**2  # at once, about 600 MB with what is computed on the way
 
