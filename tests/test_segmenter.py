@@ -124,3 +124,11 @@ def test_global_bias_takes_the_class_tokens_share_off_every_pixel(reference):
     cosine = torch.nn.functional.normalize(class_token, dim=-1) @ reference["queries"].T
     expected = (0.3 * cosine[0])[:, None, None].expand(14, 224, 224)
     torch.testing.assert_close(difference[0], expected, atol=1e-5, rtol=0)
+
+
+def test_what_was_made_for_a_device_does_not_follow_to_another(upsampled_model):
+    words = Vocabulary((("road",),), False, ((0, 0, 0),))
+    segmenter, _ = load_segmenter(ModelOptions(model=str(upsampled_model)), words, "optical")
+    before = segmenter.fast_upsampler
+    assert segmenter.fast_upsampler is before
+    assert segmenter.to("cpu").fast_upsampler is not before

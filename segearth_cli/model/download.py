@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
@@ -236,13 +236,16 @@ def _expectation(
     expected = replace(remote, size=size)
     if not remote.is_checkable and remote.repo:
         etag = (response.headers.get("X-Linked-Etag") or hub_etag).removeprefix("W/").strip('"')
-        if re.fullmatch("[0-9a-f]{64}", etag):  # large files: sha256
-            expected = replace(expected, sha256=etag)
-        elif re.fullmatch("[0-9a-f]{40}", etag):  # small files: git's own
-            expected = replace(expected, git_blob=etag)
+        expected = replace(expected, **_digest_named(etag))
     if not expected.is_checkable:
         raise ModelError(f"{remote.address} has no known digest, so it is not downloaded")
     return expected
+
+
+def _digest_named(name: str) -> dict[str, Any]:
+    """The digest that the Hub calls a file by: large ones' sha256, small ones' of git."""
+    kinds = {64: "sha256", 40: "git_blob"}
+    return {kinds[len(name)]: name} if re.fullmatch("[0-9a-f]{40}([0-9a-f]{24})?", name) else {}
 
 
 def _receive(
@@ -301,9 +304,7 @@ def _in_hub_cache(remote: RemoteFile) -> tuple[Path, RemoteFile] | None:
     if not isinstance(found, str):
         return None
     path = Path(found).resolve()  # blobs are named by their digest
-    expected = remote
-    if not remote.is_checkable and re.fullmatch("[0-9a-f]{64}", path.name):
-        expected = replace(remote, sha256=path.name)
+    expected = remote if remote.is_checkable else replace(remote, **_digest_named(path.name))
     if not expected.is_checkable or mismatch(path, expected):
         logger.warning("%s in the Hugging Face cache is not whole; downloading it", remote.file)
         return None

@@ -114,6 +114,11 @@ class Segmenter(nn.Module):
         """Where the network runs."""
         return self.text.device
 
+    def _apply(self, *args: Any, **more: Any) -> Any:
+        """Move or convert it; what was made for the old device is made again."""
+        self.__dict__.pop("fast_upsampler", None)
+        return super()._apply(*args, **more)  # type: ignore[no-untyped-call]
+
     @cached_property
     def fast_upsampler(self) -> FastUpsampler | None:
         """The upsampler in the form that runs.
