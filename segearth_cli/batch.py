@@ -83,8 +83,8 @@ def options_per_scene(
 
 def _refuse_shared(inputs: Sequence[Input], every: Sequence[SegmentOptions]) -> None:
     """Refuse a file that two scenes would write, be it an output or a part of one."""
+    from segearth_cli.geo.companions import companions
     from segearth_cli.outputs import output_paths
-    from segearth_cli.staging import companions
 
     owners: dict[str, int] = {}
     for number, options in enumerate(every):

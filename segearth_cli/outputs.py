@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segearth_cli import report, stac
 from segearth_cli.errors import OutputError, SceneError
 from segearth_cli.geo import cog, vector, writer
+from segearth_cli.geo.companions import companions, files_of, record_beside
 from segearth_cli.geo.digest import source_files
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
@@ -24,7 +25,6 @@ from segearth_cli.geo.raster import Scene
 from segearth_cli.geo.recorded import Record, is_of_segment, read_record, require_package, to_tags
 from segearth_cli.names import file_and_layer, files_named, shortened, title_of
 from segearth_cli.options import RASTER_SUFFIXES, VECTOR_SUFFIXES, SegmentOptions
-from segearth_cli.staging import companions, files_of, record_beside
 from segearth_cli.stdout import writing_to
 
 STDOUT = "-"

@@ -1,7 +1,4 @@
-"""Outputs appear whole or not at all: made in a folder beside their places, renamed at the end.
-
-Also which files belong to an output by their names: parts of it, or made from it by others.
-"""
+"""Outputs appear whole or not at all: made in a folder beside their places, renamed at the end."""
 
 import contextlib
 import logging
@@ -22,12 +19,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from segearth_cli.errors import OutputError
-from segearth_cli.options import RASTER_SUFFIXES
+from segearth_cli.geo.companions import companions
 from segearth_cli.signals import signals_wait
 
 PREFIX = ".segearth-"
-_RECORD = "{name}.segearth.json"  # of formats that cannot carry how they were made
-
 _LOCK = "lock"
 _NO_LOCK = "nolock"
 _OLD_SECONDS = 24 * 3600  # without a change
@@ -35,41 +30,10 @@ _DYING_SECONDS = 10  # that a process that was killed may take to end
 
 logger = logging.getLogger(__name__)
 
-COMPANIONS: dict[str, tuple[str, ...]] = {
-    ".shp": (
-        _RECORD,  # before the others: it tells whose they are
-        *(f"{{stem}}.{end}" for end in ("shx", "dbf", "prj", "cpg", "qpj", "qix", "sbn", "sbx")),
-    ),
-    ".geojsonl": (_RECORD,),
-    **dict.fromkeys((".geojson", ".fgb", ".parquet"), ()),
-    ".gpkg": ("{name}-journal", "{name}-wal", "{name}-shm"),
-    ".png": ("{name}.aux.xml",),
-    **dict.fromkeys(RASTER_SUFFIXES, ("{name}.aux.xml", "{name}.ovr", "{name}.msk")),
-}
-
-
-def companions(path: Path) -> list[Path]:
-    """The files, there or not, that a GIS takes for parts of an output.
-
-    Left behind by an older one they would spoil it: a projection, an index, overviews.
-    """
-    names = COMPANIONS.get(path.suffix.lower(), ())
-    return [path.with_name(name.format(stem=path.stem, name=path.name)) for name in names]
-
-
-def record_beside(path: Path) -> Path:
-    """Where the record of an output lies that cannot carry it."""
-    return path.with_name(_RECORD.format(name=path.name))
-
 
 def shown(path: Path) -> Path:
     """A file's name for messages: without the staging folder it may still be in."""
     return Path(*(part for part in path.parts if not part.startswith(PREFIX)))
-
-
-def files_of(path: Path) -> list[Path]:
-    """The output and its companions, as far as they are there."""
-    return [file for file in (path, *companions(path)) if os.path.lexists(file)]
 
 
 class Staging:

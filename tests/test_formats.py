@@ -3,9 +3,9 @@
 import pytest
 from typer.main import get_command
 
-from segearth_cli import outputs, stac, staging
+from segearth_cli import outputs, stac
 from segearth_cli.cli import app
-from segearth_cli.geo import recorded, vector
+from segearth_cli.geo import companions, recorded, vector
 from segearth_cli.options import OUTPUT_SUFFIXES, STAC_SUFFIX, VECTOR_SUFFIXES
 
 
@@ -16,7 +16,7 @@ from segearth_cli.options import OUTPUT_SUFFIXES, STAC_SUFFIX, VECTOR_SUFFIXES
         (outputs.WRITERS, (*OUTPUT_SUFFIXES, ".json", "probabilities")),
         (recorded.READERS, (*OUTPUT_SUFFIXES, STAC_SUFFIX)),
         (stac.MEDIA_TYPES, OUTPUT_SUFFIXES),
-        (staging.COMPANIONS, OUTPUT_SUFFIXES),
+        (companions.COMPANIONS, OUTPUT_SUFFIXES),
     ],
     ids=["polygons", "outputs", "records", "media types", "companions"],
 )

@@ -12,15 +12,9 @@ from scenes import names_in, options_for
 
 from segearth_cli import staging
 from segearth_cli.errors import OutputError
+from segearth_cli.geo.companions import companions
 from segearth_cli.outputs import check_outputs
-from segearth_cli.staging import (
-    PREFIX,
-    Staging,
-    companions,
-    publish,
-    remove_abandoned,
-    shown,
-)
+from segearth_cli.staging import PREFIX, Staging, publish, remove_abandoned, shown
 
 COMPANIONS = [
     ("map.shp", "map.dbf"),

@@ -12,12 +12,12 @@ from rasterio import Affine
 from rasterio.io import MemoryFile
 
 from segearth_cli.errors import UsageError
+from segearth_cli.geo.companions import companions, files_of
 from segearth_cli.geo.failures import GDAL_ERRORS, reason
 from segearth_cli.geo.grid import Grid
 from segearth_cli.geo.legend import Legend
 from segearth_cli.geo.virtual import VirtualRaster
 from segearth_cli.geo.writer import LIBTIFF_SILENT, check_whole, grid_of, quiet, writing
-from segearth_cli.staging import companions, files_of
 
 # creation options that would give pixels other values, or another place
 _SPOILING = dict.fromkeys(

@@ -18,11 +18,11 @@ from PIL import Image, UnidentifiedImageError
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from segearth_cli.errors import SegEarthError, UsageError
+from segearth_cli.geo.companions import record_beside
 from segearth_cli.geo.failures import GDAL_ERRORS
 from segearth_cli.geo.writer import quiet
 from segearth_cli.options import RASTER_SUFFIXES, STAC_SUFFIX
 from segearth_cli.plain import plain
-from segearth_cli.staging import record_beside
 
 Record = dict[str, Any]
 

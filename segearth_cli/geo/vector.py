@@ -32,6 +32,7 @@ from pyproj.exceptions import CRSError, ProjError
 
 from segearth_cli.errors import OutputError, UsageError
 from segearth_cli.geo import antimeridian
+from segearth_cli.geo.companions import companions, files_of, record_beside
 from segearth_cli.geo.failures import DISK_FULL, disk_is_full
 from segearth_cli.geo.grid import Grid, degrees, is_on_earth, metres_per_unit, unit_of
 from segearth_cli.geo.legend import Legend
@@ -39,7 +40,7 @@ from segearth_cli.geo.outlines import Regions, Rings, noded, simplified, togethe
 from segearth_cli.geo.recorded import KEY, Record, require_package, to_json, to_tags
 from segearth_cli.geo.seams import whole_regions
 from segearth_cli.geo.style import save_default_style
-from segearth_cli.staging import companions, files_of, record_beside, shown
+from segearth_cli.staging import shown
 
 logger = logging.getLogger(__name__)
 
