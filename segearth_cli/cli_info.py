@@ -68,7 +68,7 @@ def show_map(info: MapInfo, as_json: bool) -> None:
         ["source", record["source"]],
         *of_scene,
         ["classes", ", ".join("|".join(words) for words in record.get("classes", []))],
-        ["prompts", str(record.get("prompts"))],
+        *([["prompts", str(record["prompts"])]] if "prompts" in record else []),
         ["model", str(model.get("name"))],
         ["digest of model", f"sha256 {record.get('model_digest')}"],
         ["runs as", ", ".join(settings)],

@@ -366,15 +366,14 @@ def show_outcomes(
     Raises:
         KeyboardInterrupt: as it came, saying how far it went.
     """
-    seen: list[Outcome] = []
+    seen: list[Outcome | Plan] = []
     try:
         with closing(outcomes):
             for outcome in outcomes:
+                seen.append(outcome)
                 if isinstance(outcome, Plan):
                     show_plan(outcome, as_json, quiet)
-                    continue
-                seen.append(outcome)
-                if isinstance(outcome, Failure):
+                elif isinstance(outcome, Failure):
                     show_failure(outcome, as_json, alone=scenes == 1)
                 elif isinstance(outcome, Skipped):
                     show_skipped(outcome, as_json, quiet)
@@ -387,18 +386,22 @@ def show_outcomes(
                 "left half-written; the same command with --resume goes on",
             )
         raise
-    if scenes > 1 and seen and not quiet:
+    all_planned = all(isinstance(outcome, Plan) for outcome in seen)
+    if scenes > 1 and not all_planned and not quiet:
         show_summary(seen, jobs)
     if jobs == 0:
         logger.warning("this part holds none of the %d scenes", scenes)
     return [outcome.error for outcome in seen if isinstance(outcome, Failure)]
 
 
-def show_summary(seen: Sequence[Outcome], jobs: int) -> None:
+def show_summary(seen: Sequence[Outcome | Plan], jobs: int) -> None:
     """What became of many scenes: how many, how long, and the name of each that failed."""
     kinds = {"done": SegmentResult, "complete already": Skipped, "failed": Failure}
-    by_kind = {name: [o for o in seen if isinstance(o, kind)] for name, kind in kinds.items()}
-    rows = [
+    done = [outcome for outcome in seen if not isinstance(outcome, Plan)]
+    by_kind = {name: [o for o in done if isinstance(o, kind)] for name, kind in kinds.items()}
+    plans = [outcome for outcome in seen if isinstance(outcome, Plan)]
+    rows = [["planned", str(len(plans)), ""]] if plans else []
+    rows += [
         [name, str(len(some)), f"{sum(o.seconds for o in some):.1f} s"]
         for name, some in by_kind.items()
         if some

@@ -32,7 +32,6 @@ from segearth_cli.flags import (
     SarUnit,
     SaveEvery,
     Seed,
-    Sensor,
     Speckle,
     Steps,
     StopAt,
@@ -49,6 +48,7 @@ from segearth_cli.flags import (
 )
 from segearth_cli.names import counted
 from segearth_cli.options import (
+    SENSOR_CHOICES,
     UPSAMPLED,
     DistillOptions,
     SceneOptions,
@@ -90,7 +90,13 @@ def train_upsampler_command(
     jitters: Annotated[
         int, run_option(metavar="N", help="Views of each crop.")
     ] = UpsamplerOptions.jitters,
-    sensor: Sensor = SceneOptions.sensor,
+    sensor: Annotated[
+        str,
+        scene_option(
+            metavar="|".join(SENSOR_CHOICES),
+            help="How images are read; auto: as those of the model.",
+        ),
+    ] = SceneOptions.sensor,
     bands: Bands = None,
     stretch: Stretch = SceneOptions.stretch,
     nodata: Nodata = None,
@@ -218,7 +224,7 @@ def distill_sar_command(
     Example: segearth distill-sar --optical rgb/ --sar vh/ -o radar --model vit-b-16
     """
     given = dict(locals())
-    terminal.log_to_stderr(not quiet, quiet, many_scenes=True, hidden=terminal.OF_PLACES)
+    terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
     parsed = {
         "optical_scene": SceneOptions(
             sensor="optical", bands=parse_bands(bands), stretch=stretch, nodata=nodata

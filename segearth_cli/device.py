@@ -22,6 +22,7 @@ KERNELS_PASS = 128 * 224**2  # pixels, where our own kernels run
 ACCELERATOR_PASS = 16 * 224**2
 _NO_MEMORY = (  # how torch says it without an error of its own: on a CPU, of CUDA and its libraries
     "can't allocate memory",
+    "Cannot allocate memory",  # the system, to what maps a file
     "CUDA error: out of memory",
     "STATUS_ALLOC_FAILED",
     "unable to find an engine",  # cuDNN, where none has room to work

@@ -1,4 +1,4 @@
-"""What a person reads on stderr: tables, log lines, errors; with ``--json`` the same on stdout."""
+"""What a person reads on stderr: tables, log lines, errors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    pass
-
 
 _ENDLESS = 10_000  # columns
 # loggers of whether a raster has a place, and of how it is read

@@ -637,3 +637,53 @@ def test_alpha_and_mask_are_both_respected(tmp_path):
         valid = read_all(path, **more)[1]
         assert valid[20:, 10:].all()
         assert valid.sum() == 40 * 40
+
+
+@pytest.mark.parametrize("gsd", [1.3, 4.0])
+@pytest.mark.parametrize("nodata", [-9999, 0])
+def test_declared_nodata_of_floats_stays_out_of_resampling(tmp_path, nodata, gsd):
+    values = pattern(dtype="float32")
+    values[:, 20:24, 20:24] = np.nan
+    expected, valid = read_all(scene_of(tmp_path, values), gsd=gsd)
+    declared = np.nan_to_num(values, nan=nodata)
+    found, found_valid = read_all(make(tmp_path / "own.tif", declared, nodata=nodata), gsd=gsd)
+    assert (found_valid == valid).all()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4258", "EPSG:3857"])
+def test_the_whole_earth_is_not_turned(tmp_path, crs):
+    path = make(
+        tmp_path / "earth.tif",
+        pattern(3, 80, 180),
+        crs=4326,
+        transform=Affine(2, 0, -180, 0, -2, 80),
+    )
+    with open_scene(path, options(dst_crs=crs)) as scene:
+        left, _, right, _ = scene.grid.bounds
+        assert left == pytest.approx(-right, rel=0.02)
+        assert scene.read(0, scene.grid.height)[1].mean() > 0.98
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4979", "EPSG:4326+5773"])
+def test_systems_with_heights_go_on_beyond_180_degrees(tmp_path, crs):
+    transform = Affine(1e-4, 0, 179.995, 0, -1e-4, -17.0)
+    path = make(tmp_path / "high.tif", pattern(3, 80, 120), crs=crs, transform=transform)
+    for more in ({"dst_crs": "EPSG:32701"}, {"gsd": 20.0}):
+        with open_scene(path, options(**more)) as scene:
+            assert scene.read(0, scene.grid.height)[1].mean() > 0.95
+
+
+def test_a_scene_placed_by_points_beyond_180_degrees(tmp_path):
+    corners = [(0, 0), (0, 120), (80, 0), (80, 120), (40, 60)]
+    points = [
+        GroundControlPoint(row=r, col=c, x=179.995 + c * 1e-4, y=-17 - r * 1e-4) for r, c in corners
+    ]
+    path = str(tmp_path / "points.tif")
+    with rasterio.open(
+        path, "w", driver="GTiff", width=120, height=80, count=3, dtype="uint8"
+    ) as dst:
+        dst.write(pattern(3, 80, 120))
+        dst.gcps = (points, CRS.from_epsg(4326))
+    with open_scene(path, options(dst_crs="EPSG:32701")) as scene:
+        assert scene.read(0, scene.grid.height)[1].mean() > 0.9

@@ -123,7 +123,7 @@ class Grid:
     @property
     def wrapped_crs(self) -> CRS | None:
         """The CRS for warping: beyond 180 degrees longitudes go on as the grid's do."""
-        if self.crs is None or not self.crs.is_geographic:
+        if self.crs is None or not counts_degrees(self.crs):
             return self.crs
         left, _, right, _ = self.bounds
         beyond = left < -TURN / 2 or right > TURN / 2
@@ -233,6 +233,12 @@ def parse_crs(text: str, option: str) -> CRS:
 def is_on_earth(crs: CRS | pyproj.CRS) -> bool:
     """Whether x and y alone are a place: not so in local (site) and geocentric systems."""
     return bool(crs.is_geographic or crs.is_projected)
+
+
+def counts_degrees(crs: CRS) -> bool:
+    """Whether coordinates are longitudes and latitudes in degrees: some count in grads."""
+    own = pyproj.CRS.from_wkt(crs.to_wkt())
+    return bool(own.is_geographic) and math.isclose(math.degrees(unit_of(own)), 1)
 
 
 def unit_of(crs: pyproj.CRS) -> float:
@@ -438,7 +444,10 @@ def _projected(grid: Grid, crs: CRS) -> Grid:
         )
         target = Grid(int(width), int(height), transform, crs)
         if not (width and height) or (target.gsd_m or 0.0) > _TORN * (grid.gsd_m or math.inf):
-            raise CRSError("it lies on both sides of that system's edge, or around a pole")
+            raise CRSError(
+                f"its pixels would be more than {_TORN} times as coarse, as where it lies on both "
+                "sides of that system's edge or around a pole"
+            )
     except GDAL_ERRORS as error:
         raise SceneError(
             f"the scene cannot be projected to {crs.to_string()}: {reason(error)}"
@@ -448,19 +457,24 @@ def _projected(grid: Grid, crs: CRS) -> Grid:
 
 def _around_grid(crs: CRS, grid: Grid) -> CRS:
     """Return a CRS; if it counts degrees, such that they go on across a grid's antimeridian."""
-    if not crs.is_geographic:
+    if not counts_degrees(crs):
         return crs
     longitudes, _ = degrees(pyproj.CRS.from_user_input(grid.crs), *grid.ground(*grid.ring))
-    ends = longitudes.min(), longitudes.max()
-    if ends[1] - ends[0] < TURN / 2 and -TURN / 2 <= ends[0] and ends[1] <= TURN / 2:
+    west, east = longitudes.min(), longitudes.max()
+    if not (math.isfinite(west) and math.isfinite(east)):
         return crs
     eastward = longitudes % TURN
+    goes_on = east - west < TURN / 2 and -TURN / 2 <= west and east <= TURN / 2
+    if goes_on or eastward.max() - eastward.min() >= TURN / 2:  # half around the Earth, or a pole
+        return crs
     return _around(crs, float(eastward.min() + eastward.max()) / 2)
 
 
 def _around(crs: CRS, longitude: float) -> CRS:
     """Return a CRS that counts degrees from 180 below the longitude to 180 above, to GDAL."""
-    wkt = crs.to_wkt(version="WKT1_GDAL")
+    flat = pyproj.CRS.from_wkt(crs.to_wkt())
+    flat = (flat.sub_crs_list[0] if flat.is_compound else flat).to_2d()
+    wkt = CRS.from_wkt(flat.to_wkt()).to_wkt(version="WKT1_GDAL")
     # GDAL keeps transformations by authority and name, and would take one for another
     own = re.sub(r',AUTHORITY\["[^"]*","[^"]*"\]\]$', "]", wkt)
     own = re.sub(r'^GEOGCS\["', f'GEOGCS["around {longitude:.10g}: ', own)

@@ -244,9 +244,10 @@ def _open_once(
                 src, source, grid, facts, bands, nodata, is_scaled, is_warped
             )
             bits = src.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
-            if reading is None and facts.alpha is not None and facts.alpha not in bands:
+            own_alpha = None if facts.alpha in bands else facts.alpha
+            if reading is None and own_alpha is not None and is_warped:  # then it is all or nothing
                 whole = Window(0, 0, grid.width, grid.height)
-                warn_of_alpha(Region(source, src, whole, 0, facts.alpha, None), facts.alpha)
+                warn_of_alpha(Region(source, src, whole, 0, own_alpha, None), own_alpha)
         dataset = resources.enter_context(opened(source, virtual))
         own = grid
         if is_warped:
@@ -266,6 +267,8 @@ def _open_once(
                 options = radar()
             if known is None and sample[0].dtype.kind == "f":
                 _warn_of_guess(source, sensor, prefix)
+            if own_alpha is not None and not is_warped:
+                warn_of_alpha(region, own_alpha)
             doubtful = options.nodata is None and (silent or sensor == "sar")
             warn_about_values(sample, stray, facts, bands, source, assumed, doubtful, prefix)
             full = int(bits) if bits else None

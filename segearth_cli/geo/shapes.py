@@ -18,7 +18,7 @@ from rasterio.crs import CRS
 
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.failures import reason
-from segearth_cli.geo.grid import TURN, Box, Grid, is_on_earth
+from segearth_cli.geo.grid import TURN, Box, Grid, counts_degrees, is_on_earth
 from segearth_cli.names import file_and_layer, is_path
 
 PLACING_ERRORS = (CRSError, ProjError, shapely.errors.ShapelyError)
@@ -31,6 +31,8 @@ _COORDINATES = {  # columns of a table, and the coordinate system that their nam
     ("x", "y"): None,
 }
 _MOST_DEGREES = 400.0  # east or west: some count on across the antimeridian, and some in grads
+
+_STEPS = np.array([[0.0, 0.0], [TURN, 0.0], [-TURN, 0.0]])  # to the turns of the Earth
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +149,7 @@ def in_crs_of(shapes: geopandas.GeoSeries, grid: Grid) -> geopandas.GeoSeries:
     """
     crs = CRS.from_user_input(grid.crs)
     placed = shapes.to_crs(crs.to_wkt())
-    if not crs.is_geographic:
+    if not counts_degrees(crs):
         return placed
     return geopandas.GeoSeries(
         _on_turns(placed.to_numpy(), grid.bounds), index=placed.index, crs=placed.crs
@@ -156,10 +158,23 @@ def in_crs_of(shapes: geopandas.GeoSeries, grid: Grid) -> geopandas.GeoSeries:
 
 def _on_turns(shapes: NDArray[Any], bounds: Box) -> NDArray[Any]:
     found = np.asarray(shapes).copy()
-    steps = np.array([[0.0, 0.0], [TURN, 0.0], [-TURN, 0.0]])
-    left, bottom, right, top = shapely.bounds(found).T[:, None] + np.tile(steps, 2).T[:, :, None]
-    touch = (left < bounds[2]) & (right > bounds[0]) & (bottom < bounds[3]) & (top > bounds[1])
-    for place in np.flatnonzero(touch[1:].any(axis=0)):
-        own = [shapely.transform(found[place], step.__add__) for step in steps[touch[:, place]]]
+    for place in np.flatnonzero(_touches(found, bounds)[1:].any(axis=0)):
+        parts = shapely.get_parts(found[place])
+        touches = _touches(parts, bounds)
+        touches[0] |= ~touches.any(axis=0)  # what lies elsewhere stays there
+        own = [
+            shapely.transform(part, step.__add__)
+            for part, here in zip(parts, touches.T, strict=True)
+            for step in _STEPS[here]
+        ]
         found[place] = own[0] if len(own) == 1 else shapely.geometrycollections(own)
     return found
+
+
+def _touches(shapes: NDArray[Any], bounds: Box) -> NDArray[np.bool_]:
+    """Whether shapes' own bounds touch a box, where they are and on the other turns: 3 x n."""
+    steps = np.tile(_STEPS, 2).T[:, :, None]
+    left, bottom, right, top = shapely.bounds(shapes).T[:, None] + steps
+    touches: NDArray[np.bool_] = (left <= bounds[2]) & (right >= bounds[0])
+    touches &= (bottom <= bounds[3]) & (top >= bounds[1])
+    return touches

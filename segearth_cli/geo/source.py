@@ -314,8 +314,8 @@ def picked_bands(
 
     A colour table is expanded, complex values become amplitudes, a mask becomes an alpha band.
     ``as_floats`` are NaN where a band has no data, whatever the others have. Warping knows one
-    nodata value for all bands: ``for_warping`` alpha tells where there is data if each has its own,
-    or if floats beyond `BEYOND_DATA` are none.
+    nodata value for all bands: ``for_warping`` files without alpha or mask get one where each band
+    has its own value, or where floats beyond `BEYOND_DATA` are nodata.
     """
     virtual = VirtualRaster(_gdal_name(src, source), grid)
     if facts.colours[bands[0] - 1] == "palette" and len(bands) == 1:
@@ -337,20 +337,26 @@ def picked_bands(
         if missing is None and np.dtype(dtype).kind == "f":
             missing = math.nan
         virtual.add_band(band, dtype, missing)
-    masks: list[int | str] = []
+    masks = [f"mask,{bands[0]}"] if _has_mask(src, bands[0]) else []
     if facts.alpha and facts.alpha not in bands:
-        masks.append(facts.alpha)
-    if _has_mask(src, bands[0]):
-        masks.append(f"mask,{bands[0]}")
-    if masks:
+        if for_warping:  # which takes 1 of 255 for nearly nothing
+            virtual.add_opaque(facts.alpha, *masks)
+        else:
+            virtual.add_alpha(facts.alpha, facts.dtypes[facts.alpha - 1], *masks)
+    elif masks:
         virtual.add_alpha(*masks)
     elif differ:
         virtual.add_alpha_of_any([f"mask,{band}" for band in bands])
-    elif for_warping and np.dtype(dtype).kind == "f":
+    elif for_warping and np.dtype(dtype).kind == "f" and all(map(_is_silent, declared)):
         virtual.add_alpha_within(bands, BEYOND_DATA)
     else:
         return virtual, len(bands), None
     return virtual, len(bands), len(bands) + 1
+
+
+def _is_silent(nodata: float | None) -> bool:
+    """Whether a band's nodata value says no more than that NaN is none."""
+    return nodata is None or math.isnan(nodata)
 
 
 def is_silent_on_nodata(src: Any, bands: tuple[int, ...]) -> bool:
@@ -400,7 +406,8 @@ def warped(
     }
     if grid.gcps and grid.crs is not None:
         # WarpedVRT uses GCPs only for the grid that it chooses itself
-        place = {"src_crs": grid.crs, "crs": crs or grid.crs, "resampling": Resampling.cubic}
+        own = grid.wrapped_crs
+        place = {"src_crs": own, "crs": crs or grid.crs, "resampling": Resampling.cubic}
         dataset = _warped_view(resources, dataset, place | settings)
         grid = Grid(dataset.width, dataset.height, dataset.transform, dataset.crs)
         if options.gsd is None and onto is None:

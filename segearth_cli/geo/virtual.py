@@ -144,20 +144,29 @@ class VirtualRaster:
         source = self._source(band, "ComplexSource", source_band)
         ET.SubElement(source, "ColorTableComponent").text = str(component)
 
-    def add_alpha(self, *source_bands: int | str) -> None:
-        """Add an alpha band that is 255 where bands or masks (``"mask,1"``) are above 0, all."""
-        self._add_alpha("mul", source_bands, _ABOVE_0)
+    def add_alpha(self, source_band: int | str, dtype: str = "uint8", mask: str = "") -> None:
+        """Add an alpha band, from a band or a mask (``"mask,1"``), 0 where ``mask`` is 0 too."""
+        derived = {"subClass": "VRTDerivedRasterBand"} if mask else {}
+        band = self._band(_GDAL_TYPES[dtype], **_ALPHA, **derived)
+        if mask:
+            ET.SubElement(band, "PixelFunctionType").text = "mul"
+            self._looked_up(band, mask, {0: 0, 1: 1})
+        self._source(band, "SimpleSource", source_band)
+
+    def add_opaque(self, *source_bands: int | str) -> None:
+        """Add an alpha band that is 255 where all of some bands and masks are above 0."""
+        self._add_looked_up_alpha("mul", source_bands, _ABOVE_0)
 
     def add_alpha_of_any(self, source_bands: Sequence[int | str]) -> None:
-        """Add an alpha band that is 255 where any of the bands or masks is above 0."""
-        self._add_alpha("sum", source_bands, _ABOVE_0)
+        """Add an alpha band that is 255 where any of some bands or masks is above 0."""
+        self._add_looked_up_alpha("sum", source_bands, _ABOVE_0)
 
     def add_alpha_within(self, source_bands: Sequence[int], limit: float) -> None:
         """Add an alpha band that is 255 where any band lies between minus and plus the limit."""
         table = {-limit: 0, -limit * _INSIDE: 255, limit * _INSIDE: 255, limit: 0}
-        self._add_alpha("sum", source_bands, table)
+        self._add_looked_up_alpha("sum", source_bands, table)
 
-    def _add_alpha(
+    def _add_looked_up_alpha(
         self, function: str, source_bands: Sequence[int | str], table: Mapping[Any, int]
     ) -> None:
         derived = {} if len(source_bands) == 1 else {"subClass": "VRTDerivedRasterBand"}

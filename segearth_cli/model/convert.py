@@ -36,22 +36,21 @@ def folder_of_file(text: str, sensor: str, cache: Path) -> ModelFolder | None:
         return None
     plain_config(architecture)
     place = cache / f"{file.stem}-{architecture}-{file_digest(file)[:16]}"
-    card = ModelCard.for_sensor(
-        file.stem,
-        sensor,
-        description=f"{architecture} of {file.name}",
-        licence="unknown: the user's own file",
-        made_by="converted from ARCH:FILE",
-        extra={"architecture": architecture},
-    )
+    own = {
+        "description": f"{architecture} of {file.name}",
+        "licence": "unknown: the user's own file",
+        "made_by": "converted from ARCH:FILE",
+        "extra": {"architecture": architecture},
+    }
     if not (place / CARD).is_file():
         state, config = encoder_parts(file, architecture)
+        card = ModelCard.for_sensor(file.stem, "optical", **own)  # whatever it is wanted for first
         try:
             save_model_folder(place, state, config, card, overwrite=place.exists())
         except OutputError:
             if not (place / CARD).is_file():  # no other process was faster
                 raise
-    return replace(open_model_folder(place), card=card)  # which may be there for another sensor
+    return replace(open_model_folder(place), card=ModelCard.for_sensor(file.stem, sensor, **own))
 
 
 def plain_config(architecture: str) -> dict[str, Any]:

@@ -263,9 +263,8 @@ def load_segmenters(
         SegEarthError: there is not enough memory.
     """
     folder = every[0].folder
-    with memory_guard(
-        f"{every[0].name} does not fit {device}: try --device cpu, or a smaller model"
-    ):
+    elsewhere = "" if device.type == "cpu" else "--device cpu, or "
+    with memory_guard(f"{every[0].name} does not fit {device}: try {elsewhere}a smaller model"):
         clip, tokenizer = load_clip(folder)
         cached = cache_folder() / "text"
         text = text_features(clip, tokenizer, words.queries, cached, folder.digest())

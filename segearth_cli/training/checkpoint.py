@@ -163,7 +163,7 @@ def refuse_another_run(
     Raises:
         TrainingError: it would; the message names what differs.
     """
-    before, now = dict(_flat(saved["settings"])), dict(_flat(settings))
+    before, now = dict(_flat(plain(saved["settings"]))), dict(_flat(settings))
     other = [
         f"{name} {reprlib.repr(before.get(name))}, not {reprlib.repr(value)}"
         for name, value in now.items()
@@ -185,8 +185,10 @@ def refuse_another_run(
 
 def all_settings(options: TrainOptions) -> dict[str, Any]:
     """Every setting, as JSON has it."""
-    epochs = options.epochs if options.steps is None else None
-    return dict(plain({**asdict(options), "output": str(options.output), "epochs": epochs}))
+    settings = dict(plain({**asdict(options), "output": str(options.output)}))
+    if options.steps is not None:
+        del settings["epochs"]
+    return settings
 
 
 def fixed_settings(options: TrainOptions) -> dict[str, Any]:

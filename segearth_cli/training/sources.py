@@ -321,7 +321,7 @@ def _pairs_of_table(path: Path) -> tuple[list[Named], list[str]]:
     if not {"optical", "sar"} <= set(headings):
         raise UsageError(
             f"{path} must have columns optical and sar (and split, if you like, with train or "
-            f"val), parted by commas; it has {listed([repr(name) for name in headings])}"
+            f"val), parted by commas; it has {listed([repr(name) for name in headings]) or 'none'}"
         )
     if not rows:
         raise UsageError(f"{path} names no pair; give one a line")
