@@ -346,7 +346,7 @@ def picked_bands(
     elif masks:
         virtual.add_alpha(*masks)
     elif differ:
-        virtual.add_alpha_of_any([f"mask,{band}" for band in bands])
+        virtual.add_alpha_where_not(dict(zip(bands, declared, strict=True)))
     elif for_warping and np.dtype(dtype).kind == "f" and all(map(_is_silent, declared)):
         virtual.add_alpha_within(bands, BEYOND_DATA)
     else:
@@ -383,9 +383,10 @@ def _add_palette(virtual: VirtualRaster, src: Any, band: int, nodata: float | No
     """Add red, green, blue and alpha of a band with a colour table."""
     for component in (1, 2, 3):
         virtual.add_colour(band, component)
-    if nodata is not None:
-        virtual.add_alpha_where_not(band, nodata)
-    elif src.nodatavals[band - 1] is not None or _has_mask(src, band):
+    missing = src.nodatavals[band - 1] if nodata is None else nodata
+    if missing is not None:
+        virtual.add_alpha_where_not({band: missing})
+    elif _has_mask(src, band):
         virtual.add_alpha(f"mask,{band}")
     else:
         virtual.add_colour(band, 4)

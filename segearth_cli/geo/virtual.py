@@ -157,10 +157,6 @@ class VirtualRaster:
         """Add an alpha band that is 255 where all of some bands and masks are above 0."""
         self._add_looked_up_alpha("mul", source_bands, _ABOVE_0)
 
-    def add_alpha_of_any(self, source_bands: Sequence[int | str]) -> None:
-        """Add an alpha band that is 255 where any of some bands or masks is above 0."""
-        self._add_looked_up_alpha("sum", source_bands, _ABOVE_0)
-
     def add_alpha_within(self, source_bands: Sequence[int], limit: float) -> None:
         """Add an alpha band that is 255 where any band lies between minus and plus the limit."""
         table = {-limit: 0, -limit * _INSIDE: 255, limit * _INSIDE: 255, limit: 0}
@@ -176,12 +172,18 @@ class VirtualRaster:
         for source_band in source_bands:
             self._looked_up(band, source_band, table)
 
-    def add_alpha_where_not(self, source_band: int, value: float) -> None:
-        """Add an alpha band that is 0 where the source has ``value``, 255 elsewhere."""
-        source = self._source(self._band("Byte", **_ALPHA), "ComplexSource", source_band)
-        ET.SubElement(source, "ScaleOffset").text = "255"
-        ET.SubElement(source, "ScaleRatio").text = "0"
-        ET.SubElement(source, "NODATA").text = _number(value)
+    def add_alpha_where_not(self, nodata: Mapping[int, float | None]) -> None:
+        """Add an alpha band that is 0 where all bands have their own nodata value, 255 elsewhere.
+
+        Warping masks that GDAL makes of nodata values (``"mask,1"``) is not the same every time.
+        """
+        band = self._band("Byte", **_ALPHA)
+        for source_band, value in nodata.items():
+            source = self._source(band, "ComplexSource", source_band)
+            ET.SubElement(source, "ScaleOffset").text = "255"
+            ET.SubElement(source, "ScaleRatio").text = "0"
+            if value is not None:
+                ET.SubElement(source, "NODATA").text = _number(value)
 
     def add_lookup(self, source_band: int, table: Mapping[Any, int]) -> None:
         """Add a uint8 band whose values come from a table, constant beyond its ends."""
