@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TextIO, TypeAlias, TypeVar
 
-from segearth_cli.errors import NO_MEMORY, SegEarthError, UsageError
+from segearth_cli.errors import NO_MEMORY, SegEarthError, UsageError, why_not_usable
 from segearth_cli.inputs import PLACEHOLDER, Input
 from segearth_cli.options import BatchOptions, SegmentOptions
 from segearth_cli.results import Failure, Outcome, Plan, SegmentResult, Skipped
@@ -263,6 +263,8 @@ def outcome_of(job: Job, make: Callable[[], Made | None], alone: bool) -> Made |
     except BrokenPipeError:  # the reader of stdout has gone: nobody wants the others
         raise
     except Exception as error:
+        if isinstance(error, OSError) and (why := why_not_usable(error)):
+            return Failure(job.source, SegEarthError(why), time.perf_counter() - started)
         if alone:
             raise
         return _bug(job, error, time.perf_counter() - started)

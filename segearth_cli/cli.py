@@ -21,7 +21,7 @@ from segearth_cli.cli_models import models_app
 from segearth_cli.cli_segment import segment_command
 from segearth_cli.cli_training import distill_sar_command, train_upsampler_command
 from segearth_cli.cli_tune import tune_command
-from segearth_cli.errors import NO_MEMORY, SegEarthError, Stopped, Terminated
+from segearth_cli.errors import NO_MEMORY, SegEarthError, Stopped, Terminated, why_not_usable
 from segearth_cli.flags import GIVEN, Command
 from segearth_cli.signals import STOPPING, handled_by
 
@@ -65,10 +65,14 @@ class ErrorBoundary(TyperGroup):
             if message := error.format_message():  # empty where the help has been shown instead
                 terminal.print_error(wrong_usage(error, message))
             status = error.exit_code
-        except OSError as error:  # of the help, which typer prints
-            if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF) or error.filename:
+        except OSError as error:
+            of_stdout = error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF) and not error.filename
+            why = (
+                f"cannot write to stdout: {error.strerror}" if of_stdout else why_not_usable(error)
+            )
+            if why is None:
                 raise
-            terminal.print_error(f"cannot write to stdout: {error.strerror}")
+            terminal.print_error(why)
             status = 1
         except MemoryError:
             terminal.print_error(NO_MEMORY)

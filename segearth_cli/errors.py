@@ -1,8 +1,23 @@
 """The errors a user can cause: each message says what is wrong and what to do next."""
 
+import errno
+import os
 from signal import SIGINT
 
 NO_MEMORY = "there is not enough memory for this process; allow it more, or give it less to do"
+
+
+_LONGEST = 200  # letters of a name in a message
+_OF_NAMES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+
+
+def why_not_usable(error: OSError) -> str | None:
+    """What the system has against a file or folder by that name; nothing where it has not."""
+    if error.errno not in _OF_NAMES or error.filename is None:
+        return None
+    name = os.fsdecode(error.filename)
+    shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+    return f"cannot use {shown}: {error.strerror}"
 
 
 class SegEarthError(Exception):

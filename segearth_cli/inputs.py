@@ -17,7 +17,15 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from segearth_cli.errors import SceneError, SegEarthError, UsageError
-from segearth_cli.names import counted, files_named, is_path, public_name, stack_files, stack_name
+from segearth_cli.names import (
+    counted,
+    files_named,
+    is_path,
+    local_path,
+    public_name,
+    stack_files,
+    stack_name,
+)
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf")  # of rasters in a folder
 _PRODUCTS = ("*_MTL.txt", "MTD_MSI*.xml")  # Landsat's, Sentinel-2's
@@ -58,7 +66,7 @@ class Input:
         """The input of a scene's name (see `names`)."""
         if isinstance(source, Input):
             return source
-        name = os.fspath(source)
+        name = local_path(os.fspath(source))
         return cls(name, stem_of(name))
 
     def named(self, pattern: str) -> str:
@@ -101,6 +109,7 @@ def _lines(stream: Iterable[str] | None) -> list[str]:
         raise UsageError("- reads the list of scenes from standard input, which is closed")
     try:
         text = "".join(line if line.endswith("\n") else f"{line}\n" for line in stream)
+        text = text.removeprefix("\ufeff")  # which some programs begin a file with
         if "\0" in text:
             return [name for name in text.removesuffix("\n").split("\0") if name]
         return [line.strip() for line in text.split("\n") if line.strip()]
@@ -167,13 +176,19 @@ def safe_name(name: str) -> str:
 
 def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The rasters in a folder and below, by name: none that are hidden, or that segearth made."""
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+
+    def unreadable(error: OSError) -> None:
+        raise SceneError(f"cannot search {error.filename}: {error.strerror}") from error
+
+    paths = []
+    for where, below, names in os.walk(folder, onerror=unreadable):
+        below[:] = [name for name in below if not name.startswith(".")]
+        paths += [
+            path
+            for path in (Path(where, name) for name in names if not name.startswith("."))
+            if path.suffix.lower() in suffixes and path.is_file()
+        ]
+    paths.sort()
     scenes = [path for path in paths if not _is_a_map(path)]
     if len(scenes) < len(paths):
         logger.warning(
@@ -340,7 +355,7 @@ def _asked(asset: str, assets: Collection[str]) -> list[str]:
 def _href(href: str, item: str) -> str:
     """Where an asset is, seen from here."""
     if not is_path(href) or os.path.isabs(href):
-        return href
+        return local_path(href)
     return urljoin(item, href) if _is_web(item) else _beside(item, href)
 
 

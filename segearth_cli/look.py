@@ -96,7 +96,9 @@ def label_meaning(vocabulary: Vocabulary) -> LabelMeaning:
     ]
     of_one = {word: value for word, value in words if len({v for w, v in words if w == word}) == 1}
     own = {plain_label(name): value for value, name in enumerate(names)}
-    values = {**of_one, **dict.fromkeys(of_background, 0), **own}
+    values: dict[str, int | None] = {**of_one, **dict.fromkeys(of_background, 0), **own}
+    if not vocabulary.has_background:
+        values[UNCLASSIFIED] = None  # as a label it says nothing
     return LabelMeaning(dict(enumerate(names)), values)
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 _MOST_LISTED = 3
 _LONGEST = 60  # letters
@@ -75,9 +75,17 @@ def is_path(name: str) -> bool:
     return "://" not in name and not name.startswith("/vsi")
 
 
+def local_path(name: str) -> str:
+    """The path that a ``file://`` URL stands for, other names as they are."""
+    if not name.startswith("file://"):
+        return name
+    path = name.removeprefix("file://").removeprefix("localhost")
+    return path if os.path.exists(path) else unquote(path)
+
+
 def file_meant(source: str) -> str:
     """An image's file without links on the way to it; GDAL's own names as they are."""
-    path = source.removeprefix("file://")
+    path = local_path(source)
     return os.path.realpath(path) if os.path.exists(path) else source
 
 

@@ -107,7 +107,9 @@ def _legend_rows(legend: Legend, counts: Mapping[int, int]) -> list[_Row]:
 
 
 def _share(count: int, total: int) -> str:
-    percent = 100 * count / total if total else 0.0
+    if not total:
+        return "-"
+    percent = 100 * count / total
     return "< 0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
 
 

@@ -30,7 +30,8 @@ class Typed:
             try:
                 object.__setattr__(self, name, _taken(value, kind))
             except TypeError as error:
-                raise UsageError(f"{name} is {value!r}; it must be {_named(kind)}") from error
+                shown = " ".join(repr(value).split())  # arrays' have lines
+                raise UsageError(f"{name} is {shown}; it must be {_named(kind)}") from error
 
 
 @cache

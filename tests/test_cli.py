@@ -829,3 +829,50 @@ def test_words_that_a_model_has_never_read_are_named(run, scene, tiny_model, tmp
     assert "tiny has never read blorp: expect an arbitrary map" in " ".join(plan.stderr.split())
     assert "tiny has never read blorp: expect an arbitrary map" in " ".join(result.stderr.split())
     assert result.stderr.count("Road") == result.stderr.count("dirt_road") == 1  # in the table
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["info", LONG],
+        ["models", "path", LONG],
+        ["evaluate", "--dataset", "loveda", "--root", LONG],
+        ["train-upsampler", LONG, "-o", "up"],
+        ["distill-sar", "--optical", LONG, "--sar", LONG, "-o", "radar"],
+    ],
+)
+def test_a_name_that_no_system_takes_is_one_line(words, folder):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == f"error: cannot use {LONG[:200]}...: File name too long"
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_what_may_not_be_read_is_one_line(scene, folder):
+    closed = folder / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    drop = "--bounding-set=-dac_override,-dac_read_search"
+    own = ["setpriv", drop, drop.replace("bounding-set", "inh-caps"), sys.executable]
+    words = [*own, "-m", "segearth_cli", "info", str(closed / "scene.tif")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    closed.chmod(0o700)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: cannot use .*closed.*: Permission denied\n", done.stderr)
+
+
+def test_alpha_beside_nodata_is_no_matter_of_a_library(folder, tiny_model):
+    values = np.full((4, 60, 50), 255, np.uint8)
+    values[:, :10] = 0
+    write_scene("rgba.tif", values, nodata=0, photometric="RGB", alpha="YES")
+    words = ["segment", "rgba.tif", "--classes", "a,b", "--model", str(tiny_model), "-o", "a.tif"]
+    done = subprocess.run(
+        [sys.executable, "-m", "segearth_cli", *words, "-q"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "Warning" not in done.stderr

@@ -210,6 +210,19 @@ def test_all_other_values_are_those_that_no_class_has(tmp_path, label):
         assert confusion.sum(axis=1).tolist() == ([24] * 4 if said == "*=0" else first)
 
 
+def test_numbers_mean_the_same_to_rasters_and_to_points(tmp_path):
+    made = write(tmp_path / "map.tif", [[0, 1, 0, 1]], "tree,road")
+    labels = write(tmp_path / "labels.tif", [[0, 0, 73, 73]])
+    with rasterio.open(labels) as src:
+        places = [src.xy(0, column) for column in range(4)]
+    geometry = points_from_xy(*zip(*places, strict=True))
+    points = GeoDataFrame({"class": ["0", "0", "73", "73"]}, geometry=geometry, crs=32633)
+    points.to_file(tmp_path / "points.gpkg")
+    for path in (labels, tmp_path / "points.gpkg"):
+        own = ("--pred", made, "--label", path, "--label-values", "73=1,*=1", "--json", "-q")
+        assert json.loads(run(*own).stdout)["scores"]["confusion"] == [[0, 0], [2, 2]]
+
+
 def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, label):
     values = read(label).astype(np.int16)
     values[:2] = -1

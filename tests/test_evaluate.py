@@ -890,3 +890,19 @@ def test_a_list_that_names_nothing_there_is_refused(udd, tiny_model):
     done = run("--dataset", "udd5", "--root", udd, "--list", udd / "list.txt")
 
     assert "names typo, and no image is called so" in done.stderr
+
+
+def test_the_grey_of_a_mask_has_no_alpha_and_its_nodata_says_nothing(tmp_path):
+    mask = np.array([[0, 0, 255], [255, 0, 0]], np.uint8)
+    with_alpha = np.stack([mask, np.full_like(mask, 255)], axis=-1)
+    one_of_own(tmp_path, np.zeros((2, 3, 3), np.uint8), with_alpha, grey=1)
+    dataset = read_dataset(str(tmp_path / "own.json"))
+    (sample,) = find_samples(dataset, tmp_path)
+    assert read_label(sample, dataset).tolist() == [[0, 0, 1], [1, 0, 0]]
+    values = mask.astype(np.int16)
+    values[0, 0] = -9999
+    path = tmp_path / "labels" / "one.png"
+    path.unlink()
+    write_scene(tmp_path / "labels" / "one.tif", values[None], nodata=-9999)
+    (tmp_path / "labels" / "one.tif").rename(path)
+    assert read_label(sample, dataset).tolist() == [[IGNORED, 0, 1], [1, 0, 0]]

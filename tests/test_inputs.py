@@ -345,3 +345,26 @@ def test_a_part_of_a_file_is_called_as_the_file(folder):
 def test_names_do_not_give_away_the_keys_to_a_scene(source, shown):
     assert public_name(source) == shown
     assert not {"pw", "S.E", "user", "token"} & set(re.split(r"[^\w.]", stem_of(source)))
+
+
+def test_a_list_may_begin_with_a_mark_and_hold_urls_of_files(tmp_path):
+    for name in ("a.tif", "s p.tif", "50%25.tif"):
+        write_scene(tmp_path / name)
+    urls = [(tmp_path / name).as_uri() for name in ("a.tif", "s p.tif")]
+    lines = ["\ufeff" + urls[0], urls[1], f"file://{tmp_path}/50%25.tif"]
+    found = expand_inputs(["-"], [f"{line}\r\n" for line in lines])
+    assert [own.source for own in found] == [
+        str(tmp_path / name) for name in ("a.tif", "s p.tif", "50%25.tif")
+    ]
+
+
+def test_a_folder_that_cannot_be_searched_is_said(tmp_path, monkeypatch):
+    write_scene(tmp_path / "a.tif")
+
+    def walk(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/sub"))
+        yield from ()
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(SceneError, match=r"cannot search .*sub: Permission denied"):
+        expand_inputs([str(tmp_path)])

@@ -233,7 +233,7 @@ def small(tmp_path, tiny_model):
     def invoke(*args, first=pairs):
         return run("tune", *first, *words, *(() if "--classes" in args else classes), *args)
 
-    invoke.pairs = pairs
+    invoke.pairs, invoke.model = pairs, str(tiny_model)
     return invoke
 
 
@@ -432,3 +432,26 @@ def test_a_column_is_named(small, tmp_path, scene, here):
     line = error_of(small("--column", "sort", first=pair))
     assert "no such column; it has kind, label" in line
     assert "'shed'" in error_of(small("-q", first=pair))
+
+
+def test_what_is_unclassified_is_no_label(small, tmp_path, here):
+    scene = small.pairs[0].partition("=")[0]
+    made = str(tmp_path / "made.tif")
+    own = ("--classes", "building,road", "--no-background")
+    words = (
+        "segment",
+        scene,
+        *own,
+        "--threshold",
+        "0.53",
+        "--model",
+        small.model,
+        "-o",
+        made,
+        *CPU,
+    )
+    assert run(*words).exit_code == 0
+    done = small(*own, "--json", "-q", "--samples", "99999", first=[f"{scene}={made}"])
+    result = json.loads(done.stdout)
+    assert result["before"]["iou"]["unclassified"] is None
+    assert result["before"]["miou"] == pytest.approx(1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segearth_cli.errors import SceneError
 from segearth_cli.geo.datasets import Dataset, Sample
 from segearth_cli.geo.failures import GDAL_ERRORS, damage
-from segearth_cli.geo.source import open_raster
+from segearth_cli.geo.source import band_facts, open_raster
 from segearth_cli.progress import progress_bar
 from segearth_cli.scores import IGNORED
 
@@ -22,6 +22,7 @@ _MOST_NAMED = 3  # unknown colours
 _CUT = 8  # pixels that a label may lack of an image where nobody made it coarser
 _FEW_CLASSES = 2  # which one expects to be there
 _TOO_DARK = -1  # no colour: what is neither black nor white in a mask
+_WHITE = 255
 
 logger = logging.getLogger(__name__)
 
@@ -145,16 +146,21 @@ def read_label(
     with open_raster(source) as src:
         nodata = src.nodata
         is_bit = src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"  # 0 and 1, black and white
+        data = band_facts(src).data  # without alpha
         try:
-            bands = src.read()
+            bands = src.read(data)
         except GDAL_ERRORS as error:
             raise SceneError(f"cannot read {source}: {damage(error)}") from error
     if sample.layout.grey is not None:
         least = 1 if is_bit else sample.layout.grey
         grey = bands.mean(axis=0)
+        silent = np.isnan(grey)
+        if nodata not in (None, 0, _WHITE):  # as which masks are often declared to show less in GIS
+            silent |= bands[0] == nodata
         if strange is not None:
-            strange[_TOO_DARK] += int(((grey > 0) & (grey < least)).sum())
+            strange[_TOO_DARK] += int(((grey > 0) & (grey < least) & ~silent).sum())
         mask: NDArray[np.uint8] = (grey >= least).astype(np.uint8)
+        mask[silent] = IGNORED
         return mask
     if len(bands) >= COLOURS_FROM:
         return _of_colours(bands[:3], dataset, source, strange)

@@ -87,7 +87,9 @@ class LabelMeaning:
     @cached_property
     def by_text(self) -> dict[str, int | None]:
         """Values for what points and polygons are called."""
-        return {**self.values, **(self.numbers if self.of_map else {}), **self.said}
+        by_number = any(value is not None for old, value in self.said.items() if is_number(old))
+        numbers = self.numbers if self.of_map and not by_number else {}
+        return {**self.values, **numbers, **self.said}
 
     def of_texts(self, texts: Sequence[str], path: str) -> dict[str, int | None]:
         """Values for what points and polygons are called.

@@ -18,7 +18,7 @@ import numpy as np
 import rasterio
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 
 from segearth_cli.errors import SceneError
@@ -46,6 +46,7 @@ def environment(settings: dict[str, Any]) -> Iterator[None]:
     """GDAL's settings for one call, without rasterio's warning about pixel coordinates."""
     with rasterio.Env(**settings), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", NodataShadowWarning)  # alpha is looked at as well
         yield
 
 

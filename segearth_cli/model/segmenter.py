@@ -149,7 +149,7 @@ class Segmenter(nn.Module):
                 f"the images are {shape} of {images.dtype}; give B x 3 x H x W floating point "
                 "numbers in [0, 1]"
             )
-        return self.window_logits(self.normalised(images.to(self.device)))
+        return self.window_logits(self.normalised(images.to(self.device, torch.float32)))
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as the encoder takes them."""
