@@ -318,14 +318,6 @@ def test_one_pair_the_wrong_way_round_is_said(distill_run, data, tmp_path):
     assert "optical images 1 look like radar" in done.stderr
 
 
-def test_a_run_that_left_no_checkpoint_is_no_obstacle(upsampler_run, tmp_path):
-    (tmp_path / "run" / "logs").mkdir(parents=True)
-    (tmp_path / "run" / "training.json").write_text("{}")
-    done = run(upsampler_run(tmp_path / "run", "--steps", "1"))
-    assert done.exit_code == 0, done.stderr
-    assert "use --resume" in run(upsampler_run(tmp_path / "run", "--steps", "1")).stderr
-
-
 def test_no_model_is_written_among_the_images(upsampler_run, own_data, data):
     words = [word.replace(str(data), str(own_data)) for word in upsampler_run(data / "rgb")]
     done = run([*words, "--steps", "1", "--overwrite"])

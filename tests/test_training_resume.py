@@ -219,13 +219,10 @@ def test_a_run_without_a_checkpoint_is_begun_anew(upsampler_run, tmp_path, monke
         patch.setattr("segearth_cli.training.loop.take_step", failing_at(1))
         assert run(upsampler_run(output, "--steps", "1")).exit_code == 1
 
-    again = run(upsampler_run(output, "--steps", "1"))
-    assert again.exit_code == 1
-    assert f"{output} exists; use --overwrite to begin anew in it" in words_of(again)
     resumed = run(upsampler_run(output, "--steps", "1", "--resume"))
     assert resumed.exit_code == 2
-    assert "to go on from; begin anew with --overwrite" in words_of(resumed)
-    assert run(upsampler_run(output, "--steps", "1", "--overwrite")).exit_code == 0
+    assert "to go on from; leave --resume out" in words_of(resumed)
+    assert run(upsampler_run(output, "--steps", "1")).exit_code == 0
 
 
 def test_messages_name_a_few_of_many():
