@@ -224,7 +224,7 @@ def distill_sar_command(
     Example: segearth distill-sar --optical rgb/ --sar vh/ -o radar --model vit-b-16
     """
     given = dict(locals())
-    terminal.log_to_stderr(not quiet, quiet, many_scenes=True)
+    terminal.log_to_stderr(not quiet, quiet, many_scenes=True, hidden=terminal.OF_PLACES)
     parsed = {
         "optical_scene": SceneOptions(
             sensor="optical", bands=parse_bands(bands), stretch=stretch, nodata=nodata

@@ -8,16 +8,19 @@ NO_MEMORY = "there is not enough memory for this process; allow it more, or give
 
 
 _LONGEST = 200  # letters of a name in a message
-_OF_NAMES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself access to it, or name another"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR), "check the name"),
+}
 
 
 def why_not_usable(error: OSError) -> str | None:
     """What the system has against a file or folder by that name; nothing where it has not."""
-    if error.errno not in _OF_NAMES or error.filename is None:
+    if error.errno not in _REMEDIES or not isinstance(error.filename, str | bytes):
         return None
     name = os.fsdecode(error.filename)
     shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
-    return f"cannot use {shown}: {error.strerror}"
+    return f"cannot use {shown}: {error.strerror}; {_REMEDIES[error.errno]}"
 
 
 class SegEarthError(Exception):

@@ -122,6 +122,7 @@ def _expanded(name: str, asset: str | None) -> list[Input]:
         raise UsageError("the name of a scene is empty; check the variable that it comes from")
     if "\0" in name:
         raise UsageError("the name of a scene holds a zero byte")
+    name = local_path(name)
     if (stack := stack_files(name)) is not None:
         return [Input.of(stack_name(stack))]
     if os.path.isdir(name):
@@ -178,7 +179,9 @@ def rasters_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The rasters in a folder and below, by name: none that are hidden, or that segearth made."""
 
     def unreadable(error: OSError) -> None:
-        raise SceneError(f"cannot search {error.filename}: {error.strerror}") from error
+        if Path(error.filename) == folder:
+            raise SceneError(f"cannot search {folder}: {error.strerror}") from error
+        logger.warning("%s: left out, as it cannot be searched: %s", error.filename, error.strerror)
 
     paths = []
     for where, below, names in os.walk(folder, onerror=unreadable):

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 _MOST_LISTED = 3
 _LONGEST = 60  # letters
@@ -77,10 +77,10 @@ def is_path(name: str) -> bool:
 
 def local_path(name: str) -> str:
     """The path that a ``file://`` URL stands for, other names as they are."""
-    if not name.startswith("file://"):
-        return name
-    path = name.removeprefix("file://").removeprefix("localhost")
-    return path if os.path.exists(path) else unquote(path)
+    from urllib.request import url2pathname  # imports much
+
+    path = re.sub("^file://(localhost)?/", "/", name)
+    return path if path == name or os.path.exists(path) else url2pathname(path)
 
 
 def file_meant(source: str) -> str:

@@ -848,7 +848,7 @@ def test_a_name_that_no_system_takes_is_one_line(words, folder):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]
-    assert last == f"error: cannot use {LONG[:200]}...: File name too long"
+    assert last == f"error: cannot use {LONG[:200]}...: File name too long; check the name"
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
@@ -862,7 +862,10 @@ def test_what_may_not_be_read_is_one_line(scene, folder):
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     closed.chmod(0o700)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: cannot use .*closed.*: Permission denied\n", done.stderr)
+    assert re.fullmatch(
+        r"error: cannot use .*closed.*: Permission denied; give yourself access to it.*\n",
+        done.stderr,
+    )
 
 
 def test_alpha_beside_nodata_is_no_matter_of_a_library(folder, tiny_model):

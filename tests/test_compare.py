@@ -219,8 +219,11 @@ def test_numbers_mean_the_same_to_rasters_and_to_points(tmp_path):
     points = GeoDataFrame({"class": ["0", "0", "73", "73"]}, geometry=geometry, crs=32633)
     points.to_file(tmp_path / "points.gpkg")
     for path in (labels, tmp_path / "points.gpkg"):
-        own = ("--pred", made, "--label", path, "--label-values", "73=1,*=1", "--json", "-q")
-        assert json.loads(run(*own).stdout)["scores"]["confusion"] == [[0, 0], [2, 2]]
+        own = ("--pred", made, "--label", path, "--json", "-q", "--label-values")
+        assert json.loads(run(*own, "73=1,*=1").stdout)["scores"]["confusion"] == [[0, 0], [2, 2]]
+        refused = run(*own, "73=1")
+        assert refused.exit_code == 2
+        assert "none of the classes" in refused.stderr
 
 
 def test_labels_of_whole_numbers_may_hold_values_that_mean_nothing(tmp_path, label):

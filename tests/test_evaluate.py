@@ -906,3 +906,8 @@ def test_the_grey_of_a_mask_has_no_alpha_and_its_nodata_says_nothing(tmp_path):
     write_scene(tmp_path / "labels" / "one.tif", values[None], nodata=-9999)
     (tmp_path / "labels" / "one.tif").rename(path)
     assert read_label(sample, dataset).tolist() == [[IGNORED, 0, 1], [1, 0, 0]]
+    for high, nodata in ((1, 1), (255, 255), (255, 0)):  # which shows less of a mask in GIS
+        values = (mask // 255 * high).astype(np.uint8)
+        made = write_scene(tmp_path / "own.tif", values[None], nodata=nodata)
+        shutil.move(made, path)
+        assert read_label(sample, dataset).tolist() == [[0, 0, 1], [1, 0, 0]]

@@ -358,13 +358,17 @@ def test_a_list_may_begin_with_a_mark_and_hold_urls_of_files(tmp_path):
     ]
 
 
-def test_a_folder_that_cannot_be_searched_is_said(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_searched_is_said(tmp_path, monkeypatch, caplog):
     write_scene(tmp_path / "a.tif")
 
     def walk(folder, onerror):
-        onerror(PermissionError(13, "Permission denied", f"{folder}/sub"))
-        yield from ()
+        onerror(PermissionError(13, "Permission denied", f"{folder}{below}"))
+        yield str(folder), [], ["a.tif"]
 
     monkeypatch.setattr("os.walk", walk)
-    with pytest.raises(SceneError, match=r"cannot search .*sub: Permission denied"):
+    below = "/lost+found"
+    assert [own.stem for own in expand_inputs([str(tmp_path)])] == ["a"]
+    assert "lost+found: left out, as it cannot be searched: Permission denied" in caplog.text
+    below = ""
+    with pytest.raises(SceneError, match=r"cannot search .*: Permission denied"):
         expand_inputs([str(tmp_path)])

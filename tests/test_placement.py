@@ -702,3 +702,48 @@ def test_a_warped_palette_is_the_same_every_time(tmp_path):
         again = read_all(path, gsd=5.0)
         assert (again[0] == first).all()
         assert (again[1] == valid).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("kind", ["alpha", "mask"])
+@pytest.mark.parametrize("gsd", [2.0, 1.3, 5.0])
+def test_nodata_beside_alpha_or_mask_stays_out_of_resampling(tmp_path, dtype, kind, gsd):
+    values = pattern(4 if kind == "alpha" else 3, dtype=dtype)
+    values[:3, 20:24, 20:24] = 0
+    mask = np.full(values.shape[1:], 255, np.uint8)
+    mask[:20] = 0
+    if kind == "alpha":
+        values[3] = np.minimum(mask, np.iinfo("uint8").max)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    own = {"colours": colours} if kind == "alpha" else {"mask": mask}
+    path = make(tmp_path / "both.tif", values, nodata=0, **own)
+    floats = values[:3].astype("float32")
+    floats[:, 20:24, 20:24], floats[:, :20] = np.nan, np.nan
+    expected, valid = read_all(scene_of(tmp_path, floats), gsd=gsd, stretch="0,255")
+    found, found_valid = read_all(path, gsd=gsd, stretch="0,255")
+    assert (found_valid == valid).mean() > 0.98  # alpha counts in part along its edge
+    both = found_valid & valid
+    np.testing.assert_allclose(found[:, both], expected[:, both], atol=0.02)
+
+
+def test_an_aoi_along_the_edge_of_the_whole_earth_is_not_everywhere(tmp_path):
+    place = {"crs": 4326, "transform": Affine(2, 0, -180, 0, -2, 70)}
+    path = make(tmp_path / "earth.tif", pattern(3, 70, 180), **place)
+    for west in (-180, 170):
+        box = geopandas.GeoSeries([shapely.box(west, -60, west + 10, 60)], crs=4326)
+        box.to_file(tmp_path / "aoi.gpkg")
+        with open_scene(path, options(aoi=str(tmp_path / "aoi.gpkg"))) as scene:
+            assert (scene.grid.width, scene.grid.height) == (5, 60)
+
+
+def test_a_scene_wider_than_half_the_earth_goes_on_too(tmp_path):
+    place = {
+        "crs": "EPSG:3832",
+        "transform": Affine(200_000, 0, -9_400_000, 0, -200_000, 5_000_000),
+    }
+    path = make(tmp_path / "pacific.tif", pattern(3, 50, 103), **place)
+    with open_scene(path, options(dst_crs="EPSG:4326")) as scene:
+        left, _, right, _ = scene.grid.bounds
+        assert 60 < left < 70
+        assert 245 < right < 255
+        assert scene.read(0, scene.grid.height)[1].mean() > 0.95

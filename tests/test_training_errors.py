@@ -306,6 +306,7 @@ def test_pairs_the_wrong_way_round_are_said(distill_run, data, tmp_path):
         done = run(words)
         assert done.exit_code == 0, done.stderr
         assert ("the right way round?" in done.stderr) == (words is ways["vh"])
+    assert "no coordinate system" not in done.stderr  # none is needed
 
 
 def test_one_pair_the_wrong_way_round_is_said(distill_run, data, tmp_path):

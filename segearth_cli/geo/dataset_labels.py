@@ -22,7 +22,6 @@ _MOST_NAMED = 3  # unknown colours
 _CUT = 8  # pixels that a label may lack of an image where nobody made it coarser
 _FEW_CLASSES = 2  # which one expects to be there
 _TOO_DARK = -1  # no colour: what is neither black nor white in a mask
-_WHITE = 255
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +145,7 @@ def read_label(
     with open_raster(source) as src:
         nodata = src.nodata
         is_bit = src.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"  # 0 and 1, black and white
-        data = band_facts(src).data  # without alpha
+        data = band_facts(src).data or (1,)  # without alpha
         try:
             bands = src.read(data)
         except GDAL_ERRORS as error:
@@ -155,7 +154,7 @@ def read_label(
         least = 1 if is_bit else sample.layout.grey
         grey = bands.mean(axis=0)
         silent = np.isnan(grey)
-        if nodata not in (None, 0, _WHITE):  # as which masks are often declared to show less in GIS
+        if nodata and nodata < least:  # black or white declared so shows less of a mask in GIS
             silent |= bands[0] == nodata
         if strange is not None:
             strange[_TOO_DARK] += int(((grey > 0) & (grey < least) & ~silent).sum())

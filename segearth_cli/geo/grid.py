@@ -31,6 +31,7 @@ _FINEST = 1e-14  # of the largest coordinate: a pixel's side in float64
 _FLATTEST = 1e-9  # sine of the angle between rows and columns
 _FINER = 100  # pixels that --gsd may make of one, along a side
 TURN = 360.0  # degrees
+_GAP = 30.0  # degrees without a scene, where it may be cut
 _TORN = 10  # times as coarse as a scene: a projection has torn it apart
 _STRETCH = 0.01  # a projection's scale error that is not worth correcting (UTM's is 0.0004)
 
@@ -463,18 +464,25 @@ def _around_grid(crs: CRS, grid: Grid) -> CRS:
     west, east = longitudes.min(), longitudes.max()
     if not (math.isfinite(west) and math.isfinite(east)):
         return crs
-    eastward = longitudes % TURN
-    goes_on = east - west < TURN / 2 and -TURN / 2 <= west and east <= TURN / 2
-    if goes_on or eastward.max() - eastward.min() >= TURN / 2:  # half around the Earth, or a pole
+    if east - west < TURN / 2 and -TURN / 2 <= west and east <= TURN / 2:
         return crs
-    return _around(crs, float(eastward.min() + eastward.max()) / 2)
+    eastward = np.unique(longitudes % TURN)
+    gaps = np.diff(eastward, append=eastward[0] + TURN)
+    widest = int(gaps.argmax())
+    if gaps[widest] < _GAP:  # all around the Earth, or a pole
+        return crs
+    behind = float(eastward[widest] + gaps[widest] / 2)
+    return _around(crs, (behind + TURN / 2) % TURN)
 
 
 def _around(crs: CRS, longitude: float) -> CRS:
     """Return a CRS that counts degrees from 180 below the longitude to 180 above, to GDAL."""
     flat = pyproj.CRS.from_wkt(crs.to_wkt())
     flat = (flat.sub_crs_list[0] if flat.is_compound else flat).to_2d()
-    wkt = CRS.from_wkt(flat.to_wkt()).to_wkt(version="WKT1_GDAL")
+    try:
+        wkt = CRS.from_wkt(flat.to_wkt()).to_wkt(version="WKT1_GDAL")
+    except CRSError:  # of a rotated pole
+        return crs
     # GDAL keeps transformations by authority and name, and would take one for another
     own = re.sub(r',AUTHORITY\["[^"]*","[^"]*"\]\]$', "]", wkt)
     own = re.sub(r'^GEOGCS\["', f'GEOGCS["around {longitude:.10g}: ', own)

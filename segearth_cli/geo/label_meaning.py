@@ -87,9 +87,13 @@ class LabelMeaning:
     @cached_property
     def by_text(self) -> dict[str, int | None]:
         """Values for what points and polygons are called."""
-        by_number = any(value is not None for old, value in self.said.items() if is_number(old))
-        numbers = self.numbers if self.of_map and not by_number else {}
+        numbers = self.numbers if self.of_map and not self._are_numbers_said else {}
         return {**self.values, **numbers, **self.said}
+
+    @property
+    def _are_numbers_said(self) -> bool:
+        """Whether the options give a class to a label's number: others are not the map's then."""
+        return any(value is not None for old, value in self.said.items() if is_number(old))
 
     def of_texts(self, texts: Sequence[str], path: str) -> dict[str, int | None]:
         """Values for what points and polygons are called.
@@ -98,7 +102,11 @@ class LabelMeaning:
             UsageError: they are called what is not known, and that is refused.
         """
         values = self._taken(texts, self.by_text)
-        if unknown := [text for text in texts if text not in values]:
+        unknown = [text for text in texts if text not in values]
+        if self._are_numbers_said and self.rest is None:
+            numbers = {text: plain_label(text) for text in texts}
+            unknown += [t for t, n in numbers.items() if is_number(n) and n not in self.by_text]
+        if unknown:
             raise self._refusal(unknown, path)
         return values
 

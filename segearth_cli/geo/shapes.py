@@ -176,5 +176,8 @@ def _touches(shapes: NDArray[Any], bounds: Box) -> NDArray[np.bool_]:
     steps = np.tile(_STEPS, 2).T[:, :, None]
     left, bottom, right, top = shapely.bounds(shapes).T[:, None] + steps
     touches: NDArray[np.bool_] = (left <= bounds[2]) & (right >= bounds[0])
+    overlaps = (left < bounds[2]) & (right > bounds[0])
+    # an edge alone counts once, and only for what overlaps nowhere
+    touches &= overlaps | ~overlaps.any(axis=0) & (touches.cumsum(axis=0) == 1)
     touches &= (bottom <= bounds[3]) & (top >= bounds[1])
     return touches

@@ -314,9 +314,9 @@ def picked_bands(
     """Return the chosen bands as a virtual raster, their number, and its alpha band.
 
     A colour table is expanded, complex values become amplitudes, a mask becomes an alpha band.
-    ``as_floats`` are NaN where a band has no data, whatever the others have. Warping knows one
-    nodata value for all bands: ``for_warping`` files without alpha or mask get one where each band
-    has its own value, or where floats beyond `BEYOND_DATA` are nodata.
+    ``as_floats`` are NaN where a band has no data, whatever the others have. Warping knows alpha or
+    one nodata value for all bands: ``for_warping`` alpha tells where there is data if each band has
+    its own value, if there is a mask besides, or if floats beyond `BEYOND_DATA` are nodata.
     """
     virtual = VirtualRaster(_gdal_name(src, source), grid)
     if facts.colours[bands[0] - 1] == "palette" and len(bands) == 1:
@@ -327,8 +327,13 @@ def picked_bands(
         *(np.float32 for b in bands if facts.dtypes[b - 1].startswith("complex")),
     ).name
     declared = [src.nodatavals[band - 1] if nodata is None else nodata for band in bands]
-    differ = for_warping and not as_floats and len(set(map(repr, declared))) > 1
-    for band, missing in zip(bands, [None] * len(bands) if differ else declared, strict=True):
+    mask = f"mask,{bands[0]}" if _has_mask(src, bands[0]) else ""
+    alpha = None if facts.alpha in bands else facts.alpha
+    masks = [part for part in (mask, alpha) if part]
+    has_nodata = not all(map(_is_silent, declared))
+    differ = len(set(map(repr, declared))) > 1
+    by_alpha = for_warping and not as_floats and has_nodata and (differ or bool(masks))
+    for band, missing in zip(bands, [None] * len(bands) if by_alpha else declared, strict=True):
         if facts.dtypes[band - 1].startswith("complex"):
             virtual.add_amplitude(band, facts.dtypes[band - 1], missing)
             continue
@@ -338,17 +343,15 @@ def picked_bands(
         if missing is None and np.dtype(dtype).kind == "f":
             missing = math.nan
         virtual.add_band(band, dtype, missing)
-    masks = [f"mask,{bands[0]}"] if _has_mask(src, bands[0]) else []
-    if facts.alpha and facts.alpha not in bands:
-        if for_warping:  # which takes 1 of 255 for nearly nothing
-            virtual.add_opaque(facts.alpha, *masks)
-        else:
-            virtual.add_alpha(facts.alpha, facts.dtypes[facts.alpha - 1], *masks)
-    elif masks:
-        virtual.add_alpha(*masks)
-    elif differ:
-        virtual.add_alpha_where_not(dict(zip(bands, declared, strict=True)))
-    elif for_warping and np.dtype(dtype).kind == "f" and all(map(_is_silent, declared)):
+    if by_alpha:
+        virtual.add_alpha_where_not(dict(zip(bands, declared, strict=True)), masks)
+    elif masks and for_warping:  # which takes an alpha of 1 in 255 for nearly nothing
+        virtual.add_opaque(*masks)
+    elif alpha:
+        virtual.add_alpha(alpha, facts.dtypes[alpha - 1], mask)
+    elif mask:
+        virtual.add_alpha(mask)
+    elif for_warping and np.dtype(dtype).kind == "f" and not has_nodata:
         virtual.add_alpha_within(bands, BEYOND_DATA)
     else:
         return virtual, len(bands), None

@@ -42,6 +42,7 @@ class VirtualRaster:
     def __init__(self, path: str, grid: Grid) -> None:
         """``path`` is where bands are taken from: a name that GDAL knows, absolute or virtual."""
         self._path = path
+        self._grid = grid
         size = {"rasterXSize": str(grid.width), "rasterYSize": str(grid.height)}
         self._root = ET.Element("VRTDataset", size)
         wkt = grid.crs.to_wkt(version="WKT2_2019") if grid.crs else ""
@@ -172,18 +173,35 @@ class VirtualRaster:
         for source_band in source_bands:
             self._looked_up(band, source_band, table)
 
-    def add_alpha_where_not(self, nodata: Mapping[int, float | None]) -> None:
-        """Add an alpha band that is 0 where all bands have their own nodata value, 255 elsewhere.
+    def add_alpha_where_not(
+        self, nodata: Mapping[int, float | None], masks: Sequence[int | str] = ()
+    ) -> None:
+        """Add an alpha band: 0 where all bands have their nodata values, or a mask is 0, else 255.
 
         Warping masks that GDAL makes of nodata values (``"mask,1"``) is not the same every time.
         """
         band = self._band("Byte", **_ALPHA)
         for source_band, value in nodata.items():
-            source = self._source(band, "ComplexSource", source_band)
-            ET.SubElement(source, "ScaleOffset").text = "255"
-            ET.SubElement(source, "ScaleRatio").text = "0"
-            if value is not None:
-                ET.SubElement(source, "NODATA").text = _number(value)
+            self._painted(band, 255, source_band, value)
+        for mask in masks:
+            opaque = VirtualRaster(self._path, self._grid)
+            opaque.add_opaque(mask)
+            self._painted(band, 0, 1, 255, opaque.text)
+
+    def _painted(
+        self,
+        band: ET.Element,
+        value: int,
+        source_band: int,
+        but: float | None,
+        path: str | None = None,
+    ) -> None:
+        """Let a band have a value but where a source has another one."""
+        source = self._source(band, "ComplexSource", source_band, path)
+        ET.SubElement(source, "ScaleOffset").text = str(value)
+        ET.SubElement(source, "ScaleRatio").text = "0"
+        if but is not None:
+            ET.SubElement(source, "NODATA").text = _number(but)
 
     def add_lookup(self, source_band: int, table: Mapping[Any, int]) -> None:
         """Add a uint8 band whose values come from a table, constant beyond its ends."""
