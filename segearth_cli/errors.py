@@ -4,10 +4,12 @@ import errno
 import os
 from signal import SIGINT
 
+from segearth_cli.names import shortened
+
 NO_MEMORY = "there is not enough memory for this process; allow it more, or give it less to do"
 
 
-_LONGEST = 200  # letters of a name in a message
+_LONGEST = 203  # letters of a name in a message
 _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "give yourself access to it, or name another"),
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR), "check the name"),
@@ -18,9 +20,8 @@ def why_not_usable(error: OSError) -> str | None:
     """What the system has against a file or folder by that name; nothing where it has not."""
     if error.errno not in _REMEDIES or not isinstance(error.filename, str | bytes):
         return None
-    name = os.fsdecode(error.filename)
-    shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
-    return f"cannot use {shown}: {error.strerror}; {_REMEDIES[error.errno]}"
+    name = shortened(os.fsdecode(error.filename), _LONGEST)
+    return f"cannot use {name}: {error.strerror}; {_REMEDIES[error.errno]}"
 
 
 class SegEarthError(Exception):

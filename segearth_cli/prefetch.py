@@ -10,9 +10,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
-
 from segearth_cli.geo.remote import give_up
+from segearth_cli.geo.source import CHATTER
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -63,8 +62,8 @@ def _quiet_threads() -> Iterator[None]:
     Two threads that put it back in the wrong order would let them through.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        warnings.simplefilter("ignore", NodataShadowWarning)
+        for kind in CHATTER:
+            warnings.simplefilter("ignore", kind)
         warnings.filterwarnings("ignore", "'crs' was not provided")
         yield
 

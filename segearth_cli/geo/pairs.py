@@ -26,7 +26,7 @@ def open_pair(
     ``readings`` are those of the same pair, opened before. Raises SceneError for images that are
     not of one place, or that cannot be read, UsageError for options that they cannot follow.
     """
-    grid, is_shared = shared_grid(optical, sar)
+    grid, is_shared, _ = shared_grid(optical, sar)
     one, other = readings or (None, None)
     with ExitStack() as stack:
         first = stack.enter_context(open_scene(optical, optical_options, reading=one))
@@ -47,23 +47,24 @@ def read_head(source: str) -> tuple[Grid, bool]:
     return grid, found == "sar" or (found is None and "float" in facts.dtypes[0])
 
 
-def shared_grid(optical: str, sar: str) -> tuple[Grid, bool]:
-    """Return the optical image's grid, and whether the radar image has it already.
+def shared_grid(optical: str, sar: str) -> tuple[Grid, bool, bool]:
+    """Return the optical image's grid, whether the radar image has it already, and whether the
+    optical one looks like radar.
 
     Only the files' heads are read. Raises SceneError for images that are not of one place: that
     do not touch on the ground or, when nothing places them there, differ in size or transform.
     """
-    (first, _), (second, _) = read_head(optical), read_head(sar)
+    (first, is_radar), (second, _) = read_head(optical), read_head(sar)
     if first.crs is None or second.crs is None:
         check_same_place(first, optical, second, sar)
-        return first, True
+        return first, True, is_radar
     if first.gcps:
         raise SceneError(f"{optical} is placed by control points only; rectify it with gdalwarp")
     if first.is_same(second):
-        return first, True
+        return first, True, is_radar
     if not _touch(first, second):
         raise SceneError(f"{optical} and {sar} do not touch on the ground")
-    return first, False
+    return first, False, is_radar
 
 
 def _touch(first: Grid, second: Grid) -> bool:

@@ -239,7 +239,7 @@ def _open_once(
             nodata = assumed if options.nodata is None else options.nodata
             silent = is_silent_on_nodata(src, bands) and "palette" not in facts.colours
             is_scaled = known == "sar" and facts.are_scaled(bands)
-            is_warped = onto is not None or (options.gsd or options.dst_crs) is not None
+            is_warped = any(to is not None for to in (onto, options.gsd, options.dst_crs))
             virtual, channels, alpha = picked_bands(
                 src, source, grid, facts, bands, nodata, is_scaled, is_warped
             )

@@ -38,15 +38,18 @@ _DENSEST = 2000  # pixels a byte: the best compression of a single value makes a
 _MOST_BANDS = 10_000  # GDAL and rasterio take minutes to list more
 _COARSER = 1.02  # times the pixel area: from here on pixels are averaged
 
+# rasters in pixel coordinates are told of by us, and beside nodata alpha is looked at as well
+CHATTER = (NotGeoreferencedWarning, NodataShadowWarning)
+
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def environment(settings: dict[str, Any]) -> Iterator[None]:
-    """GDAL's settings for one call, without rasterio's warning about pixel coordinates."""
+    """GDAL's settings for one call, without rasterio's warnings that say nothing new."""
     with rasterio.Env(**settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        warnings.simplefilter("ignore", NodataShadowWarning)  # alpha is looked at as well
+        for kind in CHATTER:
+            warnings.simplefilter("ignore", kind)
         yield
 
 

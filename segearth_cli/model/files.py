@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segearth_cli.errors import ModelError, SegEarthError
-from segearth_cli.names import listed
+from segearth_cli.names import listed, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +146,7 @@ def first_line(error: Exception) -> str:
     """The error's message, short enough for a message of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+    return shortened(text, 200)
 
 
 def check_length(path: Path) -> None:

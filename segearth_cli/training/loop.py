@@ -25,6 +25,7 @@ from segearth_cli.errors import OutputError, SegEarthError, Stopped, TrainingErr
 from segearth_cli.model.card import CARD
 from segearth_cli.model.files import first_line
 from segearth_cli.model.folder import CHECKPOINT, REPORT
+from segearth_cli.names import listed
 from segearth_cli.options import TrainOptions
 from segearth_cli.progress import progress_bar
 from segearth_cli.signals import STOPPING, handled_by
@@ -339,11 +340,9 @@ def take_step(
 def unusable(what: str, value: float, number: int, parts: Sequence[Batch]) -> TrainingError:
     """The error of a step that would spoil the weights; an fp16 scaler leaves such steps out."""
     sources = list(dict.fromkeys(source for part in parts for source in part.sources))
-    named = ", ".join(sources[:MOST_NAMED])
-    more = f" and {len(sources) - MOST_NAMED} more" if len(sources) > MOST_NAMED else ""
     return TrainingError(
-        f"the {what} is {value} at step {number + 1}, over {named}{more}; look at these images, or "
-        "begin anew with a lower --learning-rate"
+        f"the {what} is {value} at step {number + 1}, over {listed(sources, MOST_NAMED)}; look at "
+        "these images, or begin anew with a lower --learning-rate"
     )
 
 

@@ -69,7 +69,7 @@ class Place:
         """
         with leaving_out(sources):
             if len(sources) == 2:
-                grid, is_radar = shared_grid(*sources)[0], read_head(sources[0])[1]
+                grid, _, is_radar = shared_grid(*sources)
             else:
                 grid, is_radar = read_head(sources[0])
             if options.gsd is not None:
